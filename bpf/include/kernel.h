@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The kernel types the programs touch: only the fields used, in any order. CO-RE relocates every access against the
+ * running kernel's BTF, so offsets here mean nothing. Kernel drift is handled here and cites the commit or version.
+ */
+#ifndef GLASSHOUSE_KERNEL_H
+#define GLASSHOUSE_KERNEL_H
+
+#include "abi.h"
+
+#define NULL ((void *)0)
+typedef _Bool bool;
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct qstr {
+	const unsigned char *name;
+};
+
+struct hlist_bl_node {
+	struct hlist_bl_node **pprev;
+};
+
+/* d_name is inside an anonymous union since 6.16; CO-RE looks through it. */
+struct dentry {
+	struct hlist_bl_node d_hash;
+	struct dentry *d_parent;
+	struct qstr d_name;
+};
+
+struct vfsmount {
+	struct dentry *mnt_root;
+};
+
+struct mount {
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
+	struct vfsmount mnt;
+};
+
+struct path {
+	struct vfsmount *mnt;
+	struct dentry *dentry;
+};
+
+struct fs_struct {
+	struct path root;
+	struct path pwd;
+};
+
+struct file {
+	unsigned int f_mode;
+	void *private_data;
+	struct path f_path;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct kernfs_node {
+	/* A plain u64 since 5.5 (67c0496e87d1). */
+	__u64 id;
+};
+
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup_root {
+	int hierarchy_id;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+	struct cgroup_root *root;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+struct signal_struct {
+	atomic_t live;
+	int group_exit_code;
+	unsigned int flags;
+};
+
+struct mm_struct {
+	struct file *exe_file;
+	unsigned long arg_start;
+	unsigned long arg_end;
+};
+
+#if defined(__TARGET_ARCH_x86)
+struct thread_info {
+	__u32 status;
+};
+#else
+struct thread_info {
+	unsigned long flags;
+};
+#endif
+
+struct task_struct {
+	struct thread_info thread_info;
+	struct mm_struct *mm;
+	struct fs_struct *fs;
+	struct files_struct *files;
+	struct signal_struct *signal;
+	struct task_struct *group_leader;
+	struct task_struct *real_parent;
+	struct css_set *cgroups;
+	/* real_start_time before 5.5 (cf25e24db61c). */
+	__u64 start_boottime;
+	int pid;
+	int tgid;
+	int exit_code;
+};
+
+struct sock {
+	__u16 sk_type;
+	/* A bit-field before 5.6 (bf9765145b85). */
+	__u16 sk_protocol;
+};
+
+struct socket {
+	struct file *file;
+	struct sock *sk;
+};
+
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long r10;
+	unsigned long r8;
+	unsigned long dx;
+	unsigned long si;
+	unsigned long di;
+	unsigned long orig_ax;
+};
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs {
+	__u64 regs[31];
+	__u64 orig_x0;
+	__s32 syscallno;
+};
+#else
+#error "unsupported architecture"
+#endif
+
+#pragma clang attribute pop
+
+#define SIGNAL_GROUP_EXIT 0x00000004
+/* The open created the file (since 4.19, 73a09dd94377). */
+#define FMODE_CREATED 0x100000
+#define AT_FDCWD -100
+#define AT_REMOVEDIR 0x200
+#define O_CREAT_WRONLY_TRUNC (00000100 | 00000001 | 00001000)
+
+#define EPERM 1
+#define EINTR 4
+#define EACCES 13
+#define EFAULT 14
+/* What the kernel returns inside for "interrupted, perhaps to be restarted": the caller sees EINTR or a restart. */
+#define ERESTARTSYS 512
+#define ERESTART_RESTARTBLOCK 516
+
+#define AF_UNSPEC 0
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+
+#endif

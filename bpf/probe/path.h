@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Paths: walked from dentry and mount to the root of the process, or read from the caller. */
+#ifndef GLASSHOUSE_PATH_H
+#define GLASSHOUSE_PATH_H
+
+#include "common.h"
+
+struct walk {
+	struct scratch *s;
+};
+
+/* More names than fit GH_PATH_BYTES even if each has one letter. */
+#define WALK_STEPS 2200
+
+static long walk_step(__u32 step, struct walk *walk)
+{
+	struct scratch *s = walk->s;
+	struct dentry *dentry = s->dentry;
+	struct dentry *parent;
+	__u32 used = s->used;
+	long bytes;
+
+	if (dentry == s->root_dentry && s->mnt == s->root_mnt)
+		return 1;
+	if (dentry == s->mnt_root) {
+		struct mount *mount = (void *)s->mnt - KOFFSET(struct mount, mnt);
+		struct mount *up = KREAD(mount, mnt_parent);
+
+		if (up == mount || !up) {
+			/* The top of the namespace, without having met the root of the process. */
+			s->path_flags |= GH_PATH_UNREACHABLE;
+			return 1;
+		}
+		s->dentry = KREAD(mount, mnt_mountpoint);
+		s->mnt = (void *)up + KOFFSET(struct mount, mnt);
+		s->mnt_root = KREAD(s->mnt, mnt_root);
+		return 0;
+	}
+	parent = KREAD(dentry, d_parent);
+	if (!parent) {
+		s->failed = 1;
+		return 1;
+	}
+	if (used > PAYLOAD_BYTES - NAME_BYTES || used - s->path_start > GH_PATH_BYTES) {
+		s->path_flags |= GH_PATH_TRUNCATED;
+		return 1;
+	}
+	bytes = bpf_probe_read_kernel_str(s->payload + used, NAME_BYTES, KREAD(dentry, d_name).name);
+	if (bytes <= 0) {
+		s->failed = 1;
+		return 1;
+	}
+	s->used = used + bytes;
+	if (parent == dentry) {
+		s->path_flags |= GH_PATH_PSEUDO;
+		return 1;
+	}
+	s->dentry = parent;
+	return 0;
+}
+
+/* Appends the names of a path, the last first. The result is `/` when there are none. */
+static __noinline int add_walked(struct scratch *s, struct dentry *dentry, struct vfsmount *mnt, struct gh_path *out)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct walk walk = { .s = s };
+
+	s->path_start = s->used;
+	s->path_flags = 0;
+	s->dentry = dentry;
+	s->mnt = mnt;
+	s->mnt_root = KREAD(mnt, mnt_root);
+	s->root_dentry = task->fs->root.dentry;
+	s->root_mnt = task->fs->root.mnt;
+	if (!KREAD(dentry, d_hash).pprev && KREAD(dentry, d_parent) != dentry)
+		s->path_flags |= GH_PATH_UNLINKED;
+	bpf_loop(WALK_STEPS, walk_step, &walk, 0);
+	out->walked_bytes = s->used - s->path_start;
+	out->user_bytes = 0;
+	out->flags = s->path_flags;
+	out->reserved = 0;
+	return 0;
+}
+
+static __inline struct file *file_of(int fd)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct fdtable *table = task->files->fdt;
+	struct file **files = KREAD(table, fd);
+	struct file *file = NULL;
+
+	if (fd < 0 || (__u32)fd >= KREAD(table, max_fds))
+		return NULL;
+	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	return file;
+}
+
+/*
+ * Appends the caller's string, after the walked directory it is relative to. A string that can't be read is part of the
+ * fact when the call failed (nothing was done); when it succeeded the fact is lost.
+ */
+static __noinline int add_user(struct scratch *s, int dirfd, const char *string, long result, struct gh_path *out)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	char first = 0;
+	__u32 used;
+	long bytes;
+
+	out->walked_bytes = 0;
+	out->user_bytes = 0;
+	out->flags = 0;
+	out->reserved = 0;
+	if (bpf_probe_read_user(&first, sizeof(first), string))
+		goto unreadable;
+	if (first != '/') {
+		if (dirfd == AT_FDCWD) {
+			add_walked(s, task->fs->pwd.dentry, task->fs->pwd.mnt, out);
+		} else {
+			struct file *file = file_of(dirfd);
+
+			if (file)
+				add_walked(s, KREAD(file, f_path.dentry), KREAD(file, f_path.mnt), out);
+			else
+				out->flags = GH_PATH_NO_BASE;
+		}
+	}
+	used = s->used;
+	if (used > PAYLOAD_BYTES - (GH_PATH_BYTES + 2))
+		goto unreadable;
+	bytes = bpf_probe_read_user_str(s->payload + used, GH_PATH_BYTES + 2, string);
+	if (bytes <= 0)
+		goto unreadable;
+	bytes -= 1;
+	out->flags |= GH_PATH_USER;
+	if (bytes > GH_PATH_BYTES) {
+		bytes = GH_PATH_BYTES;
+		out->flags |= GH_PATH_TRUNCATED;
+	}
+	out->user_bytes = bytes;
+	s->used = used + bytes;
+	return 0;
+unreadable:
+	out->flags |= GH_PATH_USER | GH_PATH_UNREADABLE;
+	if (result >= 0)
+		s->failed = 1;
+	return 0;
+}
+
+#endif

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* fork, exec, exit: thread groups, never threads. */
+#ifndef GLASSHOUSE_PROCESS_H
+#define GLASSHOUSE_PROCESS_H
+
+#include "path.h"
+
+static struct pt_regs *(*bpf_task_pt_regs)(struct task_struct *task) = (void *)175;
+
+/* After the child has its cgroup and before it first runs. CLONE_INTO_CGROUP makes parent and child differ. */
+SEC("tp_btf/sched_process_fork")
+int glasshouse_fork(__u64 *ctx)
+{
+	struct task_struct *parent = (void *)ctx[0];
+	struct task_struct *child = (void *)ctx[1];
+	__u64 cgroup_id = child->cgroups->dfl_cgrp->kn->id;
+	struct gh_watch *watch = watched_cgroup(cgroup_id);
+	struct gh_record record = {};
+	struct gh_counters *count;
+
+	if (!watch) {
+		__u64 parent_cgroup_id = bpf_get_current_cgroup_id();
+
+		if (parent_cgroup_id == cgroup_id)
+			return 0;
+		watch = watched_cgroup(parent_cgroup_id);
+		if (!watch || !is_recording(watch))
+			return 0;
+		count = counters_of(watch);
+		if (count && child->pid == child->tgid)
+			ADD(count->escaped, 1);
+		return 0;
+	}
+	if (child->pid != child->tgid || !is_recording(watch))
+		return 0;
+	count = counters_of(watch);
+	if (!count)
+		return 0;
+	ADD(count->observed[GH_CLASS_PROCESS], 1);
+	join(watch, count, child->tgid);
+	begin(&record, watch, parent, GH_KIND_FORK);
+	record.body.fork.child_start_boot_ns = child->start_boottime;
+	record.body.fork.child_tgid = child->tgid;
+	emit(&process_ring, &record, 0, count, GH_CLASS_PROCESS);
+	return 0;
+}
+
+static __inline void add_argv(struct scratch *s, struct task_struct *task)
+{
+	unsigned long start = task->mm->arg_start;
+	unsigned long end = task->mm->arg_end;
+	__u64 total = end > start ? end - start : 0;
+	__u32 bytes = total > GH_ARGV_BYTES ? GH_ARGV_BYTES : total;
+	__u32 used = s->used;
+
+	s->record.body.exec.argv_total_bytes = total;
+	s->record.body.exec.argv_bytes = 0;
+	if (!bytes || used > PAYLOAD_BYTES - GH_ARGV_BYTES)
+		return;
+	/* Tells the verifier the bound again, whatever the compiler made of the one above. */
+	asm volatile("%0 &= 0x3fff" : "+r"(bytes));
+	if (bytes > GH_ARGV_BYTES)
+		return;
+	if (bpf_probe_read_user(s->payload + used, bytes, (void *)start)) {
+		s->failed = 1;
+		return;
+	}
+	s->record.body.exec.argv_bytes = bytes;
+	s->used = used + bytes;
+}
+
+/* After the new image is in place: the executable and the arguments are those of the new program. */
+SEC("tp_btf/sched_process_exec")
+int glasshouse_exec(__u64 *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
+	struct gh_execution *execution;
+	struct gh_counters *count;
+	struct scratch *s;
+	struct file *exe;
+	__u64 uid_gid;
+
+	if (!watch)
+		return 0;
+	execution = execution_of(watch);
+	if (!execution)
+		return 0;
+	/* The barrier is open: from the root's exec on everything counts. A root of 0 is whoever execs first. */
+	if (execution->state == GH_STATE_ARMED && (!execution->root_tgid || execution->root_tgid == task->tgid))
+		execution->state = GH_STATE_RECORDING;
+	if (execution->state != GH_STATE_RECORDING)
+		return 0;
+	count = counters_of(watch);
+	if (!count)
+		return 0;
+	ADD(count->observed[GH_CLASS_PROCESS], 1);
+	join(watch, count, task->tgid);
+	s = scratch(SCRATCH_EXEC);
+	if (!s) {
+		ADD(count->lost_read[GH_CLASS_PROCESS], 1);
+		return 0;
+	}
+	begin(&s->record, watch, task, GH_KIND_EXEC);
+	uid_gid = bpf_get_current_uid_gid();
+	s->record.body.exec.uid = uid_gid;
+	s->record.body.exec.gid = uid_gid >> 32;
+	s->record.body.exec.parent_tgid = task->real_parent->tgid;
+	s->record.body.exec.parent_start_boot_ns = task->real_parent->group_leader->start_boottime;
+	exe = task->mm->exe_file;
+	add_walked(s, KREAD(exe, f_path.dentry), KREAD(exe, f_path.mnt), &s->record.body.exec.exe);
+	add_walked(s, task->fs->pwd.dentry, task->fs->pwd.mnt, &s->record.body.exec.cwd);
+	add_argv(s, task);
+	if (s->failed)
+		ADD(count->lost_read[GH_CLASS_PROCESS], 1);
+	else
+		emit(&process_ring, &s->record, s->used, count, GH_CLASS_PROCESS);
+	return 0;
+}
+
+/*
+ * Every thread comes by; the thread group ends with the last. Two threads that exit at once can both see none alive:
+ * user space collapses the second record.
+ */
+SEC("tp_btf/sched_process_exit")
+int glasshouse_exit(__u64 *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
+	struct gh_record record = {};
+	struct gh_counters *count;
+	struct gh_syscalls *numbers;
+	__u32 tgid = task->tgid;
+	long nr;
+
+	if (!watch || !is_recording(watch))
+		return 0;
+	count = counters_of(watch);
+	numbers = syscalls_of(watch);
+	if (!count || !numbers)
+		return 0;
+	/* exit and exit_group never return, so sys_exit does not see them. */
+	nr = SYSCALL_NR(bpf_task_pt_regs(task));
+	if (IS_COMPAT(task))
+		ADD(count->compat_syscalls, 1);
+	else if (nr == NR_exit)
+		ADD(numbers->count[NR_exit], 1);
+	else if (nr == NR_exit_group)
+		ADD(numbers->count[NR_exit_group], 1);
+	if (task->signal->live.counter != 0)
+		return 0;
+	bpf_map_delete_elem(&members, &tgid);
+	ADD(count->observed[GH_CLASS_PROCESS], 1);
+	begin(&record, watch, task, GH_KIND_EXIT);
+	/* As wait_task_zombie() chooses. */
+	record.body.exit.wait_status = task->signal->flags & SIGNAL_GROUP_EXIT ? task->signal->group_exit_code :
+										 task->group_leader->exit_code;
+	emit(&process_ring, &record, 0, count, GH_CLASS_PROCESS);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,55 @@
+//! The host probe's BPF programs and the ABI they share with user space.
+//!
+//! The programs (C, CO-RE) are in `probe/`; `build.sh` compiles them at build and by hand. Where the target is Linux
+//! their objects are embedded in [`OBJECTS`]; elsewhere there are none and [`object`] returns `None`, so that client
+//! crates build anywhere. [`abi`] mirrors `include/abi.h`; `tests/alignment.rs` holds the two equal through the BTF of
+//! the compiled object.
+
+pub mod abi;
+
+/// One compiled BPF object.
+#[derive(Clone, Copy)]
+pub struct Object {
+    /// File name, also in a directory that overrides the embedded objects.
+    pub name: &'static str,
+    /// The ELF file, aligned for an ELF parser.
+    pub bytes: &'static [u8],
+}
+
+impl std::fmt::Debug for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Object").field("name", &self.name).field("bytes", &self.bytes.len()).finish()
+    }
+}
+
+/// File name of the host probe's object.
+pub const PROBE: &str = "probe.bpf.o";
+/// File name of the object with one minimal program per type, for `doctor`.
+pub const DOCTOR: &str = "doctor.bpf.o";
+
+#[cfg(glasshouse_bpf_objects)]
+mod embedded {
+    use super::Object;
+
+    /// ELF parsers read words in place.
+    #[repr(C, align(8))]
+    struct Aligned<T: ?Sized>(T);
+
+    static PROBE_BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/probe.bpf.o")));
+    static DOCTOR_BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/doctor.bpf.o")));
+
+    pub(super) static OBJECTS: [Object; 2] =
+        [Object { name: super::PROBE, bytes: &PROBE_BYTES.0 }, Object { name: super::DOCTOR, bytes: &DOCTOR_BYTES.0 }];
+}
+
+/// The embedded objects: empty where the target is not Linux.
+#[cfg(glasshouse_bpf_objects)]
+pub static OBJECTS: &[Object] = &embedded::OBJECTS;
+/// The embedded objects: none, because the target is not Linux.
+#[cfg(not(glasshouse_bpf_objects))]
+pub static OBJECTS: &[Object] = &[];
+
+/// The embedded object of that file name, if this build has it.
+pub fn object(name: &str) -> Option<&'static Object> {
+    OBJECTS.iter().find(|object| object.name == name)
+}

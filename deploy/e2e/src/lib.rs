@@ -1,0 +1,1 @@
+//! glasshouse-e2e

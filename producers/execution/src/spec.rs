@@ -1,0 +1,100 @@
+//! What is to be run, and how.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use glasshouse_schema::ids::{ExecutionId, NodeId};
+use glasshouse_schema::lifecycle::{PolicyRef, ProfilingMode, RedactionRules};
+
+/// How the command's standard streams are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StdStreams {
+    /// A stream that is a terminal is handed through a pty proxy; any other is teed through a pipe to the caller's
+    /// stream and a hash.
+    #[default]
+    Proxy,
+    /// Standard input is /dev/null; output is hashed and kept (bounded) for the caller.
+    Capture,
+}
+
+/// One execution, as the engine takes it. [`ExecutionSpec::validate`] says what is wrong with it.
+#[derive(Debug, Clone)]
+pub struct ExecutionSpec {
+    /// Its identity.
+    pub id: ExecutionId,
+    /// The node that runs it.
+    pub node: NodeId,
+    /// The program and its arguments; never empty.
+    pub argv: Vec<OsString>,
+    /// The environment; `None` inherits the caller's.
+    pub env: Option<Vec<(OsString, OsString)>>,
+    /// The working directory; `None` inherits the caller's.
+    pub workdir: Option<PathBuf>,
+    /// Standard streams.
+    pub streams: StdStreams,
+    /// Which vantage points to watch from.
+    pub profile: ProfilingMode,
+    /// Refuse to run unobserved (fail closed).
+    pub profile_required: bool,
+    /// Prepare the machine first, as PID 1 of a VM or container must.
+    pub guest_prep: bool,
+    /// Wait for every process of the command instead of killing those that outlive its root.
+    pub wait_for_descendants: bool,
+    /// The submitter's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The policies in force, pinned.
+    pub policies: Vec<PolicyRef>,
+    /// What is masked before it leaves the node.
+    pub redaction: RedactionRules,
+    /// Key of the redaction marks; random, never published.
+    pub redaction_key: [u8; 32],
+}
+
+/// Why a spec cannot be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// No program.
+    #[error("there is no command to run")]
+    NoCommand,
+    /// A NUL byte where the kernel takes none.
+    #[error("the {0} holds a NUL byte")]
+    NulByte(&'static str),
+    /// An environment name that is empty or holds `=`.
+    #[error("`{0}` is not an environment variable's name")]
+    BadEnvName(String),
+    /// Failing closed needs something to fail.
+    #[error("profiling is required but disabled: choose a profile of host, guest or combined")]
+    RequiredButDisabled,
+}
+
+impl ExecutionSpec {
+    /// Checks what can be checked before anything is touched.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        use std::os::unix::ffi::OsStrExt;
+        let has_nul = |text: &std::ffi::OsStr| text.as_bytes().contains(&0);
+        match self.argv.first() {
+            None => return Err(SpecError::NoCommand),
+            Some(program) if program.is_empty() => return Err(SpecError::NoCommand),
+            Some(_) => {}
+        }
+        if self.argv.iter().any(|argument| has_nul(argument)) {
+            return Err(SpecError::NulByte("command"));
+        }
+        if self.workdir.as_ref().is_some_and(|dir| has_nul(dir.as_os_str())) {
+            return Err(SpecError::NulByte("working directory"));
+        }
+        for (name, value) in self.env.iter().flatten() {
+            if name.is_empty() || name.as_bytes().contains(&b'=') {
+                return Err(SpecError::BadEnvName(name.to_string_lossy().into_owned()));
+            }
+            if has_nul(name) || has_nul(value) {
+                return Err(SpecError::NulByte("environment"));
+            }
+        }
+        if self.profile_required && self.profile == ProfilingMode::Disabled {
+            return Err(SpecError::RequiredButDisabled);
+        }
+        Ok(())
+    }
+}

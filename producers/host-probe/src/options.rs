@@ -1,0 +1,94 @@
+//! Options of [`crate::HostProbe::load`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::ProbeError;
+
+/// Sizes and places. The defaults take about 30 MiB of kernel memory.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Where to read the BPF objects from instead of the embedded ones (`GLASSHOUSE_BPF_DIR`).
+    pub object_dir: Option<PathBuf>,
+    /// Room for process lifecycle records, a power of two of at least a page.
+    pub process_ring_bytes: u32,
+    /// Room for file and network records, a power of two of at least a page.
+    pub activity_ring_bytes: u32,
+    /// How many executions can be watched at once. Each takes 8.5 KiB of kernel memory.
+    pub max_executions: u32,
+    /// How many cgroups, nested ones included, can be watched at once.
+    pub max_cgroups: u32,
+    /// How many live processes of watched executions are followed for escapes.
+    pub max_processes: u32,
+    /// The kernel wakes the drain thread once this much waits in a ring.
+    pub wakeup_bytes: u32,
+    /// The drain thread comes by at least this often while anything is watched.
+    pub drain_interval: Duration,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            object_dir: None,
+            process_ring_bytes: 4 * 1024 * 1024,
+            activity_ring_bytes: 16 * 1024 * 1024,
+            max_executions: 1024,
+            max_cgroups: 8192,
+            max_processes: 65536,
+            wakeup_bytes: 64 * 1024,
+            drain_interval: Duration::from_millis(10),
+        }
+    }
+}
+
+impl LoadOptions {
+    /// The defaults, with `object_dir` from `GLASSHOUSE_BPF_DIR` when that is set and not empty.
+    pub fn from_env() -> Self {
+        let object_dir = std::env::var_os("GLASSHOUSE_BPF_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        Self { object_dir, ..Self::default() }
+    }
+
+    /// Checks every range.
+    pub fn check(&self) -> Result<(), ProbeError> {
+        let bad = |option, value: u32, expected| {
+            Err(ProbeError::BadOption { option, value: u64::from(value), expected })
+        };
+        for (option, bytes) in
+            [("process_ring_bytes", self.process_ring_bytes), ("activity_ring_bytes", self.activity_ring_bytes)]
+        {
+            if !bytes.is_power_of_two() || !(64 * 1024..=1 << 30).contains(&bytes) {
+                return bad(option, bytes, "a power of two from 64 KiB to 1 GiB");
+            }
+        }
+        for (option, count) in [
+            ("max_executions", self.max_executions),
+            ("max_cgroups", self.max_cgroups),
+            ("max_processes", self.max_processes),
+        ] {
+            if !(1..=1 << 20).contains(&count) {
+                return bad(option, count, "from 1 to 1048576");
+            }
+        }
+        if self.wakeup_bytes == 0 || self.wakeup_bytes > self.process_ring_bytes.min(self.activity_ring_bytes) / 2 {
+            return bad("wakeup_bytes", self.wakeup_bytes, "from 1 to half of the smaller ring");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_checked() {
+        assert!(LoadOptions::default().check().is_ok());
+        for options in [
+            LoadOptions { process_ring_bytes: 100_000, ..LoadOptions::default() },
+            LoadOptions { max_executions: 0, ..LoadOptions::default() },
+            LoadOptions { wakeup_bytes: 1 << 30, ..LoadOptions::default() },
+        ] {
+            assert!(matches!(options.check(), Err(ProbeError::BadOption { .. })));
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Frame bytes to [`Frame`] and back.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Body, Frame, Header, Seal};
+use crate::version;
+
+/// Largest frame that is written or read: a NATS server's default `max_payload`.
+pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
+
+/// MessagePack of a 5-element array whose first element is the 3-character string `ghf`.
+const MAGIC: [u8; 5] = [0x95, 0xa3, b'g', b'h', b'f'];
+/// Magic and the version (a positive fixint).
+const PRELUDE_BYTES: usize = MAGIC.len() + 1;
+
+/// Why bytes are not a frame.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// More bytes than a frame can have.
+    #[error("the frame has {0} bytes, more than the {MAX_FRAME_BYTES} that are read")]
+    TooLarge(usize),
+    /// The bytes end inside the fixed beginning.
+    #[error("the frame ends after {0} bytes, before its version")]
+    TooShort(usize),
+    /// The bytes are something else.
+    #[error("not a frame: it does not begin with the magic `ghf`")]
+    NotAFrame,
+    /// Written by something newer (or not a version at all).
+    #[error("the frame has version {0}; this reader knows 1 to {newest}", newest = version::FRAME)]
+    UnknownVersion(u8),
+    /// MessagePack of another shape, or cut.
+    #[error("the frame is malformed: {0}")]
+    Malformed(#[from] rmp_serde::decode::Error),
+    /// An index points outside of its table.
+    #[error("the frame is inconsistent: {what} {index} of a table of {len}")]
+    IndexOutOfRange {
+        /// Which table.
+        what: &'static str,
+        /// The index.
+        index: u32,
+        /// The table's length.
+        len: usize,
+    },
+    /// A field holds what no probe writes.
+    #[error("the frame is inconsistent: {0}")]
+    Inconsistent(&'static str),
+    /// Bytes follow the frame.
+    #[error("more bytes follow the frame")]
+    TrailingBytes,
+}
+
+#[derive(Serialize)]
+struct Wire<'w, 'a>(&'static str, u8, &'w Header, &'w Body<'a>, &'w Option<Seal>);
+
+#[derive(Deserialize)]
+struct WireOwned<'a>(
+    #[allow(dead_code, reason = "read as the magic before serde sees it")] &'a str,
+    #[allow(dead_code, reason = "read as the version before serde sees it")] u8,
+    Header,
+    #[serde(borrow)] Body<'a>,
+    Option<Seal>,
+);
+
+/// Writes a frame's parts as bytes.
+pub(super) fn encode(
+    header: &Header,
+    body: &Body<'_>,
+    seal: &Option<Seal>,
+) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+    rmp_serde::to_vec(&Wire("ghf", version::FRAME, header, body, seal))
+}
+
+impl<'a> Frame<'a> {
+    /// Reads a frame: size, magic and version first, then the structure, then every index in it.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        if bytes.len() > MAX_FRAME_BYTES {
+            return Err(DecodeError::TooLarge(bytes.len()));
+        }
+        if bytes.len() < PRELUDE_BYTES {
+            return Err(DecodeError::TooShort(bytes.len()));
+        }
+        if bytes[..MAGIC.len()] != MAGIC {
+            return Err(DecodeError::NotAFrame);
+        }
+        match bytes[MAGIC.len()] {
+            1..=version::FRAME => {}
+            other => return Err(DecodeError::UnknownVersion(other)),
+        }
+        let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+        let WireOwned(_, _, header, body, seal) = WireOwned::deserialize(&mut deserializer)?;
+        // The deserializer hides how far it read; that nothing more can be read says the same.
+        match serde::de::IgnoredAny::deserialize(&mut deserializer) {
+            Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => {}
+            _ => return Err(DecodeError::TrailingBytes),
+        }
+        body.check()?;
+        Ok(Self { header, body, seal })
+    }
+
+    /// Writes the frame as bytes.
+    pub fn encode(&self) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+        encode(&self.header, &self.body, &self.seal)
+    }
+}
+
+impl Body<'_> {
+    /// How many events the body holds.
+    pub fn events(&self) -> usize {
+        self.forks.len()
+            + self.execs.len()
+            + self.exits.len()
+            + self.opens.len()
+            + self.deletes.len()
+            + self.renames.len()
+            + self.connects.len()
+    }
+
+    /// Whether every index is inside of its table, so that readers may index without a check of their own.
+    fn check(&self) -> Result<(), DecodeError> {
+        let within = |what, index: u32, len: usize| match (index as usize) < len {
+            true => Ok(()),
+            false => Err(DecodeError::IndexOutOfRange { what, index, len }),
+        };
+        let process = |index| within("process", index, self.processes.len());
+        let path = |index| within("path", index, self.paths.len());
+        for fork in &self.forks {
+            process(fork.process)?;
+            process(fork.child)?;
+        }
+        for exec in &self.execs {
+            process(exec.process)?;
+            path(exec.exe)?;
+            path(exec.cwd)?;
+        }
+        for exit in &self.exits {
+            process(exit.process)?;
+        }
+        for open in &self.opens {
+            process(open.process)?;
+            path(open.path)?;
+            if open.count == 0 {
+                return Err(DecodeError::Inconsistent("an open that stands for none"));
+            }
+        }
+        for delete in &self.deletes {
+            process(delete.process)?;
+            path(delete.path)?;
+        }
+        for rename in &self.renames {
+            process(rename.process)?;
+            path(rename.from)?;
+            path(rename.to)?;
+        }
+        for connect in &self.connects {
+            process(connect.process)?;
+            if connect.port.is_some() && !matches!(connect.address.len(), 4 | 16) {
+                return Err(DecodeError::Inconsistent("an IP address of neither 4 nor 16 bytes"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! Message headers and message ids: the only place that names or builds them.
+
+use crate::ids::{Digest, ExecutionId, NodeId};
+use crate::lifecycle::PhaseName;
+
+/// JetStream's deduplication header.
+pub const MSG_ID: &str = "Nats-Msg-Id";
+/// W3C Trace Context, so that one trace spans submitter, engine, aggregator and policy worker.
+pub const TRACEPARENT: &str = "traceparent";
+/// Media type of the body.
+pub const CONTENT_TYPE: &str = "Content-Type";
+/// How the body is compressed; absent means not at all.
+pub const CONTENT_ENCODING: &str = "Content-Encoding";
+/// Version of the schema of the body.
+pub const SCHEMA_VERSION: &str = "Glasshouse-Schema-Version";
+/// SHA-256 of the body, lower-case hexadecimal.
+pub const DIGEST: &str = "Glasshouse-Digest";
+/// Name of the worker that published a receipt or a verdict (outside of every digest).
+pub const WORKER: &str = "Glasshouse-Worker";
+
+/// Media type of a frame.
+pub const FRAME_TYPE: &str = "application/vnd.glasshouse.frame+msgpack";
+/// Media type of every JSON document.
+pub const JSON_TYPE: &str = "application/json";
+
+/// Id of a frame: node and frame digest, so that a hostile node cannot shadow another node's frame.
+pub fn frame_msg_id(node: &NodeId, digest: Digest) -> String {
+    format!("f:{}:{digest}", crate::subject::encode_token(node.as_str()))
+}
+
+/// Id of a lifecycle event: publisher, execution, phase and body digest.
+pub fn lifecycle_msg_id(
+    node: Option<&NodeId>,
+    execution: ExecutionId,
+    phase: PhaseName,
+    digest: Digest,
+) -> String {
+    let node = node.map(|node| crate::subject::encode_token(node.as_str())).unwrap_or_default();
+    format!("l:{node}:{execution}:{}:{}", phase.as_str(), digest.short())
+}

@@ -1,0 +1,262 @@
+//! Masking of values before they leave the node.
+//!
+//! What is removed leaves a mark, `<masked:XXXXXXXXXXXXXXXX>`: the first 16 hexadecimal digits of
+//! HMAC-SHA-256(key, execution id, value). The key is random, made per execution and never published, so equal
+//! values stay comparable inside one receipt and nowhere else.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::ids::ExecutionId;
+use crate::lifecycle::RedactionRules;
+
+/// What a mark begins with.
+const MARK: &str = "<masked:";
+/// The rule name under which masked argument values are counted.
+pub const TOKENS_RULE: &str = "tokens";
+
+/// Applies the redaction rules of one execution and counts what each masked.
+#[derive(Debug, Clone)]
+pub struct Redactor {
+    key: [u8; 32],
+    execution: ExecutionId,
+    rules: RedactionRules,
+    counts: BTreeMap<String, u64>,
+}
+
+/// Words that, in the name of an option or variable, say that its value is secret.
+const SECRET_WORDS: [&str; 11] = [
+    "token", "secret", "password", "passwd", "passphrase", "apikey", "api-key", "api_key", "access-key", "access_key",
+    "credential",
+];
+
+/// Beginnings of values that are tokens of a well-known issuer, and how long they are at least.
+const TOKEN_PREFIXES: [(&str, usize); 17] = [
+    ("ghp_", 20),
+    ("gho_", 20),
+    ("ghu_", 20),
+    ("ghs_", 20),
+    ("ghr_", 20),
+    ("github_pat_", 20),
+    ("glpat-", 20),
+    ("sk-", 20),
+    ("sk_live_", 20),
+    ("rk_live_", 20),
+    ("xoxb-", 20),
+    ("xoxp-", 20),
+    ("AKIA", 20),
+    ("ASIA", 20),
+    ("AIza", 30),
+    ("eyJ", 40),
+    ("npm_", 30),
+];
+
+impl Redactor {
+    /// A redactor with a key of its own. `key` is an input, because this crate has no randomness.
+    pub fn new(key: [u8; 32], execution: ExecutionId, rules: RedactionRules) -> Self {
+        Self { key, execution, rules, counts: BTreeMap::new() }
+    }
+
+    /// How many values each rule masked so far.
+    pub fn counts(&self) -> Vec<(String, u64)> {
+        self.counts.iter().map(|(rule, count)| (rule.clone(), *count)).collect()
+    }
+
+    /// The path with what lies under a masked prefix replaced by its mark.
+    pub fn path<'a>(&mut self, path: &'a [u8]) -> Cow<'a, [u8]> {
+        let under = |prefix: &&String| {
+            let prefix = prefix.trim_end_matches('/').as_bytes();
+            path.strip_prefix(prefix).is_some_and(|rest| rest.first() == Some(&b'/') && rest.len() > 1)
+        };
+        let Some(rule) = self.rules.path_prefixes.iter().find(under).cloned() else {
+            return Cow::Borrowed(path);
+        };
+        let prefix = rule.trim_end_matches('/');
+        let mark = self.mark(&path[prefix.len() + 1..], &rule);
+        Cow::Owned([prefix.as_bytes(), b"/", mark.as_bytes()].concat())
+    }
+
+    /// The arguments with token-like values replaced by their marks, and masked paths in them masked too.
+    pub fn argv<'a>(&mut self, argv: &[&'a [u8]]) -> Vec<Cow<'a, [u8]>> {
+        let mut value_is_secret = false;
+        argv.iter()
+            .map(|argument| {
+                let masked = if std::mem::take(&mut value_is_secret) && !argument.starts_with(b"-") {
+                    Cow::Owned(self.token_mark(argument))
+                } else {
+                    self.argument(argument)
+                };
+                value_is_secret = self.rules.tokens
+                    && argument.starts_with(b"-")
+                    && !argument.contains(&b'=')
+                    && names_a_secret(argument);
+                masked
+            })
+            .collect()
+    }
+
+    fn argument<'a>(&mut self, argument: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.rules.tokens {
+            if let Some(masked) = self.secret_parts(argument) {
+                return Cow::Owned(masked);
+            }
+        }
+        match argument.iter().position(|byte| *byte == b'=') {
+            Some(at) if argument[at + 1..].starts_with(b"/") => match self.path(&argument[at + 1..]) {
+                Cow::Owned(path) => Cow::Owned([&argument[..=at], &path].concat()),
+                Cow::Borrowed(_) => Cow::Borrowed(argument),
+            },
+            _ => self.path(argument),
+        }
+    }
+
+    /// Masks the secret parts of one argument: `--token=VALUE`, `Authorization: Bearer VALUE`, `scheme://user:VALUE@`,
+    /// and words that look like a token of a well-known issuer.
+    fn secret_parts(&mut self, argument: &[u8]) -> Option<Vec<u8>> {
+        let mut masked = Vec::new();
+        let mut changed = false;
+        let mut header_value = false;
+        for (index, line) in argument.split(|byte| *byte == b' ').enumerate() {
+            if index > 0 {
+                masked.push(b' ');
+            }
+            let (kept, secret, tail) = self.split_secret(line, header_value);
+            header_value = line.eq_ignore_ascii_case(b"bearer")
+                || line.eq_ignore_ascii_case(b"basic")
+                || (line.ends_with(b":") && names_a_secret(line));
+            masked.extend_from_slice(kept);
+            if !secret.is_empty() {
+                changed = true;
+                masked.extend_from_slice(&self.token_mark(secret));
+            }
+            masked.extend_from_slice(tail);
+        }
+        changed.then_some(masked)
+    }
+
+    /// A word as what stays before, the secret (empty for none), and what stays after.
+    fn split_secret<'a>(&self, word: &'a [u8], is_header_value: bool) -> (&'a [u8], &'a [u8], &'a [u8]) {
+        let whole = (word, &word[word.len()..], &word[word.len()..]);
+        let already = word.windows(MARK.len()).any(|window| window == MARK.as_bytes());
+        if word.is_empty() || already {
+            return whole;
+        }
+        if is_header_value && !word.eq_ignore_ascii_case(b"bearer") && !word.eq_ignore_ascii_case(b"basic") {
+            return (&word[..0], word, &word[word.len()..]);
+        }
+        if let Some(at) = find(word, b"://") {
+            let authority = &word[at + 3..];
+            let end = authority.iter().position(|byte| *byte == b'/').unwrap_or(authority.len());
+            if let Some(user_end) = authority[..end].iter().rposition(|byte| *byte == b'@') {
+                if let Some(colon) = authority[..user_end].iter().position(|byte| *byte == b':') {
+                    let (from, to) = (at + 3 + colon + 1, at + 3 + user_end);
+                    return (&word[..from], &word[from..to], &word[to..]);
+                }
+            }
+        }
+        if let Some(at) = word.iter().position(|byte| *byte == b'=') {
+            let value = &word[at + 1..];
+            if !value.is_empty() && (names_a_secret(&word[..at]) || looks_like_token(value)) {
+                return (&word[..=at], value, &word[word.len()..]);
+            }
+        }
+        if looks_like_token(word) {
+            return (&word[..0], word, &word[word.len()..]);
+        }
+        whole
+    }
+
+    fn token_mark(&mut self, value: &[u8]) -> Vec<u8> {
+        self.mark(value, TOKENS_RULE).into_bytes()
+    }
+
+    fn mark(&mut self, value: &[u8], rule: &str) -> String {
+        *self.counts.entry(rule.to_owned()).or_default() += 1;
+        // HMAC takes a key of any length, so this cannot fail; a value is still never let through if it did.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else {
+            return format!("{MARK}>");
+        };
+        mac.update(self.execution.as_bytes());
+        mac.update(value);
+        let code = mac.finalize().into_bytes();
+        let digits: String = code.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        format!("{MARK}{digits}>")
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+fn names_a_secret(name: &[u8]) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_WORDS.iter().any(|word| find(&name, word.as_bytes()).is_some())
+        || name.starts_with(b"authorization")
+}
+
+fn looks_like_token(word: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+' | b'/' | b'=');
+    TOKEN_PREFIXES.iter().any(|(prefix, least)| {
+        word.len() >= *least && word.starts_with(prefix.as_bytes()) && word.iter().all(plain)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn redactor() -> Redactor {
+        let rules = RedactionRules { path_prefixes: vec!["/home/ana/".into()], tokens: true };
+        Redactor::new([9; 32], ExecutionId::from_parts(1, [1; 10]), rules)
+    }
+
+    fn masked(argv: &[&str]) -> Vec<String> {
+        let argv: Vec<&[u8]> = argv.iter().map(|argument| argument.as_bytes()).collect();
+        let masked = redactor().argv(&argv);
+        masked.iter().map(|argument| String::from_utf8_lossy(argument).into_owned()).collect()
+    }
+
+    #[test]
+    fn secrets_go_and_the_rest_stays() {
+        for secret in [
+            &["curl", "--token=hunter2secret"][..],
+            &["curl", "--password", "hunter2secret"],
+            &["curl", "-H", "Authorization: Bearer hunter2secret"],
+            &["curl", "https://ana:hunter2secret@example.org/x"],
+            &["env", "GITHUB_TOKEN=hunter2secret", "sh"],
+            &["sh", "-c", "API_KEY=hunter2secret make"],
+        ] {
+            let masked = masked(secret);
+            assert!(!masked.concat().contains("hunter2secret"), "{masked:?}");
+            assert!(masked.concat().contains(MARK), "{masked:?}");
+            assert_eq!(masked[0], secret[0]);
+        }
+        assert!(masked(&["ghp_abcdefghijklmnopqrstuv"])[0].starts_with(MARK));
+        for plain in ["make -j4", "--author=Ana", "eyJ", "https://example.org/a@b", "sk-learn", "/usr/bin/env"] {
+            assert_eq!(masked(&[plain]), [plain]);
+        }
+    }
+
+    #[test]
+    fn equal_values_have_equal_marks_under_one_key() {
+        let mut redactor = redactor();
+        let one = redactor.path(b"/home/ana/a").into_owned();
+        assert_eq!(one, redactor.path(b"/home/ana/a").into_owned());
+        assert_ne!(one, redactor.path(b"/home/ana/b").into_owned());
+        assert!(one.starts_with(b"/home/ana/<masked:"));
+        assert_eq!(&*redactor.path(b"/home/anatole/a"), b"/home/anatole/a");
+        assert_eq!(redactor.counts(), [("/home/ana/".to_owned(), 3)]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken(argv in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..6)) {
+            let argv: Vec<&[u8]> = argv.iter().map(Vec::as_slice).collect();
+            prop_assert_eq!(redactor().argv(&argv).len(), argv.len());
+        }
+    }
+}

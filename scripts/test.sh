@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Format, lints, dependency rules and all tests. Sets up first. Every step runs, also after one has failed; the summary
+# at the end names each step, and the exit code is 0 only if none failed. What this machine can't run is reported as
+# skipped with the reason.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+
+started=$SECONDS
+summary=()
+failed=0
+skipped=0
+
+step() { # step NAME COMMAND...
+    local name=$1 from=$SECONDS status=0
+    shift
+    printf '\n=== %s\n' "$name"
+    "$@" || status=$?
+    if [ "$status" = 0 ]; then
+        summary+=("$(printf 'ok      %4ds  %s' "$((SECONDS - from))" "$name")")
+    else
+        failed=$((failed + 1))
+        summary+=("$(printf 'FAILED  %4ds  %s (exit %d)' "$((SECONDS - from))" "$name" "$status")")
+        printf '=== FAILED: %s (exit %d)\n' "$name" "$status"
+    fi
+}
+
+skip() { # skip NAME REASON
+    printf '\n=== %s\nskipped: %s: %s\n' "$1" "$1" "$2"
+    skipped=$((skipped + 1))
+    summary+=("$(printf 'skipped        %s: %s' "$1" "$2")")
+}
+
+bash scripts/setup.sh
+use_rust || die "Rust $(wanted_rust) or newer is needed" "scripts/setup.sh"
+
+# The lock file in the tree is the one under test.
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+if [ "${CI:-}" = true ]; then
+    export CARGO_INCREMENTAL=0
+    locked=(--locked)
+else
+    locked=()
+fi
+export GLASSHOUSE_NATS_SERVER="${GLASSHOUSE_NATS_SERVER:-$ROOT/.tools/nats-server}"
+
+# --- Cheap checks first ---------------------------------------------------------------------------------------------
+
+step "format" cargo fmt --all --check
+step "shell scripts" shellcheck -x scripts/*.sh deploy/demo/*.sh bpf/*.sh .ci/run
+
+# bpf/build.sh by hand gives the same objects as the build of the crate, without cargo.
+bpf_alone() {
+    local out status=0
+    out=$(mktemp -d)
+    bpf/build.sh "$out" || status=$?
+    ls -l "$out"
+    if [ "$status" = 0 ] && [ -z "$(find "$out" -name '*.o' -print -quit)" ]; then
+        echo "bpf/build.sh made no object file in $out"
+        status=1
+    fi
+    rm -rf "$out"
+    return "$status"
+}
+step "BPF programs alone" bpf_alone
+
+if cargo deny --version >/dev/null 2>&1; then
+    step "licences, bans, sources" cargo deny check --hide-inclusion-graph licenses bans sources
+    if fetch_log=$(cargo deny fetch db 2>&1); then
+        step "advisories" cargo deny check --disable-fetch advisories
+    else
+        skip "advisories" "the advisory database could not be fetched ($(printf '%s' "$fetch_log" | tail -n 1 | cut -c 1-160))"
+    fi
+else
+    skip "licences, bans, sources" "cargo-deny is not installed (scripts/setup.sh could not get it)"
+    skip "advisories" "cargo-deny is not installed"
+fi
+
+# --- Build and lints ------------------------------------------------------------------------------------------------
+
+step "clippy" cargo clippy "${locked[@]}" --workspace --all-targets -- -D warnings
+
+# The client side builds on macOS. The C halves of dependencies are not compiled here: see darwin-cc.sh.
+if [ -d "$(rustc --print sysroot)/lib/rustlib/$DARWIN_TARGET" ]; then
+    step "macOS check ($DARWIN_TARGET)" env \
+        "CC_${DARWIN_TARGET//-/_}=$ROOT/scripts/darwin-cc.sh" "AR_${DARWIN_TARGET//-/_}=$ROOT/scripts/darwin-cc.sh" \
+        cargo check "${locked[@]}" --target "$DARWIN_TARGET" \
+        -p glasshouse-schema -p glasshouse-fold -p glasshouse-eval -p glasshouse-nats -p glasshouse
+else
+    skip "macOS check ($DARWIN_TARGET)" \
+        "the target's standard library is not installed and rustup could not add it"
+fi
+
+step "build" cargo build "${locked[@]}" --workspace
+
+# --- Tests ----------------------------------------------------------------------------------------------------------
+
+if cargo nextest --version >/dev/null 2>&1; then
+    step "tests" cargo nextest run "${locked[@]}" --workspace --no-fail-fast
+else
+    step "tests" cargo test "${locked[@]}" --workspace --lib --bins --tests --no-fail-fast
+fi
+step "documentation tests" cargo test "${locked[@]}" --workspace --doc
+step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc "${locked[@]}" --workspace --no-deps --quiet
+
+# --- Summary --------------------------------------------------------------------------------------------------------
+
+printf '\n=== summary\n'
+printf '%s\n' "${summary[@]}"
+printf 'test.sh: %d steps, %d failed, %d skipped, in %d min %d s\n' \
+    "${#summary[@]}" "$failed" "$skipped" "$(((SECONDS - started) / 60))" "$(((SECONDS - started) % 60))"
+[ "$failed" = 0 ]
