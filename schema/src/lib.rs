@@ -14,6 +14,7 @@
 
 pub mod canonical;
 pub mod dead;
+pub mod errno;
 pub mod event;
 pub mod frame;
 pub mod headers;
