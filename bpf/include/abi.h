@@ -24,7 +24,7 @@ typedef long long __s64;
 #define GH_PATH_BYTES 4096
 /* Longest argv that is carried whole, in bytes, with the NULs between the arguments. */
 #define GH_ARGV_BYTES 8192
-/* System calls above this number are counted as lost to the histogram, see gh_counters. */
+/* System calls from this number on share one counter, see gh_counters. */
 #define GH_SYSCALLS 512
 
 enum gh_class {
@@ -229,7 +229,7 @@ struct gh_counters {
 	__u64 io_uring_setups;
 	/* connect() to another address family than IPv4, IPv6 and unix. */
 	__u64 other_family_connects;
-	/* System calls with a number of GH_SYSCALLS or more. */
+	/* System calls with a number of GH_SYSCALLS or more, or a negative one: no kernel knows them. */
 	__u64 unnumbered_syscalls;
 };
 

@@ -21,6 +21,7 @@
 #define X32_BIT 0x40000000
 
 #define NR_open 2
+#define NR_rt_sigreturn 15
 #define NR_connect 42
 #define NR_clone 56
 #define NR_fork 57
@@ -65,6 +66,7 @@
 #define NR_openat 56
 #define NR_exit 93
 #define NR_exit_group 94
+#define NR_rt_sigreturn 139
 #define NR_connect 203
 #define NR_clone 220
 #define NR_renameat2 276

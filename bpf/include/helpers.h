@@ -39,7 +39,10 @@ static __u64 (*bpf_ringbuf_query)(void *ring, __u64 flags) = (void *)134;
 static struct task_struct *(*bpf_get_current_task_btf)(void) = (void *)158;
 static long (*bpf_loop)(__u32 iterations, void *callback, void *ctx, __u64 flags) = (void *)181;
 
-/* Reads one field through a pointer that the verifier does not know. Zero when the read fails. */
+/*
+ * Reads one field through a pointer that the verifier does not know. Zero when the read fails. The field must be a
+ * scalar (`d_name.name`, never `d_name`): a struct would be copied in its size here and not in the kernel's.
+ */
 #define KREAD(ptr, field)                                                                                              \
 	({                                                                                                             \
 		typeof((ptr)->field) value_ = {};                                                                      \

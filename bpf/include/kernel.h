@@ -174,6 +174,7 @@ struct pt_regs {
 #define EINTR 4
 #define EACCES 13
 #define EFAULT 14
+#define ENOSYS 38
 /* What the kernel returns inside for "interrupted, perhaps to be restarted": the caller sees EINTR or a restart. */
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516

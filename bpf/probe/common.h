@@ -7,8 +7,10 @@
 
 /* Readers are woken once this much is waiting; below it they come by on their own timer. */
 const volatile __u32 gh_wakeup_bytes = 64 * 1024;
-/* Read by the loader before it trusts any record. */
-const volatile __u32 gh_abi_version = GH_ABI_VERSION;
+/* The loader sets it by its name, which holds the ABI's version, and so refuses an object of another. */
+#define ABI_SYMBOL_(version) gh_abi_##version
+#define ABI_SYMBOL(version) ABI_SYMBOL_(version)
+const volatile __u32 ABI_SYMBOL(GH_ABI_VERSION) = GH_ABI_VERSION;
 
 /* Sizes are defaults; the loader overrides them. */
 struct {

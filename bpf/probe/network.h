@@ -19,7 +19,6 @@ struct inet_address {
 
 static __inline void add_unix(struct scratch *s, const char *address, __u32 length)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
 	struct gh_path *path = &s->record.body.connect.path;
 	const char *string = address + sizeof(__u16);
 	__u32 room = length > sizeof(__u16) ? length - sizeof(__u16) : 0;
@@ -36,7 +35,7 @@ static __inline void add_unix(struct scratch *s, const char *address, __u32 leng
 		return;
 	}
 	if (first && first != '/')
-		add_walked(s, task->fs->pwd.dentry, task->fs->pwd.mnt, path);
+		add_walked(s, pwd(), path);
 	path->flags |= GH_PATH_USER;
 	used = s->used;
 	if (used > PAYLOAD_BYTES - NAME_BYTES) {
@@ -62,14 +61,17 @@ static __inline void add_unix(struct scratch *s, const char *address, __u32 leng
 	s->used = used + bytes;
 }
 
-static __noinline int on_connect(struct scratch *s, struct gh_counters *count, int fd, const char *address,
-				 __u32 length)
+__noinline int on_connect(struct scratch *s, struct gh_counters *count, int fd, __u64 user_address, __u32 length)
 {
-	struct gh_connect *connect = &s->record.body.connect;
+	const char *address = (void *)user_address;
+	struct gh_connect *connect;
 	struct inet_address inet = {};
 	struct file *file;
 	__u16 family;
 
+	if (!s || !count)
+		return 0;
+	connect = &s->record.body.connect;
 	if (bpf_probe_read_user(&family, sizeof(family), address)) {
 		/* No address, no attempt, when the kernel could not read it either. */
 		if (connect->result == -EFAULT || length < sizeof(family))

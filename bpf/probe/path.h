@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Paths: walked from dentry and mount to the root of the process, or read from the caller. */
+/*
+ * Paths: walked from dentry and mount to the root of the process, or read from the caller.
+ *
+ * The functions that are not static are verified once and not once per call, which is most of the time that loading
+ * takes. The verifier knows nothing of their arguments but the sizes behind the pointers: addresses of the kernel and
+ * of the caller come as numbers.
+ */
 #ifndef GLASSHOUSE_PATH_H
 #define GLASSHOUSE_PATH_H
 
@@ -45,7 +51,7 @@ static long walk_step(__u32 step, struct walk *walk)
 		s->path_flags |= GH_PATH_TRUNCATED;
 		return 1;
 	}
-	bytes = bpf_probe_read_kernel_str(s->payload + used, NAME_BYTES, KREAD(dentry, d_name).name);
+	bytes = bpf_probe_read_kernel_str(s->payload + used, NAME_BYTES, KREAD(dentry, d_name.name));
 	if (bytes <= 0) {
 		s->failed = 1;
 		return 1;
@@ -60,11 +66,18 @@ static long walk_step(__u32 step, struct walk *walk)
 }
 
 /* Appends the names of a path, the last first. The result is `/` when there are none. */
-static __noinline int add_walked(struct scratch *s, struct dentry *dentry, struct vfsmount *mnt, struct gh_path *out)
+__noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path *out)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
+	struct path *path = (void *)path_address;
 	struct walk walk = { .s = s };
+	struct dentry *dentry;
+	struct vfsmount *mnt;
 
+	if (!s || !out)
+		return 0;
+	dentry = KREAD(path, dentry);
+	mnt = KREAD(path, mnt);
 	s->path_start = s->used;
 	s->path_flags = 0;
 	s->dentry = dentry;
@@ -72,7 +85,7 @@ static __noinline int add_walked(struct scratch *s, struct dentry *dentry, struc
 	s->mnt_root = KREAD(mnt, mnt_root);
 	s->root_dentry = task->fs->root.dentry;
 	s->root_mnt = task->fs->root.mnt;
-	if (!KREAD(dentry, d_hash).pprev && KREAD(dentry, d_parent) != dentry)
+	if (!KREAD(dentry, d_hash.pprev) && KREAD(dentry, d_parent) != dentry)
 		s->path_flags |= GH_PATH_UNLINKED;
 	bpf_loop(WALK_STEPS, walk_step, &walk, 0);
 	out->walked_bytes = s->used - s->path_start;
@@ -80,6 +93,15 @@ static __noinline int add_walked(struct scratch *s, struct dentry *dentry, struc
 	out->flags = s->path_flags;
 	out->reserved = 0;
 	return 0;
+}
+
+/* The address of the working directory's path, as a number. */
+static __inline __u64 pwd(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct fs_struct *fs = KREAD(task, fs);
+
+	return (__u64)&fs->pwd;
 }
 
 static __inline struct file *file_of(int fd)
@@ -99,13 +121,15 @@ static __inline struct file *file_of(int fd)
  * Appends the caller's string, after the walked directory it is relative to. A string that can't be read is part of the
  * fact when the call failed (nothing was done); when it succeeded the fact is lost.
  */
-static __noinline int add_user(struct scratch *s, int dirfd, const char *string, long result, struct gh_path *out)
+__noinline int add_user(struct scratch *s, int dirfd, __u64 address, long result, struct gh_path *out)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	const char *string = (void *)address;
 	char first = 0;
 	__u32 used;
 	long bytes;
 
+	if (!s || !out)
+		return 0;
 	out->walked_bytes = 0;
 	out->user_bytes = 0;
 	out->flags = 0;
@@ -114,12 +138,12 @@ static __noinline int add_user(struct scratch *s, int dirfd, const char *string,
 		goto unreadable;
 	if (first != '/') {
 		if (dirfd == AT_FDCWD) {
-			add_walked(s, task->fs->pwd.dentry, task->fs->pwd.mnt, out);
+			add_walked(s, pwd(), out);
 		} else {
 			struct file *file = file_of(dirfd);
 
 			if (file)
-				add_walked(s, KREAD(file, f_path.dentry), KREAD(file, f_path.mnt), out);
+				add_walked(s, (__u64)&file->f_path, out);
 			else
 				out->flags = GH_PATH_NO_BASE;
 		}

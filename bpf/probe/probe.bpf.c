@@ -40,6 +40,9 @@ int glasshouse_sys_exit(__u64 *ctx)
 	if (!count || !numbers)
 		return 0;
 	nr = SYSCALL_NR(regs);
+	/* rt_sigreturn restores the interrupted context and forgets its own number; only a call of -1 says ENOSYS. */
+	if (nr == -1 && result != -ENOSYS)
+		nr = NR_rt_sigreturn;
 	if (IS_COMPAT(task) || (nr >= 0 && nr & X32_BIT)) {
 		ADD(count->compat_syscalls, 1);
 		return 0;
@@ -91,7 +94,7 @@ int glasshouse_sys_exit(__u64 *ctx)
 	case NR_openat2:
 	case NR_creat: {
 		bool at = nr == NR_openat || nr == NR_openat2;
-		const char *string = at ? (const char *)ARG2(regs) : (const char *)ARG1(regs);
+		__u64 string = at ? ARG2(regs) : ARG1(regs);
 		int dirfd = at ? (int)ARG1(regs) : AT_FDCWD;
 		__u64 flags = 0;
 
@@ -116,7 +119,7 @@ int glasshouse_sys_exit(__u64 *ctx)
 	case NR_rmdir:
 	case NR_unlinkat: {
 		bool at = nr == NR_unlinkat;
-		const char *string = at ? (const char *)ARG2(regs) : (const char *)ARG1(regs);
+		__u64 string = at ? ARG2(regs) : ARG1(regs);
 		int dirfd = at ? (int)ARG1(regs) : AT_FDCWD;
 
 		begin(&s->record, watch, task, GH_KIND_DELETE);
@@ -129,7 +132,7 @@ int glasshouse_sys_exit(__u64 *ctx)
 	case NR_connect:
 		begin(&s->record, watch, task, GH_KIND_CONNECT);
 		s->record.body.connect.result = result;
-		on_connect(s, count, (int)ARG1(regs), (const char *)ARG2(regs), (__u32)ARG3(regs));
+		on_connect(s, count, (int)ARG1(regs), ARG2(regs), (__u32)ARG3(regs));
 		return 0;
 	default: {
 		/* The renames. */
@@ -137,13 +140,13 @@ int glasshouse_sys_exit(__u64 *ctx)
 		__u32 flags = 0;
 
 		if (nr == NR_rename) {
-			args.from = (const char *)ARG1(regs);
-			args.to = (const char *)ARG2(regs);
+			args.from = ARG1(regs);
+			args.to = ARG2(regs);
 		} else {
 			args.from_dirfd = (int)ARG1(regs);
-			args.from = (const char *)ARG2(regs);
+			args.from = ARG2(regs);
 			args.to_dirfd = (int)ARG3(regs);
-			args.to = (const char *)ARG4(regs);
+			args.to = ARG4(regs);
 		}
 		if (nr == NR_renameat2)
 			flags = ARG5(regs);

@@ -107,9 +107,9 @@ int glasshouse_exec(__u64 *ctx)
 	s->record.body.exec.gid = uid_gid >> 32;
 	s->record.body.exec.parent_tgid = task->real_parent->tgid;
 	s->record.body.exec.parent_start_boot_ns = task->real_parent->group_leader->start_boottime;
-	exe = task->mm->exe_file;
-	add_walked(s, KREAD(exe, f_path.dentry), KREAD(exe, f_path.mnt), &s->record.body.exec.exe);
-	add_walked(s, task->fs->pwd.dentry, task->fs->pwd.mnt, &s->record.body.exec.cwd);
+	exe = KREAD(task->mm, exe_file);
+	add_walked(s, (__u64)&exe->f_path, &s->record.body.exec.exe);
+	add_walked(s, pwd(), &s->record.body.exec.cwd);
 	add_argv(s, task);
 	if (s->failed)
 		ADD(count->lost_read[GH_CLASS_PROCESS], 1);

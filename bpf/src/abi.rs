@@ -7,6 +7,8 @@
 
 /// Of records and maps; an object with another number is refused.
 pub const ABI_VERSION: u32 = 1;
+/// A read-only variable of every object, named after the version.
+pub const ABI_SYMBOL: &str = "gh_abi_1";
 pub const PATH_BYTES: usize = 4096;
 pub const ARGV_BYTES: usize = 8192;
 pub const SYSCALLS: usize = 512;

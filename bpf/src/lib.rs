@@ -36,10 +36,13 @@ mod embedded {
     struct Aligned<T: ?Sized>(T);
 
     static PROBE_BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/probe.bpf.o")));
-    static DOCTOR_BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/doctor.bpf.o")));
+    static DOCTOR_BYTES: &Aligned<[u8]> =
+        &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/doctor.bpf.o")));
 
-    pub(super) static OBJECTS: [Object; 2] =
-        [Object { name: super::PROBE, bytes: &PROBE_BYTES.0 }, Object { name: super::DOCTOR, bytes: &DOCTOR_BYTES.0 }];
+    pub(super) static OBJECTS: [Object; 2] = [
+        Object { name: super::PROBE, bytes: &PROBE_BYTES.0 },
+        Object { name: super::DOCTOR, bytes: &DOCTOR_BYTES.0 },
+    ];
 }
 
 /// The embedded objects: empty where the target is not Linux.

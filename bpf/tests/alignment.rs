@@ -192,6 +192,7 @@ fn constants_agree() {
         }
     };
     assert_eq!(value("GH_ABI_VERSION"), u64::from(abi::ABI_VERSION));
+    assert_eq!(abi::ABI_SYMBOL, format!("gh_abi_{}", abi::ABI_VERSION));
     assert_eq!(value("GH_PATH_BYTES"), abi::PATH_BYTES as u64);
     assert_eq!(value("GH_ARGV_BYTES"), abi::ARGV_BYTES as u64);
     assert_eq!(value("GH_SYSCALLS"), abi::SYSCALLS as u64);

@@ -1,1 +1,70 @@
-//! glasshouse-nats
+//! Glasshouse on NATS JetStream: the streams as data, a publisher that says what was not stored, readers that survive
+//! a reconnect, and a supervised local server.
+//!
+//! ```text
+//! streams/*.toml -> Topology::check / apply            what must exist, never overwritten
+//! Publisher      -> GH_EVENTS (pipelined, in order)    GH_RECEIPTS, GH_VERDICTS, closed (created once)
+//! EventReader    <- GH_EVENTS (no per-message acks)    ReceiptConsumer <- GH_RECEIPTS (ack, or NAK when dropped)
+//! Claims, Checkpoints                                  compare-and-set on key-value buckets
+//! ```
+//!
+//! Invariants of this crate:
+//! - every effect is idempotent: what is sent again after a lost acknowledgement changes nothing;
+//! - a server older than [`MIN_SERVER_VERSION`] is refused, because it would ignore settings in silence;
+//! - no error is retried without a deadline, and what was not stored is counted in the error;
+//! - nothing here panics on what a broker said.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")
+)]
+
+mod body;
+mod connect;
+mod error;
+mod keys;
+mod pipeline;
+mod publisher;
+mod reader;
+mod receipts;
+mod retry;
+pub mod server;
+mod store;
+pub mod topology;
+pub mod trace;
+
+pub use body::{Document, MANIFEST_TYPE, MAX_INLINE_BYTES, Manifest};
+pub use connect::{Bus, ConnectOptions, MIN_SERVER_VERSION, connect};
+pub use error::{Error, ErrorKind};
+pub use keys::{Checkpoint, CheckpointPut, Checkpoints, Claim, ClaimOutcome, Claims};
+pub use publisher::{ClosedOutcome, Outcome, Publisher, PublisherOptions, partition_of};
+pub use reader::{EventReader, StreamPosition, StreamStart, Tail};
+pub use receipts::{Delivery, POLICY_WORKERS, ReceiptConsumer};
+pub use server::{NatsServer, ServerOptions};
+pub use store::StoredMessage;
+pub use topology::{Applied, Difference, Topology};
+
+/// Frames and lifecycle events.
+pub const EVENTS: &str = "GH_EVENTS";
+/// Receipts.
+pub const RECEIPTS: &str = "GH_RECEIPTS";
+/// Verdicts.
+pub const VERDICTS: &str = "GH_VERDICTS";
+/// Execution requests.
+pub const REQUESTS: &str = "GH_REQUESTS";
+/// Live output.
+pub const OUTPUT: &str = "GH_OUTPUT";
+/// Dead letters.
+pub const DEAD: &str = "GH_DEAD";
+/// The object store of large bodies.
+pub const BODIES: &str = "GH_BODIES";
+/// The key-value bucket of claims.
+pub const CLAIMS: &str = "GH_CLAIMS";
+/// The key-value bucket of checkpoints.
+pub const CHECKPOINTS: &str = "GH_CHECKPOINTS";
+/// The key-value bucket of leases.
+pub const LEASES: &str = "GH_LEASES";
+/// The key-value bucket of node heartbeats.
+pub const NODES: &str = "GH_NODES";
+/// The key-value bucket of policies.
+pub const POLICIES: &str = "GH_POLICIES";

@@ -7,6 +7,10 @@ use serde::Serialize;
 
 use crate::ids::Digest;
 
+/// The largest integer that a JSON number of ours holds (RFC 7493 §2.2). A count that could pass it and is not a
+/// decimal string is clamped to it where it is made.
+pub const MAX_INTEGER: u64 = (1 << 53) - 1;
+
 /// A value that has no canonical form.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write canonical JSON: {0}")]

@@ -99,10 +99,10 @@ impl Redactor {
     }
 
     fn argument<'a>(&mut self, argument: &'a [u8]) -> Cow<'a, [u8]> {
-        if self.rules.tokens {
-            if let Some(masked) = self.secret_parts(argument) {
-                return Cow::Owned(masked);
-            }
+        if self.rules.tokens
+            && let Some(masked) = self.secret_parts(argument)
+        {
+            return Cow::Owned(masked);
         }
         match argument.iter().position(|byte| *byte == b'=') {
             Some(at) if argument[at + 1..].starts_with(b"/") => match self.path(&argument[at + 1..]) {
@@ -150,11 +150,11 @@ impl Redactor {
         if let Some(at) = find(word, b"://") {
             let authority = &word[at + 3..];
             let end = authority.iter().position(|byte| *byte == b'/').unwrap_or(authority.len());
-            if let Some(user_end) = authority[..end].iter().rposition(|byte| *byte == b'@') {
-                if let Some(colon) = authority[..user_end].iter().position(|byte| *byte == b':') {
-                    let (from, to) = (at + 3 + colon + 1, at + 3 + user_end);
-                    return (&word[..from], &word[from..to], &word[to..]);
-                }
+            if let Some(user_end) = authority[..end].iter().rposition(|byte| *byte == b'@')
+                && let Some(colon) = authority[..user_end].iter().position(|byte| *byte == b':')
+            {
+                let (from, to) = (at + 3 + colon + 1, at + 3 + user_end);
+                return (&word[..from], &word[from..to], &word[to..]);
             }
         }
         if let Some(at) = word.iter().position(|byte| *byte == b'=') {

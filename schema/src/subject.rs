@@ -188,7 +188,8 @@ impl EventSubject {
                 let (partition, rest) =
                     stored.split_once('.').ok_or_else(|| bad("it ends after the partition".into()))?;
                 match partition.parse::<u16>() {
-                    Ok(number) if number < PARTITIONS => (Some(number), rest),
+                    // One spelling only: `+1` and `01` are numbers to Rust and other subjects to the broker.
+                    Ok(number) if number < PARTITIONS && number.to_string() == partition => (Some(number), rest),
                     _ => return Err(bad(format!("`{partition}` is not a partition"))),
                 }
             }

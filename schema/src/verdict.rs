@@ -125,14 +125,25 @@ pub enum VerdictError {
     /// It is not JSON of this shape.
     #[error("the document is not a verdict: {0}")]
     Malformed(#[from] serde_json::Error),
+    /// It was written by something newer.
+    #[error("the verdict has version {0}; this reader knows {newest}", newest = crate::version::VERDICT)]
+    UnknownVersion(String),
 }
 
 impl Verdict {
-    /// Reads a document, its size checked first.
+    /// Reads a document, its size and version checked first.
     pub fn decode(bytes: &[u8]) -> Result<Self, VerdictError> {
-        match bytes.len() {
-            len if len > MAX_VERDICT_BYTES => Err(VerdictError::TooLarge(len)),
-            _ => Ok(serde_json::from_slice(bytes)?),
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: String,
+        }
+        if bytes.len() > MAX_VERDICT_BYTES {
+            return Err(VerdictError::TooLarge(bytes.len()));
+        }
+        let Versioned { version } = serde_json::from_slice(bytes)?;
+        match version == crate::version::VERDICT {
+            true => Ok(serde_json::from_slice(bytes)?),
+            false => Err(VerdictError::UnknownVersion(version.chars().take(32).collect())),
         }
     }
 

@@ -1,5 +1,6 @@
 //! A map with a limit that keeps the entries whose keys sort first, whatever came first.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
 /// At most `limit` entries; the number of events about the others is kept.
@@ -18,15 +19,24 @@ impl<K: Ord, V: Default> CappedMap<K, V> {
         Self { limit, entries: BTreeMap::new(), events_left_out: 0 }
     }
 
-    /// Changes the entry of `key` for `events` events about it.
-    pub(crate) fn change(&mut self, key: K, events: u64, change: impl FnOnce(&mut V)) {
-        if let Some((value, count)) = self.entries.get_mut(&key) {
+    /// Changes the entry of `key` for `events` events about it. Only a new entry needs a key of its own.
+    pub(crate) fn change<Q>(
+        &mut self,
+        key: &Q,
+        own: impl FnOnce() -> K,
+        events: u64,
+        change: impl FnOnce(&mut V),
+    ) where
+        K: Borrow<Q>,
+        Q: Ord + ?Sized,
+    {
+        if let Some((value, count)) = self.entries.get_mut(key) {
             *count = count.saturating_add(events);
             change(value);
             return;
         }
         if self.entries.len() >= self.limit {
-            let is_beyond = self.entries.last_key_value().is_none_or(|(last, _)| *last < key);
+            let is_beyond = self.entries.last_key_value().is_none_or(|(last, _)| last.borrow() < key);
             let left_out = match is_beyond {
                 true => events,
                 false => self.entries.pop_last().map_or(0, |(_, (_, count))| count),
@@ -38,15 +48,12 @@ impl<K: Ord, V: Default> CappedMap<K, V> {
         }
         let mut value = V::default();
         change(&mut value);
-        self.entries.insert(key, (value, events));
+        self.entries.insert(own(), (value, events));
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.entries.iter().map(|(key, (value, _))| (key, value))
-    }
-
-    pub(crate) fn get(&self, key: &K) -> Option<&V> {
-        self.entries.get(key).map(|(value, _)| value)
+    /// Every entry with the number of events about it, sorted by key.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V, u64)> {
+        self.entries.iter().map(|(key, (value, events))| (key, value, *events))
     }
 
     pub(crate) fn limit(&self) -> u64 {
@@ -68,8 +75,8 @@ mod tests {
         fn what_stays_does_not_depend_on_the_order(keys in proptest::collection::vec(0u8..40, 0..80)) {
             let fold = |keys: &[u8]| {
                 let mut map = CappedMap::<u8, u64>::new(5);
-                keys.iter().for_each(|key| map.change(*key, 1, |count| *count += 1));
-                (map.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>(), map.events_left_out())
+                keys.iter().for_each(|key| map.change(key, || *key, 1, |count| *count += 1));
+                (map.iter().map(|(k, v, _)| (*k, *v)).collect::<Vec<_>>(), map.events_left_out())
             };
             let mut sorted = keys.clone();
             sorted.sort();

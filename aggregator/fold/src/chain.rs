@@ -29,6 +29,8 @@ impl ChainKey {
 pub(crate) struct Chain {
     /// Number -> digest -> digest of the frame before.
     links: BTreeMap<u64, BTreeMap<Digest, Digest>>,
+    /// Every number below this one has a frame.
+    contiguous: u64,
     /// Counters and clock offset of the frame with the highest (number, digest).
     latest: Option<(u64, Digest, Counters)>,
     /// Clock offset of the frame with the lowest (number, digest).
@@ -45,6 +47,9 @@ impl Chain {
         if self.links.entry(header.seq).or_default().insert(digest, header.prev).is_some() {
             return;
         }
+        while self.links.contains_key(&self.contiguous) {
+            self.contiguous += 1;
+        }
         let at = (header.seq, digest);
         if self.latest.is_none_or(|(seq, latest, _)| at > (seq, latest)) {
             self.latest = Some((header.seq, digest, header.counters));
@@ -55,6 +60,7 @@ impl Chain {
         if let Some(seal) = &frame.seal {
             self.seals.insert(at, seal.clone());
         }
+        self.facts.apply(&frame.body);
         let body = &frame.body;
         let collapsed = body.opens.iter().map(|open| u64::from(open.count - 1)).sum::<u64>();
         let process = body.forks.len() + body.execs.len() + body.exits.len();
@@ -62,7 +68,9 @@ impl Chain {
         self.hold(Class::Process, process as u64, 0);
         self.hold(Class::File, file as u64, collapsed);
         self.hold(Class::Network, body.connects.len() as u64, 0);
-        self.facts.apply(body);
+        for (class, folded) in frame.seal.iter().flat_map(Seal::folded) {
+            self.hold(class, 0, folded);
+        }
     }
 
     fn hold(&mut self, class: Class, delivered: u64, collapsed: u64) {
@@ -71,9 +79,9 @@ impl Chain {
         held.1 = held.1.saturating_add(collapsed);
     }
 
-    /// How many numbers have a frame.
-    pub(crate) fn frames(&self) -> u64 {
-        self.links.len() as u64
+    /// Whether the first `frames` frames are there.
+    pub(crate) fn has_first(&self, frames: u64) -> bool {
+        self.contiguous >= frames
     }
 
     /// Counters as of the last frame.
@@ -103,7 +111,7 @@ impl Chain {
                 _ => return (head, expected as u64),
             }
         }
-        (head, self.frames())
+        (head, self.links.len() as u64)
     }
 
     /// What is wrong with the chain, as (reason, detail); empty when it is whole.
@@ -112,8 +120,7 @@ impl Chain {
         let last = self.links.last_key_value().map_or(0, |(seq, _)| *seq);
         let missing = (u128::from(last) + 1).saturating_sub(self.links.len() as u128);
         if !self.links.is_empty() && missing > 0 {
-            let first = self.links.keys().enumerate().find(|(index, seq)| *index as u64 != **seq);
-            let first = first.map_or(0, |(index, _)| index);
+            let first = self.contiguous;
             faults.push(("frames_missing", format!("{missing} frames of the chain, the first with number {first}")));
         }
         if let Some((seq, _)) = self.links.iter().find(|(_, frames)| frames.len() > 1) {
@@ -140,7 +147,7 @@ impl Chain {
         faults
     }
 
-    /// The classes in which the frames do not hold what the seal says they hold.
+    /// The classes in which the frames do not hold what the last one says they hold.
     pub(crate) fn differing_classes(&self) -> Vec<(Class, String)> {
         let counters = self.counters();
         let differs = |class: Class| {
@@ -149,11 +156,10 @@ impl Chain {
                 return Some((class, format!("{counters:?} does not add up")));
             }
             let (delivered, collapsed) = self.held[class as usize];
-            let is_in_frames = matches!(class, Class::Process | Class::File | Class::Network);
-            let differs = is_in_frames && (delivered, collapsed) != (counters.delivered, counters.collapsed);
+            let differs = (delivered, collapsed) != (counters.delivered, counters.collapsed);
             differs.then(|| {
                 let said = format!("{} delivered and {} collapsed", counters.delivered, counters.collapsed);
-                (class, format!("the seal says {said}; the frames hold {delivered} and {collapsed}"))
+                (class, format!("the last frame says {said}; the frames hold {delivered} and {collapsed}"))
             })
         };
         Class::ALL.into_iter().filter_map(differs).collect()

@@ -1,11 +1,12 @@
 //! The facts of one chain: processes, files and sockets, as sets and sums.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use glasshouse_schema::errno::result_name;
+use glasshouse_schema::canonical::MAX_INTEGER;
 use glasshouse_schema::event::{PathFlags, PathRef};
 use glasshouse_schema::frame::{Body, Connect, Open};
-use glasshouse_schema::ids::ProcessKey;
+use glasshouse_schema::ids::{Digest, ProcessKey};
 
 use crate::capped::CappedMap;
 
@@ -14,8 +15,11 @@ pub(crate) const MAX_PROCESSES: usize = 100_000;
 pub(crate) const MAX_EXECS: usize = 1_000;
 pub(crate) const MAX_FILES: usize = 100_000;
 pub(crate) const MAX_SOCKETS: usize = 10_000;
-/// Processes named at one file or socket, and names of one rename chain.
-pub(crate) const MAX_NAMED: usize = 64;
+/// Processes named at one file or socket, and names that a file was renamed to or from.
+const MAX_NAMED: usize = 64;
+
+/// Negated `MAX_ERRNO` (`include/linux/err.h`): no result is below it.
+const LAST_ERRNO: i32 = -4095;
 
 /// `O_*` bits that are the same on x86-64 and arm64 (`include/uapi/asm-generic/fcntl.h`).
 const O_ACCMODE: u32 = 0o3;
@@ -39,13 +43,16 @@ impl From<ProcessKey> for ByStart {
     }
 }
 
+/// Paths are shared: an exec or a rename is ten bytes in a frame, and must not cost two whole paths here.
+pub(crate) type Path = Arc<[u8]>;
+
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
     pub(crate) processes: CappedMap<ByStart, ProcessFacts>,
-    pub(crate) files: CappedMap<Vec<u8>, FileFacts>,
+    pub(crate) files: CappedMap<Path, FileFacts>,
     pub(crate) sockets: CappedMap<(String, String), SocketFacts>,
-    pub(crate) truncated_paths: u64,
-    pub(crate) execs_left_out: u64,
+    /// Digests of the paths that are longer than the probe carries: frames name one again, and it counts once.
+    truncated_paths: BTreeSet<Digest>,
 }
 
 impl Default for Facts {
@@ -54,26 +61,51 @@ impl Default for Facts {
             processes: CappedMap::new(MAX_PROCESSES),
             files: CappedMap::new(MAX_FILES),
             sockets: CappedMap::new(MAX_SOCKETS),
-            truncated_paths: 0,
-            execs_left_out: 0,
+            truncated_paths: BTreeSet::new(),
         }
     }
 }
 
+/// What is known of a process. It has one fork and one exit; should a chain tell of several, the first fork and the
+/// last exit count.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ProcessFacts {
     /// Fork time and parent.
-    pub(crate) forks: BTreeSet<(u64, ByStart)>,
+    pub(crate) fork: Option<(u64, ByStart)>,
+    /// The first execs and the last one, at most [`MAX_EXECS`].
     pub(crate) execs: BTreeSet<ExecFact>,
-    pub(crate) exits: BTreeSet<ExitFact>,
+    exec_events: u64,
+    pub(crate) exit: Option<ExitFact>,
+}
+
+impl ProcessFacts {
+    fn exec(&mut self, fact: ExecFact) {
+        self.exec_events += 1;
+        self.execs.insert(fact);
+        // The last one stays, because it is what the process is in the end. Whatever the order of arrival, the
+        // first MAX_EXECS - 1 and the last are what remains.
+        if self.execs.len() > MAX_EXECS
+            && let (Some(last), Some(_)) = (self.execs.pop_last(), self.execs.pop_last())
+        {
+            self.execs.insert(last);
+        }
+    }
+
+    /// How many execs are not in the list.
+    pub(crate) fn execs_left_out(&self) -> u64 {
+        match self.execs.len() < MAX_EXECS {
+            true => 0,
+            false => self.exec_events.saturating_sub(MAX_EXECS as u64),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ExecFact {
     pub(crate) boot_ns: u64,
     pub(crate) ppid: u32,
-    pub(crate) exe: Vec<u8>,
-    pub(crate) cwd: Vec<u8>,
+    pub(crate) exe: Path,
+    pub(crate) cwd: Path,
     pub(crate) argv: Vec<Vec<u8>>,
     pub(crate) argv_truncated: bool,
     pub(crate) uid: u32,
@@ -87,6 +119,26 @@ pub(crate) struct ExitFact {
     pub(crate) signal: u8,
 }
 
+/// What was tried on a file, as a failure is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Operation {
+    Open,
+    Delete,
+    Rmdir,
+    Rename,
+}
+
+impl Operation {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Delete => "delete",
+            Self::Rmdir => "rmdir",
+            Self::Rename => "rename",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FileFacts {
     pub(crate) reads: u64,
@@ -94,19 +146,21 @@ pub(crate) struct FileFacts {
     pub(crate) path_only: u64,
     pub(crate) creates: u64,
     pub(crate) deletes: u64,
-    pub(crate) renamed_to: BTreeSet<Vec<u8>>,
-    pub(crate) renamed_from: BTreeSet<Vec<u8>>,
-    pub(crate) errors: BTreeMap<String, u64>,
+    pub(crate) renamed_to: BTreeSet<Path>,
+    pub(crate) renamed_from: BTreeSet<Path>,
+    /// Failures per operation and negated errno.
+    pub(crate) errors: BTreeMap<(Operation, i32), u64>,
     pub(crate) pids: BTreeSet<u32>,
     pub(crate) flags: u8,
 }
 
 impl FileFacts {
-    /// Whether anything about the file succeeded.
+    /// Whether it was opened for writing or is the new name of a rename.
     pub(crate) fn was_written(&self) -> bool {
         self.writes > 0 || !self.renamed_from.is_empty()
     }
 
+    /// Whether it was removed or is the old name of a rename.
     pub(crate) fn was_deleted(&self) -> bool {
         self.deletes > 0 || !self.renamed_to.is_empty()
     }
@@ -116,8 +170,32 @@ impl FileFacts {
         self.flags |= flags.0;
     }
 
-    fn failed(&mut self, operation: &str, result: i32) {
-        *self.errors.entry(format!("{operation} {}", result_name(result))).or_default() += 1;
+    fn failed(&mut self, operation: Operation, result: i32, count: u64) {
+        add(self.errors.entry((operation, result.max(LAST_ERRNO))).or_default(), count);
+    }
+
+    fn opened(&mut self, open: &Open) {
+        let count = u64::from(open.count);
+        if open.result < 0 {
+            self.failed(Operation::Open, open.result, count);
+            return;
+        }
+        if open.flags & O_PATH != 0 {
+            add(&mut self.path_only, count);
+            return;
+        }
+        match open.flags & O_ACCMODE {
+            O_WRONLY => add(&mut self.writes, count),
+            O_RDWR => {
+                add(&mut self.reads, count);
+                add(&mut self.writes, count);
+            }
+            // 3 asks for ioctl access only; it can neither read nor write, and reading is the nearest.
+            _ => add(&mut self.reads, count),
+        }
+        if open.flags & (O_CREAT | O_TMPFILE) != 0 {
+            add(&mut self.creates, count);
+        }
     }
 }
 
@@ -135,112 +213,123 @@ fn keep_first<T: Ord>(set: &mut BTreeSet<T>, value: T) {
     }
 }
 
+/// Adds to a count that becomes a JSON number.
+fn add(sum: &mut u64, count: u64) {
+    *sum = sum.saturating_add(count).min(MAX_INTEGER);
+}
+
+/// The paths of a frame; one that becomes part of the facts is copied once.
+struct Paths<'f> {
+    paths: &'f [PathRef<'f>],
+    owned: Vec<Option<Path>>,
+}
+
+impl<'f> Paths<'f> {
+    fn get(&self, index: u32) -> PathRef<'f> {
+        self.paths[index as usize]
+    }
+
+    fn own(&mut self, index: u32) -> Path {
+        let bytes = self.paths[index as usize].bytes;
+        Arc::clone(self.owned[index as usize].get_or_insert_with(|| Arc::from(bytes)))
+    }
+}
+
 impl Facts {
     /// Adds the events of a frame, whose indexes the decoder has checked.
     pub(crate) fn apply(&mut self, body: &Body<'_>) {
         let process = |index: u32| ByStart::from(body.processes[index as usize]);
-        let path = |index: u32| body.paths[index as usize];
         let at = |after_ns: u64| body.base_boot_ns.saturating_add(after_ns);
-        let truncated = |path: &&PathRef<'_>| path.flags.contains(PathFlags::TRUNCATED);
-        self.truncated_paths += body.paths.iter().filter(truncated).count() as u64;
+        let mut paths = Paths { paths: &body.paths, owned: vec![None; body.paths.len()] };
 
+        for path in body.paths.iter().filter(|path| path.flags.contains(PathFlags::TRUNCATED)) {
+            self.truncated_paths.insert(Digest::of(path.bytes));
+        }
+        while self.truncated_paths.len() > MAX_FILES {
+            self.truncated_paths.pop_last();
+        }
         for fork in &body.forks {
-            let parent = process(fork.process);
-            self.processes.change(process(fork.child), 1, |child| {
-                child.forks.insert((at(fork.after_ns), parent));
+            let fact = (at(fork.after_ns), process(fork.process));
+            self.process(process(fork.child), |child| {
+                child.fork = Some(child.fork.map_or(fact, |known| known.min(fact)));
             });
         }
         for exec in &body.execs {
             let fact = ExecFact {
                 boot_ns: at(exec.after_ns),
                 ppid: exec.ppid,
-                exe: path(exec.exe).bytes.to_vec(),
-                cwd: path(exec.cwd).bytes.to_vec(),
+                exe: paths.own(exec.exe),
+                cwd: paths.own(exec.cwd),
                 argv: exec.argv.iter().map(|argument| argument.to_vec()).collect(),
                 argv_truncated: exec.argv_truncated,
                 uid: exec.uid,
                 gid: exec.gid,
             };
-            let left_out = &mut self.execs_left_out;
-            self.processes.change(process(exec.process), 1, |facts| {
-                facts.execs.insert(fact);
-                if facts.execs.len() > MAX_EXECS {
-                    facts.execs.pop_last();
-                    *left_out += 1;
-                }
-            });
+            self.process(process(exec.process), |facts| facts.exec(fact));
         }
         for exit in &body.exits {
             let fact = ExitFact { boot_ns: at(exit.after_ns), code: exit.code, signal: exit.signal };
-            self.processes.change(process(exit.process), 1, |facts| {
-                facts.exits.insert(fact);
-            });
+            self.process(process(exit.process), |facts| facts.exit = facts.exit.max(Some(fact)));
         }
         for open in &body.opens {
-            self.open(open, path(open.path), process(open.process).tgid);
+            let pid = process(open.process).tgid;
+            let flags = paths.get(open.path).flags;
+            self.file(&mut paths, open.path, open.count, |file| {
+                file.touched(pid, flags);
+                file.opened(open);
+            });
         }
         for delete in &body.deletes {
-            let name = path(delete.path);
-            let operation = if delete.directory { "rmdir" } else { "delete" };
-            self.files.change(name.bytes.to_vec(), 1, |file| {
-                file.touched(process(delete.process).tgid, name.flags);
+            let pid = process(delete.process).tgid;
+            let flags = paths.get(delete.path).flags;
+            let operation = if delete.directory { Operation::Rmdir } else { Operation::Delete };
+            self.file(&mut paths, delete.path, 1, |file| {
+                file.touched(pid, flags);
                 match delete.result {
-                    0.. => file.deletes += 1,
-                    error => file.failed(operation, error),
+                    0.. => add(&mut file.deletes, 1),
+                    error => file.failed(operation, error, 1),
                 }
             });
         }
         for rename in &body.renames {
-            let (from, to) = (path(rename.from), path(rename.to));
             let pid = process(rename.process).tgid;
-            self.files.change(from.bytes.to_vec(), 1, |file| {
-                file.touched(pid, from.flags);
+            let (from, to) = (paths.own(rename.from), paths.own(rename.to));
+            let (from_flags, to_flags) = (paths.get(rename.from).flags, paths.get(rename.to).flags);
+            self.file(&mut paths, rename.from, 1, |file| {
+                file.touched(pid, from_flags);
                 match rename.result {
-                    0.. => keep_first(&mut file.renamed_to, to.bytes.to_vec()),
-                    error => file.failed("rename", error),
+                    0.. => keep_first(&mut file.renamed_to, to),
+                    error => file.failed(Operation::Rename, error, 1),
                 }
             });
             if rename.result >= 0 {
-                self.files.change(to.bytes.to_vec(), 1, |file| {
-                    file.touched(pid, to.flags);
-                    keep_first(&mut file.renamed_from, from.bytes.to_vec());
+                self.file(&mut paths, rename.to, 1, |file| {
+                    file.touched(pid, to_flags);
+                    keep_first(&mut file.renamed_from, from);
                 });
             }
         }
         for connect in &body.connects {
             let key = (destination(connect), protocol(connect));
-            self.sockets.change(key, 1, |socket| {
-                *socket.results.entry(connect.result.min(0)).or_default() += 1;
+            self.sockets.change(&key, || key.clone(), 1, |socket| {
+                add(socket.results.entry(connect.result.clamp(LAST_ERRNO, 0)).or_default(), 1);
                 keep_first(&mut socket.pids, process(connect.process).tgid);
             });
         }
     }
 
-    fn open(&mut self, open: &Open, path: PathRef<'_>, pid: u32) {
-        let count = u64::from(open.count);
-        self.files.change(path.bytes.to_vec(), count, |file| {
-            file.touched(pid, path.flags);
-            if open.result < 0 {
-                *file.errors.entry(format!("open {}", result_name(open.result))).or_default() += count;
-                return;
-            }
-            if open.flags & O_PATH != 0 {
-                file.path_only += count;
-                return;
-            }
-            match open.flags & O_ACCMODE {
-                O_WRONLY => file.writes += count,
-                O_RDWR => {
-                    file.reads += count;
-                    file.writes += count;
-                }
-                // 3 asks for ioctl access only; it can neither read nor write, and reading is the nearest.
-                _ => file.reads += count,
-            }
-            if open.flags & (O_CREAT | O_TMPFILE) != 0 {
-                file.creates += count;
-            }
-        });
+    /// How many paths are longer than the probe carries.
+    pub(crate) fn truncated_paths(&self) -> u64 {
+        self.truncated_paths.len() as u64
+    }
+
+    fn process(&mut self, key: ByStart, change: impl FnOnce(&mut ProcessFacts)) {
+        self.processes.change(&key, || key, 1, change);
+    }
+
+    fn file(&mut self, paths: &mut Paths<'_>, index: u32, events: u32, change: impl FnOnce(&mut FileFacts)) {
+        let key = paths.get(index).bytes;
+        self.files.change(key, || paths.own(index), events.into(), change);
     }
 }
 

@@ -18,16 +18,16 @@ mod chain;
 mod facts;
 mod receipt;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use glasshouse_schema::frame::DecodeError;
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
-use glasshouse_schema::lifecycle::{Claimed, ClosedReason, LifecycleEvent, Phase, PhaseName, Profiled, Sealed};
+use glasshouse_schema::lifecycle::{Claimed, ClosedReason, LifecycleEvent, Phase, PhaseName, Profiled, Sealed, Step};
 use glasshouse_schema::{Frame, Receipt};
 
 use chain::{Chain, ChainKey};
 
-/// Chains of one execution that are kept; more come only from a node that is broken or hostile.
+/// Chains of one node that are kept, those that sort first; more come only from a node that is broken or hostile.
 const MAX_CHAINS: usize = 16;
 
 /// Why an event was not folded. The worker sends it to the dead letters with this reason.
@@ -58,8 +58,11 @@ pub enum Rejected {
     /// The execution is closed.
     #[error("the execution is closed")]
     AfterClose,
-    /// The execution has more chains than any honest producer makes.
-    #[error("the execution has more than {MAX_CHAINS} frame chains")]
+    /// Two nodes claim the execution, so no frame is known to be the claimant's.
+    #[error("two nodes claim the execution")]
+    ClaimDisputed,
+    /// The node has more chains than any honest producer makes.
+    #[error("the execution has more than {MAX_CHAINS} frame chains of one node")]
     TooManyChains,
 }
 
@@ -70,14 +73,23 @@ pub struct ExecutionFold {
     /// One event per phase. Two that differ cannot both be true: the one whose digest sorts first is kept and the
     /// receipt says that there was another.
     phases: BTreeMap<PhaseName, (Digest, LifecycleEvent)>,
-    conflicting_phases: BTreeMap<PhaseName, u64>,
+    conflicting_phases: BTreeSet<PhaseName>,
+    /// Two `claimed` events name different nodes. No event can tell which is right, so neither node's frames count.
+    claim_disputed: bool,
+    /// Chains of every node until the claim is known, then the claimant's.
     chains: BTreeMap<ChainKey, Chain>,
 }
 
 impl ExecutionFold {
     /// An execution of which nothing is known yet.
     pub fn new(execution: ExecutionId) -> Self {
-        Self { execution, phases: BTreeMap::new(), conflicting_phases: BTreeMap::new(), chains: BTreeMap::new() }
+        Self {
+            execution,
+            phases: BTreeMap::new(),
+            conflicting_phases: BTreeSet::new(),
+            claim_disputed: false,
+            chains: BTreeMap::new(),
+        }
     }
 
     /// Takes a lifecycle event.
@@ -87,19 +99,35 @@ impl ExecutionFold {
         // one fixed digest.
         let digest = event.encode().map_or(Digest::ZERO, |bytes| Digest::of(&bytes));
         let name = event.phase.name();
+        if let Phase::Claimed(claimed) = &event.phase {
+            self.claim(claimed);
+        }
         match self.phases.get(&name) {
             None => {
                 self.phases.insert(name, (digest, event.clone()));
             }
             Some((known, _)) if *known == digest => {}
             Some((known, _)) => {
-                *self.conflicting_phases.entry(name).or_default() += 1;
+                self.conflicting_phases.insert(name);
                 if digest < *known {
                     self.phases.insert(name, (digest, event.clone()));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Frames may come before the claim: those of other nodes go once it is known.
+    fn claim(&mut self, claimed: &Claimed) {
+        let before = match self.event(PhaseName::Claimed).map(|event| &event.phase) {
+            Some(Phase::Claimed(before)) => Some(&before.node),
+            _ => None,
+        };
+        self.claim_disputed |= before.is_some_and(|node| *node != claimed.node);
+        match self.claim_disputed {
+            true => self.chains.clear(),
+            false => self.chains.retain(|key, _| key.node == claimed.node),
+        }
     }
 
     /// Takes a frame's bytes. `source` is what its subject says, where it came with one.
@@ -111,15 +139,34 @@ impl ExecutionFold {
             let text = |(node, vantage): (&NodeId, Vantage)| format!("{vantage} of {node}");
             return Err(Rejected::OtherSource { expected: text(expected), found: text(found) });
         }
+        if self.claim_disputed {
+            return Err(Rejected::ClaimDisputed);
+        }
         if self.claimed().is_some_and(|claimed| claimed.node != frame.header.node) {
             return Err(Rejected::NotTheClaimant(frame.header.node));
         }
         let key = ChainKey::of(&frame.header);
-        if !self.chains.contains_key(&key) && self.chains.len() >= MAX_CHAINS {
-            return Err(Rejected::TooManyChains);
-        }
+        self.make_room(&key)?;
         self.chains.entry(key).or_default().apply(&frame, Digest::of(bytes));
         Ok(())
+    }
+
+    /// Sees to it that the chain of `key` may be kept: of a node with too many, those that sort first stay, so that
+    /// the order of their arrival does not matter.
+    fn make_room(&mut self, key: &ChainKey) -> Result<(), Rejected> {
+        if self.chains.contains_key(key) {
+            return Ok(());
+        }
+        let of_node = self.chains.keys().filter(|other| other.node == key.node);
+        let (count, last) = of_node.fold((0, None), |(count, _), other| (count + 1, Some(other)));
+        match last.cloned() {
+            Some(last) if count >= MAX_CHAINS && *key < last => {
+                self.chains.remove(&last);
+                Ok(())
+            }
+            Some(_) if count >= MAX_CHAINS => Err(Rejected::TooManyChains),
+            _ => Ok(()),
+        }
     }
 
     fn check_open(&self, found: ExecutionId) -> Result<(), Rejected> {
@@ -137,29 +184,43 @@ impl ExecutionFold {
         self.execution
     }
 
-    /// The reason to close the execution with, once nothing more is expected.
+    /// The reason to close the execution with, once nothing more is expected:
+    ///
+    /// - unprofiled: it ended;
+    /// - failed at or before the attach, and cleaned: nothing was attached;
+    /// - profiled and sealed: it ended, everything the receipt is made of is told, and every frame that `sealed`
+    ///   names is there;
+    /// - profiled and cleaned without `sealed`: the seal is missing, and so it is when `sealed` says so.
+    ///
+    /// Anything else waits, and is closed by a worker that finds the producer dead.
     pub fn closing(&self) -> Option<ClosedReason> {
-        if self.has(PhaseName::Closed) {
+        let failed_at = self.event(PhaseName::Failed).and_then(|event| match &event.phase {
+            Phase::Failed(failed) => Some(failed.step),
+            _ => None,
+        });
+        let ended = self.has(PhaseName::Exited) || failed_at.is_some();
+        let cleaned = self.has(PhaseName::Cleaned);
+        if !ended || self.has(PhaseName::Closed) {
             return None;
         }
-        let ended = self.has(PhaseName::Exited) || self.has(PhaseName::Failed);
+        let Some(profiled) = self.profiled() else {
+            let attach_is_over = |step| matches!(step, Step::Release | Step::Wait | Step::Seal | Step::Cleanup);
+            let attached_nothing = failed_at.is_some_and(|step| !attach_is_over(step)) && cleaned;
+            return (self.has(PhaseName::Unprofiled) || attached_nothing).then_some(ClosedReason::Sealed);
+        };
         let Some(sealed) = self.sealed() else {
-            // Nothing was attached, so there is nothing to wait for but the end.
-            let done = ended && (self.has(PhaseName::Unprofiled) || self.has(PhaseName::Cleaned));
-            return match (done, self.profiled()) {
-                (true, None) => Some(ClosedReason::Sealed),
-                (true, Some(_)) if self.has(PhaseName::Cleaned) => Some(ClosedReason::SealMissing),
-                _ => None,
-            };
+            return cleaned.then_some(ClosedReason::SealMissing);
         };
         let told = [PhaseName::Requested, PhaseName::Admitted, PhaseName::Claimed, PhaseName::Prepared];
-        let complete = ended && self.profiled().is_some() && told.into_iter().all(|phase| self.has(phase));
-        let claimed = self.claimed()?;
+        let complete = told.into_iter().all(|phase| self.has(phase));
         let arrived = sealed.vantages.iter().all(|vantage| {
-            let key = ChainKey { node: claimed.node.clone(), vantage: vantage.vantage, epoch: claimed.epoch };
-            self.chains.get(&key).is_some_and(|chain| chain.frames() >= vantage.frames)
+            let chain = self.chain_key(vantage.vantage).and_then(|key| self.chains.get(&key));
+            chain.is_some_and(|chain| chain.has_first(vantage.frames))
         });
-        (complete && arrived).then_some(match sealed.missing.is_empty() {
+        // Of a disputed claim no frames are taken, so none can be waited for.
+        let arrived = arrived || (self.claim_disputed && cleaned);
+        let all_sealed = profiled.attached.iter().all(|attached| sealed.vantages.iter().any(|told| told.vantage == attached.vantage));
+        (complete && arrived).then_some(match all_sealed && sealed.missing.is_empty() {
             true => ClosedReason::Sealed,
             false => ClosedReason::SealMissing,
         })
@@ -183,11 +244,17 @@ impl ExecutionFold {
         self.phases.get(&phase).map(|(_, event)| event)
     }
 
+    /// The claim, unless it is disputed.
     fn claimed(&self) -> Option<&Claimed> {
         match &self.event(PhaseName::Claimed)?.phase {
-            Phase::Claimed(claimed) => Some(claimed),
+            Phase::Claimed(claimed) if !self.claim_disputed => Some(claimed),
             _ => None,
         }
+    }
+
+    /// The chain that the receipt's facts of a vantage point come from.
+    fn chain_key(&self, vantage: Vantage) -> Option<ChainKey> {
+        self.claimed().map(|claimed| ChainKey { node: claimed.node.clone(), vantage, epoch: claimed.epoch })
     }
 
     fn profiled(&self) -> Option<&Profiled> {

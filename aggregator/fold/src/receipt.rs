@@ -26,13 +26,13 @@ type Watched<'f> = (&'f Attached, Option<&'f Chain>);
 pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
     let profiled = fold.profiled()?;
     let claimed = fold.claimed();
-    let key = |vantage| {
-        claimed.map(|claimed| ChainKey { node: claimed.node.clone(), vantage, epoch: claimed.epoch })
-    };
+    // A vantage point that is named twice is one.
+    let mut vantages = BTreeSet::new();
     let watched: Vec<Watched<'_>> = profiled
         .attached
         .iter()
-        .map(|attached| (attached, key(attached.vantage).and_then(|key| fold.chains.get(&key))))
+        .filter(|attached| vantages.insert(attached.vantage))
+        .map(|attached| (attached, fold.chain_key(attached.vantage).and_then(|key| fold.chains.get(&key))))
         .collect();
     let chains: Vec<(Vantage, &Chain)> =
         watched.iter().filter_map(|(attached, chain)| chain.map(|chain| (attached.vantage, chain))).collect();
@@ -98,7 +98,7 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
             .iter()
             .filter_map(|(vantage, chain)| {
                 let (head, frames) = chain.head();
-                let ChainKey { node, epoch, .. } = key(*vantage)?;
+                let ChainKey { node, epoch, .. } = fold.chain_key(*vantage)?;
                 Some(ChainHead { vantage: *vantage, node, epoch, frames, head })
             })
             .collect(),

@@ -20,7 +20,7 @@ use crate::profiling::TargetIdentity;
 use crate::spec::ExecutionSpec;
 
 /// What went wrong in a backend.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
     /// The command's program does not exist (exit code 127).
     #[error("{program}: command not found")]
@@ -144,11 +144,18 @@ pub trait ExecutionBackend: Send + Sync {
     /// when no task is left and the output is read to its end.
     async fn drain(&self, wait_for_descendants: bool) -> Result<OutputReport, BackendError>;
 
-    /// Ends a started command, from any task. Fine to call at any time, any number of times.
+    /// Ends a started command, from any task. Fine to call at any time, any number of times: before `start` the
+    /// signal is kept and given to the command while it is held, after the end it does nothing.
     async fn kill(&self, signal: StopSignal) -> Result<(), BackendError>;
 
     /// Removes what is left; gives what could not be removed, in words.
     async fn cleanup(&self) -> Vec<String>;
+
+    /// Whether the command runs in the caller's own process group, so that the caller's terminal gives it ^C by
+    /// itself. False before `start`.
+    fn shares_process_group(&self) -> bool {
+        false
+    }
 
     /// A file descriptor that is readable once the root has ended, for backends that have one.
     fn pidfd(&self) -> Option<OwnedFd> {

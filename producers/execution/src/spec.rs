@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{PolicyRef, ProfilingMode, RedactionRules};
 
+/// Most bytes of label names and values together.
+pub const MAX_LABEL_BYTES: usize = 16 * 1024;
+
 /// How the command's standard streams are connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StdStreams {
@@ -63,6 +66,9 @@ pub enum SpecError {
     /// An environment name that is empty or holds `=`.
     #[error("`{0}` is not an environment variable's name")]
     BadEnvName(String),
+    /// More than a lifecycle event may carry.
+    #[error("the labels have {0} bytes in all, more than the {MAX_LABEL_BYTES} that are taken")]
+    LabelsTooLarge(usize),
     /// Failing closed needs something to fail.
     #[error("profiling is required but disabled: choose a profile of host, guest or combined")]
     RequiredButDisabled,
@@ -91,6 +97,10 @@ impl ExecutionSpec {
             if has_nul(name) || has_nul(value) {
                 return Err(SpecError::NulByte("environment"));
             }
+        }
+        let label_bytes = self.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if label_bytes > MAX_LABEL_BYTES {
+            return Err(SpecError::LabelsTooLarge(label_bytes));
         }
         if self.profile_required && self.profile == ProfilingMode::Disabled {
             return Err(SpecError::RequiredButDisabled);

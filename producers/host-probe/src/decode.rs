@@ -158,7 +158,11 @@ impl Decoder {
                     }
                     AF_UNIX if payload.first() == Some(&0) && connect.path.walked_bytes == 0 => {
                         let name = payload.get(..usize::from(connect.path.user_bytes))?;
-                        Some(emit(&event(Fact::Connect { address: Address::Unix(name), protocol: 0, result })))
+                        Some(emit(&event(Fact::Connect {
+                            address: Address::Unix(name),
+                            protocol: 0,
+                            result,
+                        })))
                     }
                     AF_UNIX => {
                         if connect.path.user_bytes == 0 {

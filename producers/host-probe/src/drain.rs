@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 use glasshouse_bpf::abi;
 use glasshouse_schema::frame::{Cost, Seal, SealTotals};
 use glasshouse_schema::redact::Redactor;
-use glasshouse_schema::{Class, Digest, EncodedFrame, Event, Fact, FrameWriter, ProcessKey};
+use glasshouse_schema::{Class, Digest, EncodedFrame, Event, Fact, Frame, FrameWriter, ProcessKey};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::time::{ClockId, clock_gettime};
 
+use crate::ProbeError;
+use crate::clock::{boot_ns, thread_cpu_ns};
 use crate::decode::{Decoder, Record};
 use crate::maps::{Maps, Slot};
 use crate::probe::MissedRuns;
 use crate::ring::Ring;
 use crate::watch::{FrameSink, KernelCounts, SealReport};
-use crate::ProbeError;
 
 /// How long a seal waits for programs that were under way in other CPUs when it was called. They take microseconds.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -68,6 +68,39 @@ pub(crate) struct Tally {
     batch_records: u64,
 }
 
+impl Tally {
+    /// Whether this is the second record of one exit; keeps track of who lives.
+    fn is_duplicate(&mut self, event: &Event<'_>) -> bool {
+        match event.fact {
+            Fact::Fork { child } => {
+                self.alive.insert(child);
+            }
+            Fact::Exec { .. } => {
+                self.alive.insert(event.process);
+            }
+            Fact::Exit { .. } => {
+                if !self.alive.remove(&event.process) && self.recent_exits.contains(&event.process) {
+                    return true;
+                }
+                if self.recent_exits.len() == RECENT_EXITS {
+                    self.recent_exits.pop_front();
+                }
+                self.recent_exits.push_back(event.process);
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// Whether every fact that the kernel counted was taken or is known to be lost.
+    fn accounts_for(&self, counters: &abi::Counters) -> bool {
+        (0..abi::CLASSES).all(|class| {
+            counters.observed[class]
+                == self.taken[class] + counters.lost_ring[class] + counters.lost_read[class]
+        })
+    }
+}
+
 impl Watched {
     fn send(&mut self, frame: EncodedFrame) {
         self.tally.frames += 1;
@@ -75,52 +108,121 @@ impl Watched {
         self.sink.frame(frame);
     }
 
-    /// Whether this is the second record of one exit; keeps track of who lives.
-    fn is_duplicate(&mut self, event: &Event<'_>) -> bool {
-        match event.fact {
-            Fact::Fork { child } => {
-                self.tally.alive.insert(child);
-            }
-            Fact::Exec { .. } => {
-                self.tally.alive.insert(event.process);
-            }
-            Fact::Exit { .. } => {
-                if !self.tally.alive.remove(&event.process)
-                    && self.tally.recent_exits.contains(&event.process)
-                {
-                    return true;
-                }
-                if self.tally.recent_exits.len() == RECENT_EXITS {
-                    self.tally.recent_exits.pop_front();
-                }
-                self.tally.recent_exits.push_back(event.process);
-            }
-            _ => {}
-        }
-        false
-    }
-
     fn record(&mut self, decoder: &mut Decoder, record: &Record<'_>) {
         let class = record.class();
-        self.tally.taken[class as usize] += 1;
-        self.tally.batch_records += 1;
-        // The redactor is used while the event is built and the rest of self when it is handed on.
-        let mut redactor = std::mem::replace(&mut self.redactor, Redactor::clone(&NO_REDACTOR.with(Clone::clone)));
-        let full = decoder.decode(record, &mut redactor, |event| {
-            if self.is_duplicate(event) {
-                self.tally.duplicates += 1;
+        let Self { writer, redactor, tally, .. } = self;
+        tally.taken[class as usize] += 1;
+        tally.batch_records += 1;
+        let full = decoder.decode(record, redactor, |event| {
+            if tally.is_duplicate(event) {
+                tally.duplicates += 1;
                 None
             } else {
-                self.writer.push(event)
+                writer.push(event)
             }
         });
-        self.redactor = redactor;
         match full {
             Some(Some(frame)) => self.send(frame),
             Some(None) => {}
             None => self.writer.count_lost(class, 1),
         }
     }
+
+    /// Sends the last frames. `missed` is what [`MissedRuns`] grew by while this was watched.
+    fn seal(
+        self,
+        counters: &abi::Counters,
+        syscalls: &[u64],
+        missed: MissedRuns,
+        recorded: bool,
+    ) -> SealReport {
+        let (counts, denied) = syscalls.split_at(syscalls.len() / 2);
+        let mut named = by_name(counts);
+        if counters.unnumbered_syscalls > 0 {
+            named.push(("unknown".to_owned(), counters.unnumbered_syscalls));
+        }
+        let seal = Seal {
+            syscalls: named,
+            denied: by_name(denied),
+            escaped_tasks: counters.escaped,
+            blind_spots: blind_spots(counters, self.tally.alive.len() as u64),
+            redactions: self.redactor.counts(),
+            cost: Cost { user_cpu_ns: self.tally.user_cpu_ns, frame_bytes: self.writer.frame_bytes() },
+        };
+        let totals = totals(counters, missed, self.tally.duplicates);
+        let unexplained = (0..abi::CLASSES)
+            .map(|class| {
+                let known = self.tally.taken[class] + counters.lost_ring[class] + counters.lost_read[class];
+                counters.observed[class].saturating_sub(known)
+            })
+            .sum();
+        // The writer is consumed, and the rest is still needed to send what it gives.
+        let Self { writer, mut sink, mut tally, .. } = self;
+        let mut totals_in_seal = glasshouse_schema::Counters::default();
+        let mut sealed = seal.clone();
+        for frame in writer.seal(totals, seal) {
+            if let (true, Ok(last)) = (frame.is_seal, Frame::decode(&frame.bytes)) {
+                totals_in_seal = last.header.counters;
+                sealed = last.seal.unwrap_or(sealed);
+            }
+            tally.frames += 1;
+            tally.head = Some(frame.digest);
+            sink.frame(frame);
+        }
+        SealReport {
+            counters: totals_in_seal,
+            seal: sealed,
+            frames: tally.frames,
+            head: tally.head.unwrap_or(Digest::ZERO),
+            recorded,
+            unexplained,
+            still_alive: tally.alive.len() as u64,
+            kernel: KernelCounts { raw: *counters, missed_runs: missed },
+        }
+    }
+}
+
+/// Per class: what happened and what of it the kernel side lost.
+fn totals(counters: &abi::Counters, missed: MissedRuns, duplicates: u64) -> SealTotals {
+    let [process, syscall, cgroup] = missed;
+    // A system call program that could not run may have missed a fact of any of its classes.
+    let missed = [process, syscall, syscall, syscall, cgroup];
+    let mut totals = SealTotals::default();
+    for (class, missed) in missed.into_iter().enumerate() {
+        // A cgroup or process that is not followed, and a run that was missed, stand for at least one fact each.
+        let unseen = counters.lost_map[class] + missed;
+        totals.observed[class] = counters.observed[class] + unseen;
+        totals.lost[class] = counters.lost_ring[class] + counters.lost_read[class] + unseen;
+    }
+    // Not a fact of its own.
+    totals.observed[Class::Process as usize] -= duplicates.min(totals.observed[Class::Process as usize]);
+    totals
+}
+
+fn by_name(counts: &[u64]) -> Vec<(String, u64)> {
+    counts
+        .iter()
+        .enumerate()
+        .filter(|(_, count)| **count > 0)
+        .map(|(number, count)| {
+            let name = syscalls::Sysno::new(number)
+                .map_or_else(|| format!("syscall_{number}"), |known| known.name().to_owned());
+            (name, *count)
+        })
+        .collect()
+}
+
+fn blind_spots(counters: &abi::Counters, still_alive: u64) -> Vec<String> {
+    [
+        ("compat syscalls", counters.compat_syscalls),
+        ("io_uring instances", counters.io_uring_setups),
+        ("connects to other address families", counters.other_family_connects),
+        ("processes alive at the seal", still_alive),
+    ]
+    .into_iter()
+    .filter(|(_, count)| *count > 0)
+    .map(|(what, count)| format!("{what}: {count}"))
+    .collect()
 }
 
 /// The thread's state.
@@ -137,4 +239,213 @@ pub(crate) struct Drain {
     decoder: Decoder,
     /// Records of slots that nobody watches any more.
     strays: u64,
+}
+
+impl Drain {
+    /// Prepares the thread: the rings are registered to wake it.
+    pub(crate) fn new(
+        process: (Ring, BorrowedFd<'_>),
+        activity: (Ring, BorrowedFd<'_>),
+        maps: Arc<Mutex<Maps>>,
+        missed: Arc<dyn Fn() -> MissedRuns + Send + Sync>,
+        commands: Receiver<Command>,
+        interval: Duration,
+    ) -> Result<Self, ProbeError> {
+        let failed =
+            |step| move |errno: nix::Error| ProbeError::Ring { step, source: io::Error::from(errno) };
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("epoll_create"))?;
+        let wake =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed("eventfd"))?;
+        // Edge-triggered: a ring that merely holds something does not wake the thread, the kernel's wake-up does.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        for fd in [process.1, activity.1, wake.as_fd()] {
+            epoll.add(fd, EpollEvent::new(flags, 0)).map_err(failed("epoll_ctl"))?;
+        }
+        Ok(Self {
+            process_ring: process.0,
+            activity_ring: activity.0,
+            maps,
+            missed,
+            commands,
+            interval,
+            epoll,
+            wake: Arc::new(wake),
+            watched: HashMap::new(),
+            decoder: Decoder::default(),
+            strays: 0,
+        })
+    }
+
+    /// What wakes the thread after a command was sent.
+    pub(crate) fn waker(&self) -> Arc<EventFd> {
+        Arc::clone(&self.wake)
+    }
+
+    /// Runs until [`Command::Stop`] or until nobody can send commands any more.
+    pub(crate) fn run(mut self) {
+        let mut pending = VecDeque::new();
+        loop {
+            let mut stop = self.receive(&mut pending);
+            while let Some(command) = pending.pop_front() {
+                match command {
+                    Command::Watch(watched) => self.begin(watched),
+                    Command::Seal(slot, reply) => {
+                        // Nobody waits any more when the owner gave up: the execution is unwatched all the same.
+                        let _ = reply.send(self.seal(slot, &mut pending));
+                    }
+                    Command::Drop(slot) => self.forget(slot),
+                    Command::Stop => stop = true,
+                }
+            }
+            if stop {
+                break;
+            }
+            let until = self.producer_positions();
+            self.drain(until, &mut pending);
+            self.flush_old();
+            if pending.is_empty() {
+                self.wait();
+            }
+        }
+        if self.strays > 0 {
+            tracing::debug!(records = self.strays, "records came after their execution was sealed");
+        }
+    }
+
+    /// Takes all commands that were sent; true when the thread is to end.
+    fn receive(&mut self, pending: &mut VecDeque<Command>) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Watch(watched)) => self.begin(watched),
+                Ok(command) => pending.push_back(command),
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => return true,
+            }
+        }
+    }
+
+    fn begin(&mut self, watched: Box<Watched>) {
+        self.watched.insert(watched.slot.index, watched);
+    }
+
+    fn wait(&self) {
+        let timeout = match self.watched.is_empty() {
+            true => EpollTimeout::NONE,
+            false => EpollTimeout::try_from(self.interval).unwrap_or(EpollTimeout::from(10u8)),
+        };
+        let mut events = [EpollEvent::empty(); 3];
+        // Interrupted or not, the loop looks at everything.
+        let _ = self.epoll.wait(&mut events, timeout);
+        let _ = self.wake.read();
+    }
+
+    fn producer_positions(&self) -> (u64, u64) {
+        (self.process_ring.producer_position(), self.activity_ring.producer_position())
+    }
+
+    fn reached(&self, until: (u64, u64)) -> bool {
+        self.process_ring.position() >= until.0 && self.activity_ring.position() >= until.1
+    }
+
+    /// Empties both rings up to these positions.
+    fn drain(&mut self, until: (u64, u64), pending: &mut VecDeque<Command>) {
+        let before = thread_cpu_ns();
+        let mut records = 0;
+        let Self { process_ring, activity_ring, watched, decoder, strays, commands, .. } = self;
+        let mut take = |bytes: &[u8]| {
+            let Some(record) = Record::parse(bytes) else {
+                *strays += 1;
+                return;
+            };
+            let slot = Slot { index: record.header.slot, generation: record.header.generation };
+            let is_known = |watched: &HashMap<u32, Box<Watched>>| {
+                watched.get(&slot.index).is_some_and(|of| of.slot == slot)
+            };
+            if !is_known(watched) {
+                // Its command was sent before its cgroup was armed, so it is here if there is one.
+                while let Ok(command) = commands.try_recv() {
+                    match command {
+                        Command::Watch(new) => {
+                            watched.insert(new.slot.index, new);
+                        }
+                        command => pending.push_back(command),
+                    }
+                }
+            }
+            match watched.get_mut(&slot.index).filter(|of| of.slot == slot) {
+                Some(of) => {
+                    records += 1;
+                    of.record(decoder, &record);
+                }
+                None => *strays += 1,
+            }
+        };
+        process_ring.drain(until.0, &mut take);
+        activity_ring.drain(until.1, &mut take);
+        if records == 0 {
+            return;
+        }
+        let spent = thread_cpu_ns().saturating_sub(before);
+        for of in self.watched.values_mut() {
+            of.tally.user_cpu_ns += spent * std::mem::take(&mut of.tally.batch_records) / records;
+        }
+    }
+
+    fn flush_old(&mut self) {
+        let now = boot_ns();
+        for of in self.watched.values_mut() {
+            if let Some(frame) = of.writer.flush_if_older(now) {
+                of.send(frame);
+            }
+        }
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        // The maps hold no invariant that a panic elsewhere could have broken.
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the recording, drains to where the producers stand then, and sends the last frame.
+    fn seal(&mut self, slot: Slot, pending: &mut VecDeque<Command>) -> Result<SealReport, ProbeError> {
+        let Some(cgroup_id) =
+            self.watched.get(&slot.index).filter(|of| of.slot == slot).map(|of| of.cgroup_id)
+        else {
+            return Err(ProbeError::Stopped);
+        };
+        let recorded = self.maps().stop(slot, cgroup_id);
+        let deadline = Instant::now() + SETTLE;
+        let mut until = self.producer_positions();
+        let counters = loop {
+            self.drain(until, pending);
+            let counters = self.maps().counters(slot);
+            let settled = match (&counters, self.watched.get(&slot.index)) {
+                (Ok(counters), Some(of)) => self.reached(until) && of.tally.accounts_for(counters),
+                _ => true,
+            };
+            if settled || Instant::now() >= deadline {
+                break counters;
+            }
+            // A program on another CPU had begun before the recording stopped: its record is about to come.
+            std::thread::yield_now();
+            until = self.producer_positions();
+        };
+        let syscalls = self.maps().syscalls(slot);
+        let missed_now = (self.missed)();
+        let Some(of) = self.watched.remove(&slot.index) else {
+            return Err(ProbeError::Stopped);
+        };
+        self.maps().remove(slot, cgroup_id, !of.tally.alive.is_empty());
+        let (recorded, counters, syscalls) = (recorded?, counters?, syscalls?);
+        let missed =
+            std::array::from_fn(|of_kind| missed_now[of_kind].saturating_sub(of.missed_before[of_kind]));
+        Ok(of.seal(&counters, syscalls.as_slice(), missed, recorded))
+    }
+
+    fn forget(&mut self, slot: Slot) {
+        if self.watched.get(&slot.index).is_some_and(|of| of.slot == slot)
+            && let Some(of) = self.watched.remove(&slot.index)
+        {
+            self.maps().remove(slot, of.cgroup_id, true);
+        }
+    }
 }

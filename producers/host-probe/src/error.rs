@@ -7,7 +7,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The system has no BPF.
-    #[error("the host probe needs Linux; this build is for {os}. Run the command with profiling disabled, or on a Linux node")]
+    #[error(
+        "the host probe needs Linux; this build is for {os}. Run the command with profiling disabled, or on a Linux node"
+    )]
     Unsupported {
         /// The system of this build.
         os: &'static str,
@@ -53,7 +55,9 @@ pub enum ProbeError {
         reason: String,
     },
     /// The kernel lacks a hook.
-    #[error("this kernel has no tracepoint {hook}, which program {program} needs: Linux 5.17 or newer is required ({reason})")]
+    #[error(
+        "this kernel has no tracepoint {hook}, which program {program} needs: Linux 5.17 or newer is required ({reason})"
+    )]
     HookMissing {
         /// The program.
         program: &'static str,
@@ -106,7 +110,9 @@ pub enum ProbeError {
         expected: &'static str,
     },
     /// All slots are taken.
-    #[error("the probe watches {max} executions already, its configured maximum; raise max_executions or wait for one to end")]
+    #[error(
+        "the probe watches {max} executions already, its configured maximum; raise max_executions or wait for one to end"
+    )]
     TooManyExecutions {
         /// The maximum.
         max: u32,

@@ -23,7 +23,10 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")
 )]
 
+mod clock;
+pub mod controller;
 pub mod decode;
+pub mod doctor;
 pub mod error;
 pub mod options;
 pub mod paths;
@@ -40,13 +43,12 @@ mod probe;
 #[cfg(target_os = "linux")]
 mod ring;
 
-pub mod doctor;
-
 #[cfg(not(target_os = "linux"))]
 mod stub;
 #[cfg(not(target_os = "linux"))]
 use stub as probe;
 
+pub use controller::EbpfController;
 pub use error::ProbeError;
 pub use options::LoadOptions;
 pub use probe::{HostProbe, Watch};

@@ -40,7 +40,8 @@ pub(crate) struct Maps {
 
 fn failed(map: &'static str, action: &'static str) -> impl Fn(MapError) -> ProbeError {
     move |error| {
-        let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+        let source =
+            std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
         ProbeError::Map { map, action, reason: format!("{error}{source}") }
     }
 }
@@ -135,8 +136,13 @@ impl Maps {
     pub(crate) fn remove(&mut self, slot: Slot, cgroup_id: u64, processes_left: bool) {
         // Absent when the cgroup was never armed; a nested one may be removed by the kernel at the same time.
         let _ = self.watched.remove(&cgroup_id);
-        let nested: Vec<u64> =
-            self.watched.iter().flatten().filter(|(_, value)| *value == slot.value()).map(|(id, _)| id).collect();
+        let nested: Vec<u64> = self
+            .watched
+            .iter()
+            .flatten()
+            .filter(|(_, value)| *value == slot.value())
+            .map(|(id, _)| id)
+            .collect();
         for id in nested {
             let _ = self.watched.remove(&id);
         }

@@ -44,7 +44,8 @@ impl Default for LoadOptions {
 impl LoadOptions {
     /// The defaults, with `object_dir` from `GLASSHOUSE_BPF_DIR` when that is set and not empty.
     pub fn from_env() -> Self {
-        let object_dir = std::env::var_os("GLASSHOUSE_BPF_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let object_dir =
+            std::env::var_os("GLASSHOUSE_BPF_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
         Self { object_dir, ..Self::default() }
     }
 
@@ -53,9 +54,10 @@ impl LoadOptions {
         let bad = |option, value: u32, expected| {
             Err(ProbeError::BadOption { option, value: u64::from(value), expected })
         };
-        for (option, bytes) in
-            [("process_ring_bytes", self.process_ring_bytes), ("activity_ring_bytes", self.activity_ring_bytes)]
-        {
+        for (option, bytes) in [
+            ("process_ring_bytes", self.process_ring_bytes),
+            ("activity_ring_bytes", self.activity_ring_bytes),
+        ] {
             if !bytes.is_power_of_two() || !(64 * 1024..=1 << 30).contains(&bytes) {
                 return bad(option, bytes, "a power of two from 64 KiB to 1 GiB");
             }
@@ -69,7 +71,9 @@ impl LoadOptions {
                 return bad(option, count, "from 1 to 1048576");
             }
         }
-        if self.wakeup_bytes == 0 || self.wakeup_bytes > self.process_ring_bytes.min(self.activity_ring_bytes) / 2 {
+        if self.wakeup_bytes == 0
+            || self.wakeup_bytes > self.process_ring_bytes.min(self.activity_ring_bytes) / 2
+        {
             return bad("wakeup_bytes", self.wakeup_bytes, "from 1 to half of the smaller ring");
         }
         Ok(())

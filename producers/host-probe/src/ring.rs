@@ -4,7 +4,10 @@
 //! other executions keep the ring; aya's reader does not tell. The layout is user ABI: one page with the consumer's
 //! position (writable), one with the producer's, then the data, mapped twice so that no record is split.
 
-#![allow(unsafe_code, reason = "shared memory with the kernel: one mapping, two positions, records in between")]
+#![allow(
+    unsafe_code,
+    reason = "shared memory with the kernel: one mapping, two positions, records in between"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

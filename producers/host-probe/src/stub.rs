@@ -29,8 +29,8 @@ impl HostProbe {
         match self.never {}
     }
 
-    /// Names of the attached programs.
-    pub fn programs(&self) -> Vec<&'static str> {
+    /// The tracepoints that are attached.
+    pub fn hooks(&self) -> Vec<&'static str> {
         match self.never {}
     }
 }

@@ -13,11 +13,11 @@ mod codec;
 mod writer;
 
 pub use codec::{DecodeError, MAX_FRAME_BYTES};
-pub use writer::{EncodedFrame, FrameWriter, FrameWriterConfig, SealTotals};
+pub use writer::{EncodedFrame, FrameWriter, FrameWriterConfig, MAX_FLUSH_BYTES, SealTotals};
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Counters, PathRef};
+use crate::event::{Class, Counters, PathRef};
 use crate::ids::{Digest, ExecutionId, NodeId, ProcessKey, Vantage};
 
 /// One decoded frame, borrowing from the bytes it was read from.
@@ -219,4 +219,13 @@ pub struct Cost {
     pub user_cpu_ns: u64,
     /// Bytes of frames.
     pub frame_bytes: u64,
+}
+
+impl Seal {
+    /// The facts that the seal itself holds, folded into counts: calls of class `syscall`, escaped tasks of class
+    /// `other`. The header's counters of these classes name as many as collapsed.
+    pub fn folded(&self) -> [(Class, u64); 2] {
+        let calls = self.syscalls.iter().fold(0u64, |sum, (_, count)| sum.saturating_add(*count));
+        [(Class::Syscall, calls), (Class::Other, self.escaped_tasks)]
+    }
 }

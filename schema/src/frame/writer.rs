@@ -28,6 +28,10 @@ pub struct EncodedFrame {
     pub is_seal: bool,
 }
 
+/// Most that [`FrameWriterConfig::flush_bytes`] can be: the estimate is at worst a third of what the events take, and one
+/// more event still has to fit below [`MAX_FRAME_BYTES`].
+pub const MAX_FLUSH_BYTES: usize = MAX_FRAME_BYTES / 4;
+
 /// Which chain a writer writes, and when it flushes.
 #[derive(Debug, Clone)]
 pub struct FrameWriterConfig {
@@ -41,7 +45,7 @@ pub struct FrameWriterConfig {
     pub epoch: u64,
     /// Unix time minus CLOCK_BOOTTIME in nanoseconds.
     pub unix_minus_boot_ns: i64,
-    /// A frame is flushed once its events take about this many bytes.
+    /// A frame is flushed once its events take about this many bytes. No more than [`MAX_FLUSH_BYTES`] is used.
     pub flush_bytes: usize,
     /// A frame is flushed once its first event is this old.
     pub flush_age: Duration,
@@ -77,6 +81,9 @@ pub struct SealTotals {
     pub lost: [u64; 5],
 }
 
+/// About how many bytes an event takes, its paths, arguments and process set aside.
+const EVENT_BYTES: usize = 16;
+
 /// The writer of one chain. Push events, send out each frame it returns, and seal it at the end.
 ///
 /// Equal events of a frame are collapsed into one with a count; `delivered` and `collapsed` are counted here.
@@ -90,15 +97,20 @@ pub struct FrameWriter {
     batch: Batch,
 }
 
-/// The events of the frame being built; buffers are kept from frame to frame.
+/// The events of the frame being built, `after_ns` holding their whole time; buffers are kept from frame to frame.
 #[derive(Debug, Default)]
 struct Batch {
-    base_boot_ns: u64,
+    /// Time of the event that came first.
+    first_boot_ns: u64,
+    /// About how many bytes the events take.
     bytes: usize,
     processes: Vec<ProcessKey>,
     process_index: HashMap<ProcessKey, u32>,
     paths: Vec<(Box<[u8]>, PathFlags)>,
-    path_index: HashMap<(Box<[u8]>, PathFlags), u32>,
+    /// By the path's bytes and a last byte of its flags.
+    path_index: HashMap<Box<[u8]>, u32>,
+    /// Where such a key is put together, so that looking up a known path allocates nothing.
+    path_key: Vec<u8>,
     open_index: HashMap<(u32, u32, u32, i32), usize>,
     forks: Vec<Fork>,
     execs: Vec<OwnedExec>,
@@ -121,9 +133,23 @@ struct OwnedConnect {
     address: Box<[u8]>,
 }
 
+impl OwnedExec {
+    fn borrowed(&self) -> Exec<'_> {
+        let argv = self.argv.iter().map(|argument| serde_bytes::Bytes::new(argument)).collect();
+        Exec { argv, ..self.exec.clone() }
+    }
+}
+
+impl OwnedConnect {
+    fn borrowed(&self) -> Connect<'_> {
+        Connect { address: &self.address, ..self.connect.clone() }
+    }
+}
+
 impl FrameWriter {
     /// A writer at the beginning of its chain.
-    pub fn new(config: FrameWriterConfig) -> Self {
+    pub fn new(mut config: FrameWriterConfig) -> Self {
+        config.flush_bytes = config.flush_bytes.min(MAX_FLUSH_BYTES);
         Self {
             config,
             seq: 0,
@@ -170,7 +196,7 @@ impl FrameWriter {
 
     /// Gives the frame of what was pushed, if its first event is older than the flush age at `boot_ns`.
     pub fn flush_if_older(&mut self, boot_ns: u64) -> Option<EncodedFrame> {
-        let age = boot_ns.saturating_sub(self.batch.base_boot_ns);
+        let age = boot_ns.saturating_sub(self.batch.first_boot_ns);
         (u128::from(age) >= self.config.flush_age.as_nanos()).then(|| self.flush()).flatten()
     }
 
@@ -182,9 +208,16 @@ impl FrameWriter {
     /// Ends the chain with the totals. A fact that the kernel counted and that is neither delivered, collapsed nor
     /// known to be lost is counted as lost: a difference is never assumed away.
     ///
+    /// What the seal itself holds is accounted for too: its syscall counts are the collapsed facts of class `syscall`,
+    /// its escaped tasks those of class `other`.
+    ///
     /// More than one frame comes back when events were still waiting.
     pub fn seal(mut self, totals: SealTotals, mut seal: Seal) -> Vec<EncodedFrame> {
         let mut frames: Vec<EncodedFrame> = self.flush().into_iter().collect();
+        for (class, folded) in seal.folded() {
+            let counters = self.counters.class_mut(class);
+            counters.collapsed = counters.collapsed.saturating_add(folded);
+        }
         for class in Class::ALL {
             let counters = self.counters.class_mut(class);
             let known = counters.delivered.saturating_add(counters.collapsed);
@@ -245,13 +278,11 @@ impl Batch {
     /// Adds an event; says whether it was collapsed into an equal one.
     fn push(&mut self, event: &Event<'_>) -> bool {
         if self.is_empty() {
-            self.base_boot_ns = event.boot_ns;
+            self.first_boot_ns = event.boot_ns;
         }
-        // Records of two rings (and of two CPUs) come slightly out of order: the earliest of a frame is not
-        // always its first, and a time before the base is written as the base.
-        let after_ns = event.boot_ns.saturating_sub(self.base_boot_ns);
+        let after_ns = event.boot_ns;
         let process = self.process(event.process);
-        self.bytes += 16;
+        self.bytes += EVENT_BYTES;
         match event.fact {
             Fact::Fork { child } => {
                 let child = self.process(child);
@@ -273,7 +304,13 @@ impl Batch {
                 let next = self.opens.len();
                 let index = *self.open_index.entry((process, path, flags, result)).or_insert(next);
                 if let Some(open) = self.opens.get_mut(index) {
-                    open.count = open.count.saturating_add(1);
+                    // It takes no more room than it did.
+                    self.bytes -= EVENT_BYTES;
+                    open.count += 1;
+                    if open.count == u32::MAX {
+                        // The next one needs an event of its own.
+                        self.open_index.remove(&(process, path, flags, result));
+                    }
                     return true;
                 }
                 self.opens.push(Open { after_ns, process, path, flags, result, count: 1 });
@@ -311,14 +348,16 @@ impl Batch {
     }
 
     fn path(&mut self, path: PathRef<'_>) -> u32 {
-        let key = (Box::<[u8]>::from(path.bytes), path.flags);
-        if let Some(index) = self.path_index.get(&key) {
+        self.path_key.clear();
+        self.path_key.extend_from_slice(path.bytes);
+        self.path_key.push(path.flags.0);
+        if let Some(index) = self.path_index.get(&*self.path_key) {
             return *index;
         }
         let index = self.paths.len() as u32;
         self.bytes += path.bytes.len() + 6;
-        self.paths.push(key.clone());
-        self.path_index.insert(key, index);
+        self.paths.push((Box::from(path.bytes), path.flags));
+        self.path_index.insert(Box::from(&*self.path_key), index);
         index
     }
 
@@ -339,25 +378,23 @@ impl Batch {
     }
 
     fn body(&self) -> Body<'_> {
-        Body {
-            base_boot_ns: self.base_boot_ns,
+        let mut body = Body {
+            base_boot_ns: 0,
             processes: self.processes.clone(),
             paths: self.paths.iter().map(|(bytes, flags)| PathRef { bytes, flags: *flags }).collect(),
             forks: self.forks.clone(),
-            execs: self.execs.iter().map(|owned| -> Exec<'_> {
-                let argv = owned.argv.iter().map(|argument| serde_bytes::Bytes::new(argument)).collect();
-                Exec { argv, ..owned.exec.clone() }
-            }).collect(),
+            execs: self.execs.iter().map(OwnedExec::borrowed).collect(),
             exits: self.exits.clone(),
             opens: self.opens.clone(),
             deletes: self.deletes.clone(),
             renames: self.renames.clone(),
-            connects: self
-                .connects
-                .iter()
-                .map(|owned| -> Connect<'_> { Connect { address: &owned.address, ..owned.connect.clone() } })
-                .collect(),
-        }
+            connects: self.connects.iter().map(OwnedConnect::borrowed).collect(),
+        };
+        // Records of two rings (and of two CPUs) come slightly out of order: the earliest of a frame is not always
+        // its first.
+        let base_boot_ns = body.times().map(|time| *time).min().unwrap_or(0);
+        body.times().for_each(|time| *time -= base_boot_ns);
+        Body { base_boot_ns, ..body }
     }
 
     fn clear(&mut self) {

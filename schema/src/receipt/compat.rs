@@ -50,6 +50,15 @@ impl Receipt {
     }
 }
 
+/// Writers of the older grammars wrote `null` for an empty list or map.
+fn null_is_empty<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: serde::Deserializer<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 /// A receipt of grammar v0.3.0, to the letter. Reading is lenient enough for v0.2, which called `version`
 /// `receipt_version` and lacked `provenance`, `observation_mode`, `completeness`, `execution` and `policy`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,9 +83,9 @@ pub struct ReceiptV03 {
     pub outcome: Outcome,
     #[serde(default)]
     pub timing: Timing,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub process_tree: Vec<ProcessV03>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub processes: Vec<FlatProcess>,
     #[serde(default)]
     pub filesystem: FilesystemV03,
@@ -96,7 +105,7 @@ pub struct ReceiptV03 {
     pub duration_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_is_empty", skip_serializing_if = "Vec::is_empty")]
     pub redactions: Vec<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
@@ -109,7 +118,7 @@ pub struct ProcessV03 {
     pub pid: u32,
     pub ppid: u32,
     pub exe: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub argv: Vec<String>,
     #[serde(default)]
     pub working_dir: String,
@@ -120,9 +129,13 @@ pub struct ProcessV03 {
 #[serde(default)]
 #[allow(missing_docs, reason = "the fields of the established grammar, documented at Receipt")]
 pub struct FilesystemV03 {
+    #[serde(deserialize_with = "null_is_empty")]
     pub reads: Vec<String>,
+    #[serde(deserialize_with = "null_is_empty")]
     pub writes: Vec<String>,
+    #[serde(deserialize_with = "null_is_empty")]
     pub deletes: Vec<String>,
+    #[serde(deserialize_with = "null_is_empty")]
     pub policy_violations: Vec<String>,
 }
 
@@ -131,7 +144,9 @@ pub struct FilesystemV03 {
 #[serde(default)]
 #[allow(missing_docs, reason = "the fields of the established grammar, documented at Receipt")]
 pub struct NetworkV03 {
+    #[serde(deserialize_with = "null_is_empty")]
     pub connections: Vec<super::Connection>,
+    #[serde(deserialize_with = "null_is_empty")]
     pub attempts: Vec<super::Attempt>,
     pub bytes_sent: u64,
     pub bytes_received: u64,
@@ -142,7 +157,9 @@ pub struct NetworkV03 {
 #[serde(default)]
 #[allow(missing_docs, reason = "the fields of the established grammar, documented at Receipt")]
 pub struct SyscallsV03 {
+    #[serde(deserialize_with = "null_is_empty")]
     pub counts: std::collections::BTreeMap<String, u64>,
+    #[serde(deserialize_with = "null_is_empty")]
     pub denied: Vec<String>,
 }
 

@@ -262,6 +262,7 @@ pub struct Attempt {
     /// `ok`, or the errno's name such as `ECONNREFUSED`.
     pub result: String,
     /// What enforcement said, empty for nothing.
+    #[serde(default)]
     pub policy: String,
 }
 
@@ -415,7 +416,8 @@ pub struct Incomplete {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vantage: Option<Vantage>,
     /// A stable word: `seal_missing`, `lost_events`, `chain_broken`, `frames_missing`, `counters_differ`,
-    /// `tasks_escaped`, `vantage_unavailable`, `producer_dead`, `lifecycle_missing`, `several_epochs`, `bypassed`.
+    /// `tasks_escaped`, `vantage_unavailable`, `producer_dead`, `lifecycle_missing`, `lifecycle_conflict`,
+    /// `several_epochs`, `bypassed`; `counters_unknown` in a receipt of an older grammar.
     pub reason: String,
     /// The class it is about, where it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -429,7 +431,7 @@ pub struct Incomplete {
 pub struct Cap {
     /// The list.
     pub list: String,
-    /// How many entries it may have. Those that sort first stay.
+    /// How many entries it may have, or bytes of text where the list is named `… (bytes)`. Those that sort first stay.
     pub limit: u64,
     /// How many events are about entries that were left out.
     #[serde(with = "decimal")]
@@ -504,11 +506,11 @@ pub struct ChainHead {
     #[serde(with = "decimal")]
     #[schemars(with = "String")]
     pub epoch: u64,
-    /// Frames that were folded, decimal.
+    /// Frames of the part of the chain that is whole from its beginning, decimal.
     #[serde(with = "decimal")]
     #[schemars(with = "String")]
     pub frames: u64,
-    /// Digest of the last frame of the whole part of the chain.
+    /// Digest of the last frame of that part.
     pub head: Digest,
 }
 

@@ -1,0 +1,52 @@
+//! `glasshouse-aggregator`: frames become receipts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use glasshouse_aggregator::{Config, run};
+
+/// Folds the events on a NATS server into receipts
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "SIGTERM and SIGINT finish what is in hand and stop.\n\nExamples:\n  \
+                  glasshouse-aggregator --nats nats://127.0.0.1:4222\n  \
+                  GLASSHOUSE_NATS=nats://bus:4222 glasshouse-aggregator --name aggregator-1 --json-logs"
+)]
+struct Args {
+    /// NATS server
+    #[arg(long, env = "GLASSHOUSE_NATS", value_name = "URL", default_value = "nats://127.0.0.1:4222")]
+    nats: String,
+    /// NATS credentials file
+    #[arg(long, env = "GLASSHOUSE_NATS_CREDS", value_name = "FILE")]
+    creds: Option<PathBuf>,
+    /// Name of this worker in headers and dead letters
+    #[arg(long, env = "GLASSHOUSE_WORKER", default_value = "aggregator")]
+    name: String,
+    /// Log lines as JSON
+    #[arg(long, env = "GLASSHOUSE_JSON_LOGS")]
+    json_logs: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let telemetry = match glasshouse_telemetry::init("glasshouse-aggregator", "info", args.json_logs) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            eprintln!("glasshouse-aggregator: error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let config = Config { url: args.nats, credentials: args.creds, name: args.name };
+    let result = run(config, glasshouse_telemetry::stop_signal()).await;
+    telemetry.shutdown();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("glasshouse-aggregator: error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

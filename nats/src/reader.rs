@@ -1,0 +1,276 @@
+//! Reading streams in order, without acknowledgements: the reader remembers where it is, the server does not.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
+use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
+use futures::StreamExt;
+use glasshouse_schema::lifecycle::PhaseName;
+use glasshouse_schema::{ExecutionId, subject};
+use tokio::sync::watch;
+
+use crate::body::Document;
+use crate::connect::Bus;
+use crate::error::{Error, ErrorKind};
+use crate::retry::Backoff;
+use crate::store::StoredMessage;
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamStart {
+    /// With the oldest message that is still there.
+    Oldest,
+    /// With what comes after this moment.
+    New,
+    /// With this sequence, or the first one after it that is still there.
+    Sequence(u64),
+}
+
+/// What a stream is and where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamPosition {
+    /// When it was created, nanoseconds since the Unix epoch: a stream made anew has another identity, whatever its name.
+    pub created_unix_ns: i128,
+    /// The oldest sequence still there.
+    pub first_seq: u64,
+    /// The newest sequence ever given.
+    pub last_seq: u64,
+    /// How many messages it holds.
+    pub messages: u64,
+}
+
+/// Reads a stream in order from a sequence on, over reconnects and server restarts.
+///
+/// The underlying ordered consumer starts again from the stream's beginning if its server restarts before it delivered
+/// anything, so the sequence that comes next is kept here and what lies before it is never yielded twice.
+pub struct EventReader {
+    bus: Bus,
+    stream: String,
+    filters: Vec<String>,
+    next_seq: u64,
+    messages: Option<Ordered>,
+    connections: watch::Receiver<u64>,
+    pending: Option<u64>,
+    backoff: Backoff,
+}
+
+impl std::fmt::Debug for EventReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventReader").field("stream", &self.stream).field("next_seq", &self.next_seq).finish()
+    }
+}
+
+impl EventReader {
+    /// The sequence from which on nothing has been read.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// How many messages were waiting when the reader (re)connected or delivered last; `None` before it knows.
+    pub fn pending(&self) -> Option<u64> {
+        self.pending
+    }
+
+    /// The next message. Waits for ever if none comes, also while the server is away; fails only if reading on cannot
+    /// succeed without somebody's help. Safe to cancel.
+    pub async fn next(&mut self) -> Result<StoredMessage, Error> {
+        loop {
+            let Some(messages) = self.messages.as_mut() else {
+                match self.open().await {
+                    Ok(()) => continue,
+                    Err(error) if error.kind() == ErrorKind::Retryable => self.pause(&error).await,
+                    Err(error) => return Err(error),
+                }
+                continue;
+            };
+            let next = tokio::select! {
+                next = messages.next() => next,
+                // The consumer may be gone with the server; asking for it anew is quicker than missing its heartbeats.
+                Ok(()) = self.connections.changed() => {
+                    self.messages = None;
+                    continue;
+                }
+            };
+            match next {
+                Some(Ok(message)) => {
+                    let info = match message.info() {
+                        Ok(info) => info,
+                        Err(error) => return Err(Error::broker("read", &self.stream, error)),
+                    };
+                    let (stream_seq, pending) = (info.stream_sequence, info.pending);
+                    if stream_seq < self.next_seq {
+                        self.messages = None;
+                        continue;
+                    }
+                    self.backoff.reset();
+                    self.next_seq = stream_seq + 1;
+                    self.pending = Some(pending);
+                    let (message, _) = message.split();
+                    return Ok(StoredMessage {
+                        stream: self.stream.clone(),
+                        stream_seq,
+                        subject: message.subject.to_string(),
+                        headers: message.headers.unwrap_or_default(),
+                        payload: message.payload,
+                    });
+                }
+                Some(Err(error)) => {
+                    self.messages = None;
+                    let error = Error::broker("read", &self.stream, error);
+                    self.pause(&error).await;
+                }
+                None => self.messages = None,
+            }
+        }
+    }
+
+    async fn pause(&mut self, error: &Error) {
+        tracing::warn!(stream = self.stream, next_seq = self.next_seq, %error, "reading interrupted, trying again");
+        self.backoff.wait().await;
+    }
+
+    async fn open(&mut self) -> Result<(), Error> {
+        self.connections.mark_unchanged();
+        let config = OrderedConfig {
+            filter_subjects: self.filters.clone(),
+            // Sequences start at 1.
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next_seq.max(1) },
+            ..OrderedConfig::default()
+        };
+        let failed = |error: async_nats::Error| Error::broker("read", &self.stream, error);
+        let consumer: Consumer<OrderedConfig> = self
+            .bus
+            .jetstream()
+            .create_consumer_on_stream(config, self.stream.as_str())
+            .await
+            .map_err(|error| failed(error.into()))?;
+        self.pending = Some(consumer.cached_info().num_pending);
+        self.messages = Some(consumer.messages().await.map_err(|error| failed(error.into()))?);
+        Ok(())
+    }
+}
+
+/// Documents of a stream as they come, their bodies resolved and verified.
+#[derive(Debug)]
+pub struct Tail {
+    bus: Bus,
+    reader: EventReader,
+}
+
+impl Tail {
+    /// The next document. After [`ErrorKind::Poison`] the one after it can be asked for. Safe to cancel, except that what
+    /// was cancelled while its large body was being read is not yielded again.
+    pub async fn next(&mut self) -> Result<Document, Error> {
+        let message = self.reader.next().await?;
+        self.bus.resolve(message).await
+    }
+}
+
+impl Bus {
+    /// What a stream is and where it stands.
+    pub async fn position(&self, stream: &str) -> Result<StreamPosition, Error> {
+        let stream = self.stream(stream).await?;
+        let info = stream.cached_info();
+        Ok(StreamPosition {
+            created_unix_ns: info.created.unix_timestamp_nanos(),
+            first_seq: info.state.first_sequence,
+            last_seq: info.state.last_sequence,
+            messages: info.state.messages,
+        })
+    }
+
+    /// Reads GH_EVENTS from `start` on; `filters` are subjects from [`subject::stored_partition`] or
+    /// [`subject::stored_events_of`], none for everything.
+    pub async fn events(&self, start: StreamStart, filters: Vec<String>) -> Result<EventReader, Error> {
+        self.read(crate::EVENTS, start, filters).await
+    }
+
+    /// Reads any stream.
+    pub async fn read(
+        &self,
+        stream: &str,
+        start: StreamStart,
+        filters: Vec<String>,
+    ) -> Result<EventReader, Error> {
+        let next_seq = match start {
+            StreamStart::Oldest => 1,
+            StreamStart::Sequence(seq) => seq,
+            StreamStart::New => self.position(stream).await?.last_seq + 1,
+        };
+        let mut reader = EventReader {
+            bus: self.clone(),
+            stream: stream.to_owned(),
+            filters,
+            next_seq,
+            messages: None,
+            connections: self.connections(),
+            pending: None,
+            backoff: Backoff::forever(),
+        };
+        // Opened here, so that what is wrong now is said now.
+        reader.open().await?;
+        Ok(reader)
+    }
+
+    /// Receipts as they come.
+    pub async fn tail_receipts(&self, start: StreamStart) -> Result<Tail, Error> {
+        self.tail(crate::RECEIPTS, start, Vec::new()).await
+    }
+
+    /// Verdicts as they come.
+    pub async fn tail_verdicts(&self, start: StreamStart) -> Result<Tail, Error> {
+        self.tail(crate::VERDICTS, start, Vec::new()).await
+    }
+
+    async fn tail(&self, stream: &str, start: StreamStart, filters: Vec<String>) -> Result<Tail, Error> {
+        Ok(Tail { bus: self.clone(), reader: self.read(stream, start, filters).await? })
+    }
+
+    /// The sequence of the event that closed an execution, if it is closed.
+    pub async fn closed_at(&self, execution: ExecutionId) -> Result<Option<u64>, Error> {
+        let published = subject::lifecycle(None, execution, PhaseName::Closed);
+        let stored = subject::stored(crate::partition_of(execution), &published).unwrap_or_default();
+        let closed = self.last(crate::EVENTS, &stored, self.timeout()).await?;
+        Ok(closed.map(|closed| closed.stream_seq))
+    }
+
+    /// The receipt of an execution, if there is one.
+    pub async fn get_receipt(&self, execution: ExecutionId) -> Result<Option<Document>, Error> {
+        match self.last(crate::RECEIPTS, &subject::receipt(execution), self.timeout()).await? {
+            Some(message) => Ok(Some(self.resolve(message).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The receipt of an execution, waiting for it; `None` if there is none when the time is over.
+    pub async fn wait_receipt(
+        &self,
+        execution: ExecutionId,
+        timeout: Duration,
+    ) -> Result<Option<Document>, Error> {
+        let filters = vec![subject::receipt(execution)];
+        let first = async {
+            let mut tail = self.tail(crate::RECEIPTS, StreamStart::Oldest, filters).await?;
+            tail.next().await
+        };
+        match tokio::time::timeout(timeout, first).await {
+            Ok(result) => result.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Every verdict over an execution's receipt so far, oldest first.
+    pub async fn get_verdicts(&self, execution: ExecutionId) -> Result<Vec<Document>, Error> {
+        let filters = vec![subject::verdicts_of(execution)];
+        let mut reader = self.read(crate::VERDICTS, StreamStart::Oldest, filters).await?;
+        let mut verdicts = Vec::new();
+        while reader.pending().is_some_and(|pending| pending > 0) {
+            let message = match tokio::time::timeout(self.timeout(), reader.next()).await {
+                Ok(message) => message?,
+                Err(elapsed) => return Err(Error::broker("read", crate::VERDICTS, elapsed)),
+            };
+            verdicts.push(self.resolve(message).await?);
+        }
+        Ok(verdicts)
+    }
+}

@@ -1,0 +1,435 @@
+//! The backend `process`: a process of this node in its own cgroup v2.
+//!
+//! - The command starts in its cgroup (clone3), so profiling sees it from its first instruction and nothing of it
+//!   escapes the end: `cgroup.kill`, then `populated 0`.
+//! - Where no cgroup v2 can be made the command runs all the same, unobserved. What it leaves behind is then found by
+//!   process group and session; a command on the caller's own terminal shares ours, and then only the root is ended.
+//! - `max_rss_kb` is the kernel's figure for the process, which counts this process's pages up to the exec.
+//! - Dropped without `cleanup`, it kills what runs and removes what it can without waiting.
+
+#![allow(unsafe_code, reason = "pidfd_send_signal and waitid with rusage have no safe API")]
+
+mod cgroup;
+mod group;
+mod guest;
+mod pty;
+mod resolve;
+mod spawn;
+mod streams;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use glasshouse_execution::backend::{
+    BackendError, ExecutionBackend, ExitReport, ExitStatus, OutputReport, StartedProcess, StopSignal,
+};
+use glasshouse_execution::profiling::TargetIdentity;
+use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_schema::lifecycle::{Environment, Isolation, Rusage, Sandbox};
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+
+use self::cgroup::Cgroup;
+use self::resolve::Program;
+use self::spawn::{Held, Placement, Plan, Stage};
+use self::streams::{Prepared, Running};
+
+pub use self::streams::CAPTURE_BYTES;
+use crate::fd::watch;
+
+/// How long cleanup waits for killed processes to be gone before it reports them.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// The inode of the initial pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Runs a command as a process of this node.
+#[derive(Default)]
+pub struct ProcessBackend {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    cgroup: Option<Arc<Cgroup>>,
+    child: Option<Arc<Child>>,
+    streams: Option<Running>,
+    /// A signal that came before there was a process.
+    pending: Option<i32>,
+}
+
+/// The command's root.
+#[derive(Debug)]
+struct Child {
+    pid: i32,
+    pidfd: AsyncFd<OwnedFd>,
+    program: Program,
+    shares_group: bool,
+    /// Where there is no cgroup: its group or session is its own, so that its descendants can be found by it. It stays
+    /// a zombie until they are gone, so that its id stays its.
+    leads: bool,
+    gate: Mutex<Gate>,
+}
+
+#[derive(Debug)]
+struct Gate {
+    barrier: Option<OwnedFd>,
+    report: Option<OwnedFd>,
+    exit: Option<ExitReport>,
+    /// Until it is reaped.
+    root: Option<guest::Root>,
+}
+
+impl ProcessBackend {
+    /// A backend for one execution.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn child(&self) -> Result<Arc<Child>, BackendError> {
+        self.state()
+            .child
+            .clone()
+            .ok_or_else(|| BackendError::failed("using the command's process", "it was not started"))
+    }
+
+    fn hold(spec: &ExecutionSpec, streams: &Prepared, cgroup: &mut Option<Arc<Cgroup>>) -> Result<(Held, Child), BackendError> {
+        let program = Program::find(spec)?;
+        let failed = |error: io::Error| BackendError::failed("making the command's process", error);
+        let plan = Plan::new(spec, program.path()).map_err(failed)?;
+        let own_terminal = streams.has_own_terminal();
+        let placement = Placement { streams: streams.fds(), own_terminal, ..Placement::default() };
+        if let Some(found) = cgroup.clone() {
+            let placed = spawn::spawn(&plan, Placement { cgroup: Some(found.fd()), ..placement }).and_then(|held| {
+                match if held.is_in_cgroup { Ok(()) } else { found.add(held.pid) } {
+                    Ok(()) => Ok(held),
+                    Err(error) => {
+                        held.give_up();
+                        Err(error)
+                    }
+                }
+            });
+            match placed {
+                Ok(held) => {
+                    let child = Child::new(&held, program, !own_terminal, false).map_err(failed)?;
+                    return Ok((held, child));
+                }
+                Err(error) => {
+                    tracing::warn!(cgroup = %found.path().display(), error = %error, "no process can be put into the cgroup");
+                    found.remove();
+                    *cgroup = None;
+                }
+            }
+        }
+        let own_group = !own_terminal && !pty::is_terminal(0);
+        let held = spawn::spawn(&plan, Placement { own_group, ..placement }).map_err(failed)?;
+        let leads = own_group || own_terminal;
+        if !leads {
+            tracing::warn!("without a cgroup v2, processes that outlive the command on this terminal are not found");
+        }
+        let child = Child::new(&held, program, !leads, leads).map_err(failed)?;
+        Ok((held, child))
+    }
+
+    /// SIGKILL to all that can be found.
+    fn kill_all(cgroup: Option<&Cgroup>, child: Option<&Child>) -> io::Result<()> {
+        if let Some(child) = child {
+            child.signal(libc::SIGKILL)?;
+            if child.leads && child.gate().root.is_some() {
+                let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(child.pid), nix::sys::signal::SIGKILL);
+            }
+        }
+        cgroup.map_or(Ok(()), Cgroup::kill)
+    }
+
+    /// Returns when nothing of the execution is left but what could not be found.
+    async fn empty(cgroup: Option<&Cgroup>, child: Option<&Child>, kill: bool) -> io::Result<()> {
+        if let Some(child) = child {
+            if child.leads && child.gate().root.is_some() {
+                group::empty(child.pid, kill).await?;
+            }
+        }
+        match cgroup {
+            Some(cgroup) => cgroup.empty(kill).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Child {
+    fn new(held: &Held, program: Program, shares_group: bool, leads: bool) -> io::Result<Self> {
+        let gate = Gate { barrier: None, report: None, exit: None, root: Some(guest::Root::new(held.pid)) };
+        let pidfd = watch(held.pidfd.try_clone()?, Interest::READABLE)?;
+        Ok(Self { pid: held.pid, pidfd, program, shares_group, leads, gate: Mutex::new(gate) })
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A signal to the root. One that has ended takes none, which is no error.
+    fn signal(&self, number: i32) -> io::Result<()> {
+        let pidfd = self.pidfd.as_raw_fd();
+        // SAFETY: plain system call with a descriptor we own; no siginfo.
+        let sent = unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, pidfd, number, std::ptr::null::<libc::siginfo_t>(), 0)
+        };
+        match io::Error::last_os_error() {
+            error if sent < 0 && error.raw_os_error() != Some(libc::ESRCH) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for the root's end.
+    async fn ended(&self) -> io::Result<ExitReport> {
+        loop {
+            let mut ready = self.pidfd.readable().await?;
+            match self.exit(!self.leads)? {
+                Some(exit) => return Ok(exit),
+                None => ready.clear_ready(),
+            }
+        }
+    }
+
+    /// How the root ended, if it did; takes its zombie away when asked to.
+    fn exit(&self, reap: bool) -> io::Result<Option<ExitReport>> {
+        let mut gate = self.gate();
+        if gate.root.is_none() || (gate.exit.is_some() && !reap) {
+            return Ok(gate.exit.clone());
+        }
+        let mut options = libc::WEXITED | libc::WNOHANG;
+        if !reap {
+            options |= libc::WNOWAIT;
+        }
+        // SAFETY: both are plain data that the kernel fills; si_status is read for a child that has ended only.
+        let (pid, code, status, rusage) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let mut rusage: libc::rusage = std::mem::zeroed();
+            let pidfd = self.pidfd.as_raw_fd();
+            // The C library's waitid has no rusage, the kernel's has.
+            let waited =
+                libc::syscall(libc::SYS_waitid, libc::P_PIDFD, pidfd, &raw mut info, options, &raw mut rusage);
+            if waited < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            (info.si_pid(), info.si_code, info.si_status(), rusage)
+        };
+        if pid == 0 {
+            return Ok(None);
+        }
+        let status = match code {
+            libc::CLD_EXITED => ExitStatus::Code(status),
+            _ => ExitStatus::Signal(status),
+        };
+        if reap {
+            gate.root = None;
+        }
+        gate.exit = Some(ExitReport { status, rusage: Some(used(&rusage)) });
+        Ok(gate.exit.clone())
+    }
+}
+
+fn used(rusage: &libc::rusage) -> Rusage {
+    let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
+    Rusage {
+        cpu_time_ms: (micros(rusage.ru_utime) + micros(rusage.ru_stime)) / 1000,
+        max_rss_kb: u64::try_from(rusage.ru_maxrss).unwrap_or(0),
+    }
+}
+
+/// The root's id as the node's kernel knows it: inside of a pid namespace ours is another number, and a wrong one would
+/// make a probe wait for the wrong process.
+fn node_pid(pid: i32) -> Option<u32> {
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    (namespace == std::path::Path::new(INITIAL_PID_NAMESPACE)).then(|| u32::try_from(pid).ok()).flatten()
+}
+
+#[async_trait]
+impl ExecutionBackend for ProcessBackend {
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    fn isolation(&self) -> Isolation {
+        Isolation::Process
+    }
+
+    fn environment(&self) -> Environment {
+        let uname = nix::sys::utsname::uname().ok();
+        let kernel = uname.as_ref().map(|uname| uname.release().to_string_lossy().into_owned());
+        let arch = uname.as_ref().map(|uname| uname.machine().to_string_lossy().into_owned());
+        Environment {
+            runtime: "process".into(),
+            os: std::env::consts::OS.into(),
+            arch: arch.unwrap_or_else(|| std::env::consts::ARCH.into()),
+            kernel: kernel.unwrap_or_default(),
+            sandbox: Sandbox { network: "host".into() },
+        }
+    }
+
+    async fn prepare(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
+        if spec.guest_prep {
+            guest::prepare()?;
+            guest::reap_orphans()?;
+        }
+        match Cgroup::make(spec.id) {
+            Ok(cgroup) => self.state().cgroup = Some(Arc::new(cgroup)),
+            // Not an error: the command runs, and attaching says what it lacks.
+            Err(reason) => tracing::warn!(reason, "the command runs without a cgroup of its own"),
+        }
+        Ok(())
+    }
+
+    async fn start(&self, spec: &ExecutionSpec) -> Result<StartedProcess, BackendError> {
+        let connecting = |error: io::Error| BackendError::failed("connecting the standard streams", error);
+        let streams = Prepared::new(spec).map_err(connecting)?;
+        let mut state = self.state();
+        let (held, child) = Self::hold(spec, &streams, &mut state.cgroup)?;
+        let Held { pid, barrier, report, .. } = held;
+        {
+            let mut gate = child.gate();
+            (gate.barrier, gate.report) = (Some(barrier), Some(report));
+        }
+        let child = Arc::new(child);
+        state.child = Some(Arc::clone(&child));
+        state.streams = Some(streams.run().map_err(connecting)?);
+        if let Some(signal) = state.pending.take() {
+            child.signal(signal).map_err(|error| BackendError::failed("interrupting the command", error))?;
+        }
+        let cgroup_id = state.cgroup.as_ref().map(|cgroup| cgroup.id());
+        Ok(StartedProcess { identity: TargetIdentity { root_pid: node_pid(pid), cgroup_id } })
+    }
+
+    async fn release(&self) -> Result<(), BackendError> {
+        let failed = |error: io::Error| BackendError::failed("letting the command go", error);
+        let child = self.child()?;
+        let (barrier, report) = {
+            let mut gate = child.gate();
+            (gate.barrier.take(), gate.report.take())
+        };
+        let (Some(barrier), Some(report)) = (barrier, report) else {
+            return Err(BackendError::failed("letting the command go", "it was let go already"));
+        };
+        match nix::unistd::write(&barrier, b"g") {
+            // The held process was killed: waiting says by what.
+            Ok(_) | Err(nix::errno::Errno::EPIPE) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
+        drop(barrier);
+        let mut bytes = Vec::new();
+        pipe::Receiver::from_owned_fd(report).map_err(failed)?.read_to_end(&mut bytes).await.map_err(failed)?;
+        match spawn::read_report(&bytes) {
+            None => Ok(()),
+            Some((Stage::Exec, errno)) => Err(child.program.exec_error(errno)),
+            Some((stage, errno)) => {
+                let action = match stage {
+                    Stage::Workdir => "entering the working directory",
+                    Stage::Terminal => "giving the command a terminal",
+                    Stage::Streams | Stage::Exec => "connecting the standard streams",
+                };
+                Err(BackendError::failed(action, io::Error::from_raw_os_error(errno)))
+            }
+        }
+    }
+
+    async fn wait(&self) -> Result<ExitReport, BackendError> {
+        let child = self.child()?;
+        child.ended().await.map_err(|error| BackendError::failed("waiting for the command", error))
+    }
+
+    async fn drain(&self, wait_for_descendants: bool) -> Result<OutputReport, BackendError> {
+        let child = self.child()?;
+        let cgroup = self.state().cgroup.clone();
+        let ending = |error: io::Error| BackendError::failed("ending what the command left running", error);
+        Self::empty(cgroup.as_deref(), Some(&child), !wait_for_descendants).await.map_err(ending)?;
+        child.exit(true).map_err(ending)?;
+        let streams = self.state().streams.take();
+        match streams {
+            Some(mut streams) => streams.finish().await,
+            None => Ok(OutputReport::default()),
+        }
+    }
+
+    async fn kill(&self, signal: StopSignal) -> Result<(), BackendError> {
+        let mut state = self.state();
+        let number = match signal {
+            StopSignal::Kill => libc::SIGKILL,
+            StopSignal::Terminate => libc::SIGTERM,
+            StopSignal::Number(number) => number,
+        };
+        let Some(child) = &state.child else {
+            state.pending = Some(number);
+            return Ok(());
+        };
+        let killed = match signal {
+            StopSignal::Kill => Self::kill_all(state.cgroup.as_deref(), Some(child)),
+            StopSignal::Terminate | StopSignal::Number(_) => child.signal(number),
+        };
+        killed.map_err(|error| BackendError::failed(format!("sending signal {number} to the command"), error))
+    }
+
+    async fn cleanup(&self) -> Vec<String> {
+        let (child, cgroup, streams) = {
+            let mut state = self.state();
+            (state.child.clone(), state.cgroup.clone(), state.streams.take())
+        };
+        // Gives the caller's terminal back first, whatever takes time below.
+        drop(streams);
+        let mut left = Vec::new();
+        let gone = async {
+            Self::kill_all(cgroup.as_deref(), child.as_deref())?;
+            if let Some(child) = &child {
+                drop(child.gate().barrier.take());
+                child.ended().await?;
+            }
+            Self::empty(cgroup.as_deref(), child.as_deref(), true).await?;
+            if let Some(child) = &child {
+                child.exit(true)?;
+            }
+            Ok::<(), io::Error>(())
+        };
+        match tokio::time::timeout(GONE_WITHIN, gone).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => left.push(format!("ending the command's processes: {error}")),
+            Err(_) => left.push(format!("processes of the command are there {} s after SIGKILL", GONE_WITHIN.as_secs())),
+        }
+        if let Some(cgroup) = &cgroup {
+            let kept = cgroup.remove();
+            if kept.is_empty() {
+                self.state().cgroup = None;
+            }
+            left.extend(kept);
+        }
+        left
+    }
+
+    fn shares_process_group(&self) -> bool {
+        self.state().child.as_ref().is_some_and(|child| child.shares_group)
+    }
+
+    fn pidfd(&self) -> Option<OwnedFd> {
+        self.state().child.as_ref().and_then(|child| child.pidfd.get_ref().try_clone().ok())
+    }
+}
+
+impl Drop for ProcessBackend {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(child) = &state.child {
+            if child.gate().root.is_some() {
+                let _ = Self::kill_all(state.cgroup.as_deref(), Some(child));
+                let _ = child.exit(true);
+            }
+        }
+        if let Some(cgroup) = &state.cgroup {
+            cgroup.remove();
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Makes the command's process, held behind the start barrier.
+//!
+//! ```text
+//! parent                                 child
+//!   clone3 into the cgroup ────────────► own streams, default signals, nobody else's descriptors
+//!   …attach profiling…                   read(barrier)
+//!   write(barrier) ────────────────────► chdir, execve ─► the command
+//!   read(report) ◄── end of file: it runs ┘   └─ failed: (stage, errno) in the report, _exit
+//! ```
+//! - The parent has many threads, so between clone and exec the child calls async-signal-safe functions only and
+//!   allocates nothing: all it needs is made before.
+//! - The child closes every close-on-exec descriptor at once. Otherwise a child that is held would keep the pipes of
+//!   other executions open, and they would not see their ends.
+//! - End of file at the barrier (the parent is gone or gave up) ends the child without an instruction of the command.
+
+#![allow(unsafe_code, reason = "fork and exec by hand: no safe API holds a child before its exec")]
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::ptr;
+
+use glasshouse_execution::spec::ExecutionSpec;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+
+use crate::fd::owned;
+
+/// Flags of clone3 (linux/sched.h); libc's constants do not hold the upper half.
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// What the child was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Streams,
+    Terminal,
+    Workdir,
+    Exec,
+}
+
+impl Stage {
+    const ALL: [Self; 4] = [Self::Streams, Self::Terminal, Self::Workdir, Self::Exec];
+}
+
+/// All that the child needs.
+pub(super) struct Plan {
+    path: CString,
+    argv: Vec<CString>,
+    /// For a script without an interpreter line, which execvp(3) gives to the shell.
+    shell_argv: Vec<CString>,
+    env: Vec<CString>,
+    workdir: Option<CString>,
+}
+
+/// How the child is placed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Placement<'a> {
+    /// Its standard streams; `None` leaves the parent's.
+    pub(super) streams: [Option<RawFd>; 3],
+    /// It leads a session of its own whose terminal is its standard input.
+    pub(super) own_terminal: bool,
+    /// It leads a process group of its own.
+    pub(super) own_group: bool,
+    /// It starts in this cgroup.
+    pub(super) cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// A process that waits at the barrier.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    /// A byte lets it go, closing it ends it.
+    pub(super) barrier: OwnedFd,
+    /// Ends at the exec, or says what failed.
+    pub(super) report: OwnedFd,
+    /// The kernel put it into the cgroup at its birth.
+    pub(super) is_in_cgroup: bool,
+}
+
+impl Held {
+    /// Ends it before its first instruction and takes its zombie away.
+    pub(super) fn give_up(self) {
+        let Self { pid, barrier, .. } = self;
+        drop(barrier);
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+    }
+}
+
+impl Plan {
+    /// Fails for a NUL byte only, which the spec's validation finds before.
+    pub(super) fn new(spec: &ExecutionSpec, path: &Path) -> io::Result<Self> {
+        let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
+        let argv = spec.argv.iter().map(|argument| text(argument)).collect::<io::Result<Vec<_>>>()?;
+        let mut shell_argv = vec![c"/bin/sh".to_owned(), text(path.as_os_str())?];
+        shell_argv.extend(argv.iter().skip(1).cloned());
+        let pair = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            CString::new([name.into_vec(), value.into_vec()].join(&b'=')).map_err(io::Error::from)
+        };
+        let env = match &spec.env {
+            Some(env) => env.iter().cloned().map(pair).collect::<io::Result<Vec<_>>>()?,
+            None => std::env::vars_os().map(pair).collect::<io::Result<Vec<_>>>()?,
+        };
+        let workdir = spec.workdir.as_ref().map(|dir| text(dir.as_os_str())).transpose()?;
+        Ok(Self { path: text(path.as_os_str())?, argv, shell_argv, env, workdir })
+    }
+}
+
+/// What the child works with: pointers into the [`Plan`], which outlives the call.
+struct Raw {
+    path: *const libc::c_char,
+    argv: Vec<*const libc::c_char>,
+    shell_argv: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+    workdir: *const libc::c_char,
+    streams: [RawFd; 3],
+    own_terminal: bool,
+    own_group: bool,
+    barrier: RawFd,
+    report: RawFd,
+}
+
+fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Makes the process. It holds at the barrier when this returns, or soon after.
+pub(super) fn spawn(plan: &Plan, placement: Placement<'_>) -> io::Result<Held> {
+    let (barrier_read, barrier) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let (report, report_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let raw = Raw {
+        path: plan.path.as_ptr(),
+        argv: pointers(&plan.argv),
+        shell_argv: pointers(&plan.shell_argv),
+        env: pointers(&plan.env),
+        workdir: plan.workdir.as_ref().map_or(ptr::null(), |dir| dir.as_ptr()),
+        streams: placement.streams.map(|stream| stream.unwrap_or(-1)),
+        own_terminal: placement.own_terminal,
+        own_group: placement.own_group,
+        barrier: barrier_read.as_raw_fd(),
+        report: report_write.as_raw_fd(),
+    };
+    // No signal may run one of our handlers in the child.
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    let cloned = clone_child(&raw, placement.cgroup);
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    let (pid, pidfd, is_in_cgroup) = cloned?;
+    Ok(Held { pid, pidfd, barrier, report, is_in_cgroup })
+}
+
+fn clone_child(raw: &Raw, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(i32, OwnedFd, bool)> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain data, for which all zeroes is valid and means "nothing asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_PIDFD | CLONE_CLEAR_SIGHAND;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of everything, `args` is valid for its size,
+    // and the child goes on into `child` and never returns from it.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    match pid {
+        0 => child(raw),
+        1.. => Ok((pid as i32, owned(pidfd)?, cgroup.is_some())),
+        _ => match io::Error::last_os_error() {
+            // A kernel before 5.7, or a seccomp filter (older container runtimes) that does not know clone3.
+            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) => {
+                fork_child(raw)
+            }
+            error => Err(error),
+        },
+    }
+}
+
+fn fork_child(raw: &Raw) -> io::Result<(i32, OwnedFd, bool)> {
+    // SAFETY: the child goes on into `child`, which calls async-signal-safe functions only and never returns.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        0 => child(raw),
+        // SAFETY: pidfd_open takes two integers; the process is our child and not waited for, so the id is its.
+        1.. => match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } {
+            pidfd @ 0.. => Ok((pid, owned(pidfd as RawFd)?, false)),
+            _ => {
+                let error = io::Error::last_os_error();
+                // SAFETY: plain system calls on our own child; the barrier closes with the caller's error.
+                unsafe {
+                    libc::kill(pid, libc::SIGKILL);
+                    libc::waitpid(pid, ptr::null_mut(), 0);
+                }
+                Err(error)
+            }
+        },
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The child's life up to the exec. Allocates nothing and calls async-signal-safe functions only.
+fn child(raw: &Raw) -> ! {
+    // SAFETY: every pointer in `raw` points into memory that this process copied with the clone and that nothing
+    // frees; all calls are plain system calls with arguments of their kind.
+    unsafe {
+        default_signals();
+        if raw.own_group {
+            libc::setpgid(0, 0);
+        }
+        if raw.own_terminal && libc::setsid() < 0 {
+            fail(raw, Stage::Terminal);
+        }
+        for (to, from) in raw.streams.iter().enumerate() {
+            if *from >= 0 && libc::dup2(*from, to as RawFd) < 0 {
+                fail(raw, Stage::Streams);
+            }
+        }
+        if raw.own_terminal && libc::ioctl(0, libc::TIOCSCTTY as _, 0) < 0 {
+            fail(raw, Stage::Terminal);
+        }
+        close_private(raw.barrier, raw.report);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+
+        let mut byte = 0_u8;
+        loop {
+            match libc::read(raw.barrier, (&raw mut byte).cast(), 1) {
+                1 => break,
+                -1 if *libc::__errno_location() == libc::EINTR => {}
+                _ => libc::_exit(125),
+            }
+        }
+        if !raw.workdir.is_null() && libc::chdir(raw.workdir) < 0 {
+            fail(raw, Stage::Workdir);
+        }
+        libc::execve(raw.path, raw.argv.as_ptr(), raw.env.as_ptr());
+        if *libc::__errno_location() == libc::ENOEXEC {
+            libc::execve(c"/bin/sh".as_ptr(), raw.shell_argv.as_ptr(), raw.env.as_ptr());
+        }
+        fail(raw, Stage::Exec)
+    }
+}
+
+/// What is ignored stays ignored (nohup), but for SIGPIPE, which the Rust runtime ignores for itself only.
+///
+/// # Safety
+/// To be called in the child only.
+unsafe fn default_signals() {
+    // SAFETY: sigaction with valid pointers; numbers that cannot be changed answer with an error.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        for signal in 1..=64 {
+            if libc::sigaction(signal, ptr::null(), &mut action) < 0 {
+                continue;
+            }
+            let is_handled = action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN;
+            if is_handled || signal == libc::SIGPIPE {
+                action.sa_sigaction = libc::SIG_DFL;
+                action.sa_flags = 0;
+                libc::sigaction(signal, &action, ptr::null_mut());
+            }
+        }
+    }
+}
+
+/// Closes every close-on-exec descriptor but the two given.
+///
+/// # Safety
+/// To be called in the child only: its descriptors are used by nothing else.
+unsafe fn close_private(barrier: RawFd, report: RawFd) {
+    // SAFETY: plain system calls; the entries that the kernel wrote are read within the bytes it says it wrote.
+    unsafe {
+        let close_if_private = |fd: RawFd| {
+            let flags = libc::fcntl(fd, libc::F_GETFD);
+            if flags >= 0 && flags & libc::FD_CLOEXEC != 0 && fd != barrier && fd != report {
+                libc::close(fd);
+            }
+        };
+        let dir = libc::open(c"/proc/self/fd".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC);
+        if dir < 0 {
+            (3..1024).for_each(close_if_private);
+            return;
+        }
+        // struct linux_dirent64 of getdents64(2): the length at 16, the name from 19.
+        const LENGTH_AT: usize = 16;
+        const NAME_AT: usize = 19;
+        let mut buffer = [0_u8; 4096];
+        loop {
+            let read = libc::syscall(libc::SYS_getdents64, dir, buffer.as_mut_ptr(), buffer.len());
+            if read <= 0 {
+                break;
+            }
+            let mut at = 0;
+            while at + NAME_AT < read as usize {
+                let length = usize::from(u16::from_ne_bytes([buffer[at + LENGTH_AT], buffer[at + LENGTH_AT + 1]]));
+                let mut fd: RawFd = 0;
+                let mut is_number = false;
+                let mut name = at + NAME_AT;
+                while name < buffer.len() && buffer[name].is_ascii_digit() {
+                    fd = fd.wrapping_mul(10).wrapping_add(RawFd::from(buffer[name] - b'0'));
+                    is_number = true;
+                    name += 1;
+                }
+                if is_number && fd > 2 && fd != dir {
+                    close_if_private(fd);
+                }
+                if length == 0 {
+                    break;
+                }
+                at += length;
+            }
+        }
+        libc::close(dir);
+    }
+}
+
+/// Reports errno and ends.
+///
+/// # Safety
+/// To be called in the child only, right after the call that failed.
+unsafe fn fail(raw: &Raw, stage: Stage) -> ! {
+    // SAFETY: writes eight bytes of this stack to a pipe that is empty, and ends.
+    unsafe {
+        let errno = *libc::__errno_location();
+        let mut report = [0_u8; 8];
+        report[..4].copy_from_slice(&(stage as i32).to_ne_bytes());
+        report[4..].copy_from_slice(&errno.to_ne_bytes());
+        libc::write(raw.report, report.as_ptr().cast(), report.len());
+        libc::_exit(127)
+    }
+}
+
+/// Reads what the child reported: nothing, or where it failed and errno.
+pub(super) fn read_report(bytes: &[u8]) -> Option<(Stage, i32)> {
+    let (stage, errno) = bytes.first_chunk::<8>()?.split_first_chunk::<4>()?;
+    let stage = usize::try_from(i32::from_ne_bytes(*stage)).ok()?;
+    Some((*Stage::ALL.get(stage)?, i32::from_ne_bytes(errno.try_into().ok()?)))
+}

@@ -1,0 +1,297 @@
+//! The command's standard streams.
+//!
+//! | asked for | standard input | standard output and error |
+//! |---|---|---|
+//! | proxy, profiling disabled | the caller's | the caller's: there is no receipt that would need a hash |
+//! | proxy, caller on a terminal in the foreground | one pty for all that are terminals | the same pty, copied and hashed |
+//! | proxy, else | the caller's | a pipe each, copied and hashed; a pty of its own in place of a terminal |
+//! | capture | /dev/null | a pipe each, hashed and kept up to [`CAPTURE_BYTES`] |
+//!
+//! On one pty both outputs are one stream: it is hashed as standard output and standard error has no hash.
+//!
+//! A copy is a thread with blocking writes: the caller's streams may be shared with others, so they are never made
+//! non-blocking, and a caller that does not read holds the command up as it would without us. A caller that stops
+//! reading (EPIPE) makes us close our end, and the command gets its SIGPIPE; what was then copied has no hash.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use glasshouse_execution::backend::{BackendError, OutputReport};
+use glasshouse_execution::spec::{ExecutionSpec, StdStreams};
+use glasshouse_schema::ids::Digest;
+use glasshouse_schema::lifecycle::ProfilingMode;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
+
+use super::pty::{self, Proxy, Pty};
+
+/// Most that is kept of each captured stream; the hash covers all of it.
+pub const CAPTURE_BYTES: usize = 16 * 1024 * 1024;
+/// What a copy moves at once: a pipe's capacity.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// How long a pty may take to hand on what was written to it, once nobody is left to write.
+const PTY_GRACE: Duration = Duration::from_millis(200);
+
+/// Where a copy goes.
+enum Target {
+    /// The caller's stream of this number.
+    Caller(RawFd),
+    /// Memory, up to so many bytes.
+    Keep(usize),
+}
+
+/// A stream of the command that we read.
+struct Source {
+    fd: OwnedFd,
+    is_pty: bool,
+    target: Target,
+}
+
+/// Streams before the process exists.
+pub(super) struct Prepared {
+    /// The child's ends; `None` leaves the caller's.
+    child: [Option<OwnedFd>; 3],
+    sources: [Option<Source>; 2],
+    proxy: Option<Proxy>,
+    resized: Vec<OwnedFd>,
+}
+
+/// Streams while the command runs.
+pub(super) struct Running {
+    copies: [Option<oneshot::Receiver<Copied>>; 2],
+    finish: Arc<EventFd>,
+    /// Restores the caller's terminal when it goes.
+    _terminal: Option<pty::Session>,
+}
+
+/// What a copy saw.
+struct Copied {
+    hash: Option<Digest>,
+    kept: Vec<u8>,
+}
+
+impl Prepared {
+    pub(super) fn new(spec: &ExecutionSpec) -> io::Result<Self> {
+        let mut prepared = Self { child: [None, None, None], sources: [None, None], proxy: None, resized: Vec::new() };
+        match spec.streams {
+            StdStreams::Capture => {
+                prepared.child[0] = Some(std::fs::File::open("/dev/null")?.into());
+                for stream in [1, 2] {
+                    prepared.pipe(stream, Target::Keep(CAPTURE_BYTES))?;
+                }
+            }
+            StdStreams::Proxy if spec.profile == ProfilingMode::Disabled => {}
+            StdStreams::Proxy => prepared.proxied()?,
+        }
+        Ok(prepared)
+    }
+
+    fn proxied(&mut self) -> io::Result<()> {
+        let is_terminal: [bool; 3] = [0, 1, 2].map(pty::is_terminal);
+        let whole = is_terminal[0] && is_terminal[1] && pty::is_foreground();
+        if whole {
+            let pty = Pty::like(0)?;
+            self.child[0] = Some(pty.slave.try_clone()?);
+            self.child[1] = Some(pty.slave.try_clone()?);
+            if is_terminal[2] {
+                self.child[2] = Some(pty.slave);
+            }
+            self.proxy = Some(Proxy::new(pty.master.try_clone()?));
+            self.resized.push(pty.master.try_clone()?);
+            self.source(1, pty.master, true, Target::Caller(1))?;
+        }
+        for stream in [1, 2] {
+            if self.child[stream].is_some() {
+                continue;
+            }
+            let target = Target::Caller(stream as RawFd);
+            match is_terminal[stream] {
+                true => {
+                    let pty = Pty::plain(stream as RawFd)?;
+                    self.child[stream] = Some(pty.slave);
+                    self.resized.push(pty.master.try_clone()?);
+                    self.source(stream, pty.master, true, target)?;
+                }
+                false => self.pipe(stream, target)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn pipe(&mut self, stream: usize, target: Target) -> io::Result<()> {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        self.child[stream] = Some(write);
+        self.source(stream, read, false, target)
+    }
+
+    fn source(&mut self, stream: usize, fd: OwnedFd, is_pty: bool, target: Target) -> io::Result<()> {
+        // Our end has an open file description of its own: nobody else sees that it does not block.
+        let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        self.sources[stream - 1] = Some(Source { fd, is_pty, target });
+        Ok(())
+    }
+
+    /// The child's ends.
+    pub(super) fn fds(&self) -> [Option<RawFd>; 3] {
+        [0, 1, 2].map(|stream: usize| self.child[stream].as_ref().map(AsRawFd::as_raw_fd))
+    }
+
+    /// Whether the command gets a terminal, and so a session, of its own.
+    pub(super) fn has_own_terminal(&self) -> bool {
+        self.proxy.is_some()
+    }
+
+    /// Closes the child's ends on our side and starts to copy.
+    pub(super) fn run(self) -> io::Result<Running> {
+        let Self { child, sources, proxy, resized } = self;
+        drop(child);
+        let finish = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let terminal = match (proxy, resized.is_empty()) {
+            (None, true) => None,
+            (proxy, _) => Some(pty::Session::begin(proxy, resized, Arc::clone(&finish))?),
+        };
+        let mut copies = [None, None];
+        for (copy, source) in copies.iter_mut().zip(sources) {
+            *copy = source.map(|source| source.copy(Arc::clone(&finish))).transpose()?;
+        }
+        Ok(Running { copies, finish, _terminal: terminal })
+    }
+}
+
+impl Running {
+    /// Reads what the command left in its streams. To be called when nobody is left to write: then all of it is there,
+    /// and a descriptor that somebody outside of the execution still holds does not matter.
+    pub(super) async fn finish(&mut self) -> Result<OutputReport, BackendError> {
+        self.no_more();
+        let mut report = OutputReport::default();
+        for (stream, copy) in self.copies.iter_mut().enumerate() {
+            let Some(copy) = copy.take() else { continue };
+            let copied = copy.await.map_err(|_| {
+                BackendError::failed("reading the command's output", "the thread that copies it is gone")
+            })?;
+            match stream {
+                0 => (report.stdout, report.stdout_hash) = (copied.kept, copied.hash),
+                _ => (report.stderr, report.stderr_hash) = (copied.kept, copied.hash),
+            }
+        }
+        Ok(report)
+    }
+
+    fn no_more(&self) {
+        if let Err(error) = self.finish.write(1) {
+            tracing::debug!(error = %error, "the copies could not be told to end");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.no_more();
+    }
+}
+
+impl Source {
+    /// Copies in a thread of its own until the stream ends.
+    fn copy(self, finish: Arc<EventFd>) -> io::Result<oneshot::Receiver<Copied>> {
+        let (sender, receiver) = oneshot::channel();
+        std::thread::Builder::new().name("glasshouse-copy".into()).stack_size(256 * 1024).spawn(move || {
+            // Nobody waits for a copy whose execution was dropped.
+            let _ = sender.send(self.run(&finish));
+        })?;
+        Ok(receiver)
+    }
+
+    fn run(self, finish: &EventFd) -> Copied {
+        let mut hasher = Sha256::new();
+        let mut copied = Copied { hash: None, kept: Vec::new() };
+        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut deadline = None;
+        loop {
+            match nix::unistd::read(&self.fd, &mut buffer) {
+                // EIO: every holder of the pty's other side is gone.
+                Ok(0) | Err(Errno::EIO) => break,
+                Ok(read) => {
+                    hasher.update(&buffer[..read]);
+                    if let Err(error) = self.deliver(&buffer[..read], &mut copied.kept) {
+                        tracing::debug!(error = %error, "the caller takes no more output");
+                        return copied;
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => match wait_readable(self.fd.as_fd(), finish, &mut deadline, self.is_pty) {
+                    true => {}
+                    false => break,
+                },
+                Err(error) => {
+                    tracing::warn!(error = %error, "the command's output could not be read");
+                    return copied;
+                }
+            }
+        }
+        copied.hash = Some(Digest::from_bytes(hasher.finalize().into()));
+        copied
+    }
+
+    fn deliver(&self, bytes: &[u8], kept: &mut Vec<u8>) -> nix::Result<()> {
+        match self.target {
+            Target::Caller(fd) => write_all(fd, bytes),
+            Target::Keep(limit) => {
+                let room = limit.saturating_sub(kept.len()).min(bytes.len());
+                kept.extend_from_slice(&bytes[..room]);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Waits until there is something to read; `false` when there is nothing and nobody left to write.
+fn wait_readable(from: BorrowedFd<'_>, finish: &EventFd, deadline: &mut Option<Instant>, is_pty: bool) -> bool {
+    let timeout = match deadline {
+        None => PollTimeout::NONE,
+        Some(deadline) => {
+            let left = deadline.saturating_duration_since(Instant::now());
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)
+        }
+    };
+    let mut fds = [PollFd::new(from, PollFlags::POLLIN), PollFd::new(finish.as_fd(), PollFlags::POLLIN)];
+    let watched = if deadline.is_some() { 1 } else { 2 };
+    match poll(&mut fds[..watched], timeout) {
+        Err(Errno::EINTR) => true,
+        Err(_) => false,
+        Ok(0) => false,
+        Ok(_) => {
+            let is_readable = fds[0].any().unwrap_or(true);
+            if !is_readable {
+                // What the execution wrote to a pipe is in it by now; a pty hands it on from a kernel thread.
+                let grace = if is_pty { PTY_GRACE } else { Duration::ZERO };
+                *deadline = Some(Instant::now() + grace);
+            }
+            true
+        }
+    }
+}
+
+/// Writes to one of the caller's streams, which may be shared and non-blocking.
+pub(super) fn write_all(fd: RawFd, mut bytes: &[u8]) -> nix::Result<()> {
+    #[allow(unsafe_code, reason = "the caller's streams have numbers, not owners")]
+    // SAFETY: the standard streams stay open as long as the process lives; a closed one answers EBADF.
+    let to = unsafe { BorrowedFd::borrow_raw(fd) };
+    while !bytes.is_empty() {
+        match nix::unistd::write(to, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                let _ = poll(&mut [PollFd::new(to, PollFlags::POLLOUT)], PollTimeout::NONE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,459 @@
+//! The command line. Every subcommand's help has an example.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use glasshouse_schema::ids::{ExecutionId, NodeId};
+use glasshouse_schema::lifecycle::ProfilingMode;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "glasshouse",
+    version,
+    about = "Run anything; know what it really did",
+    long_about = "Runs a command in an isolation backend, watches it from the kernel, and writes a receipt of what it did: \
+                  files, processes, connections, system calls, and what could not be seen.",
+    after_help = "Examples:\n  \
+                  glasshouse run -- make test\n  \
+                  sudo glasshouse run --profile host -- ./install.sh\n  \
+                  glasshouse receipt show receipt.json\n  \
+                  glasshouse doctor",
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogArgs {
+    /// More log lines on stderr (-v info, -vv debug); GLASSHOUSE_LOG takes a filter such as `glasshouse_nats=debug`
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+    /// Log lines as JSON
+    #[arg(long, global = true, env = "GLASSHOUSE_JSON_LOGS")]
+    pub(crate) json_logs: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command, watched if asked
+    Run(Box<RunArgs>),
+    /// Run a nats-server with the whole pipeline around it
+    Up(UpArgs),
+    /// Show, fetch or follow receipts
+    Receipt(ReceiptCommand),
+    /// Fetch or follow verdicts
+    Verdict(VerdictCommand),
+    /// Evaluate policies over receipts
+    Policy(PolicyCommand),
+    /// Create or check what Glasshouse needs on a NATS server
+    Nats(NatsCommand),
+    /// Find out what this machine can do, and what to do about the rest
+    Doctor(DoctorArgs),
+    /// Print a shell's completion script
+    #[command(after_help = "Example:\n  glasshouse completions bash > /etc/bash_completion.d/glasshouse")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one page per subcommand to a directory
+    #[command(after_help = "Examples:\n  glasshouse man | man -l -\n  glasshouse man /usr/local/share/man/man1")]
+    Man {
+        /// Directory to write to
+        dir: Option<PathBuf>,
+    },
+}
+
+const RUN_HELP: &str = "\
+Exit codes:
+  the command's own; 128+n when signal n ended it
+  124  --fail-on matched the verdict and the command itself succeeded
+  125  Glasshouse failed (a line on stderr says how; the receipt's outcome.error too)
+  126  the command cannot be executed
+  127  the command was not found
+
+Examples:
+  glasshouse run -- make test
+  sudo glasshouse run --profile host -- sh -c 'cc -o hello hello.c && ./hello'
+  sudo glasshouse run --profile host --policy deploy/policies/baseline.yaml --fail-on deny -- ./install.sh
+  sudo glasshouse run --profile host --nats nats://127.0.0.1:4222 --label job=42 -- ./build.sh";
+
+#[derive(Debug, Args)]
+#[command(after_help = RUN_HELP)]
+pub(crate) struct RunArgs {
+    /// Where to watch from
+    #[arg(long, value_enum, default_value_t = Profile::Disabled, env = "GLASSHOUSE_PROFILE")]
+    pub(crate) profile: Profile,
+    /// Exit with 125 instead of running unwatched
+    #[arg(long)]
+    pub(crate) profile_required: bool,
+    /// Prepare the machine first (mount proc, sysfs, bpf; reap orphans), as PID 1 of a VM or container must
+    #[arg(long)]
+    pub(crate) guest: bool,
+    /// What runs the command
+    #[arg(long, default_value = "process", env = "GLASSHOUSE_BACKEND")]
+    pub(crate) backend: String,
+    #[command(flatten)]
+    pub(crate) bus: OptionalBusArgs,
+    /// Evaluate this policy over the receipt; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Vec<PathBuf>,
+    /// Exit with 124 when a verdict is `deny`, or at `unknown` when it is deny or unknown
+    #[arg(long, value_enum, value_name = "DECISION", requires = "policy")]
+    pub(crate) fail_on: Option<FailOn>,
+    /// Where to write the receipt (only written when the command was watched)
+    #[arg(long, value_name = "FILE", default_value = "receipt.json")]
+    pub(crate) receipt: PathBuf,
+    /// A label for the receipt; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) label: Vec<(String, String)>,
+    /// Mask paths under this prefix; may be given several times
+    #[arg(long, value_name = "PREFIX", value_parser = absolute)]
+    pub(crate) mask: Vec<String>,
+    /// Leave token-like values in arguments as they are
+    #[arg(long)]
+    pub(crate) no_mask_tokens: bool,
+    /// Name of this node
+    #[arg(long, env = "GLASSHOUSE_NODE", value_name = "NAME")]
+    pub(crate) node: Option<NodeId>,
+    /// Id of the execution, a UUIDv7 (default: a new one)
+    #[arg(long, value_name = "UUID")]
+    pub(crate) id: Option<ExecutionId>,
+    /// Directory to run the command in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workdir: Option<PathBuf>,
+    /// Wait for every process of the command instead of ending those that outlive it
+    #[arg(long)]
+    pub(crate) wait_descendants: bool,
+    /// Directory with compiled BPF objects to use instead of the built-in ones
+    #[arg(long, env = "GLASSHOUSE_BPF_DIR", value_name = "DIR")]
+    pub(crate) bpf_dir: Option<PathBuf>,
+    /// Print a summary of the execution on stderr as one JSON line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Profile {
+    /// Nowhere: nothing is loaded
+    Disabled,
+    /// The node's kernel (needs root or CAP_BPF, CAP_PERFMON)
+    Host,
+    /// The kernel inside the backend's virtual machine
+    Guest,
+    /// Both
+    Combined,
+}
+
+impl From<Profile> for ProfilingMode {
+    fn from(profile: Profile) -> Self {
+        match profile {
+            Profile::Disabled => Self::Disabled,
+            Profile::Host => Self::Host,
+            Profile::Guest => Self::Guest,
+            Profile::Combined => Self::Combined,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailOn {
+    /// A policy denies
+    Deny,
+    /// A policy denies or cannot tell
+    Unknown,
+}
+
+/// A bus that may be left out.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OptionalBusArgs {
+    /// NATS server to publish to; without it everything happens in this process
+    #[arg(long, env = "GLASSHOUSE_NATS", value_name = "URL")]
+    pub(crate) nats: Option<String>,
+    /// NATS credentials file
+    #[arg(long, env = "GLASSHOUSE_NATS_CREDS", value_name = "FILE", requires = "nats")]
+    pub(crate) creds: Option<PathBuf>,
+}
+
+/// A bus that is needed.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BusArgs {
+    /// NATS server
+    #[arg(long, env = "GLASSHOUSE_NATS", value_name = "URL", default_value = "nats://127.0.0.1:4222")]
+    pub(crate) nats: String,
+    /// NATS credentials file
+    #[arg(long, env = "GLASSHOUSE_NATS_CREDS", value_name = "FILE")]
+    pub(crate) creds: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    glasshouse up\n  \
+    glasshouse up --dir /var/lib/glasshouse --port 4222 --policy deploy/policies/baseline.yaml\n\n\
+    Ctrl-C stops everything in order. DIR/nats.url holds the server's URL once it is ready.")]
+pub(crate) struct UpArgs {
+    /// Where the server keeps its data
+    #[arg(long, default_value = ".glasshouse", env = "GLASSHOUSE_DIR", value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Port on 127.0.0.1; 0 takes a free one
+    #[arg(long, default_value_t = 4222, env = "GLASSHOUSE_PORT")]
+    pub(crate) port: u16,
+    /// The nats-server program (default: .tools/nats-server, then PATH)
+    #[arg(long, env = "GLASSHOUSE_NATS_SERVER", value_name = "FILE")]
+    pub(crate) nats_server: Option<PathBuf>,
+    /// Policy that the policy worker evaluates; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReceiptCommand {
+    #[command(subcommand)]
+    pub(crate) action: ReceiptAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReceiptAction {
+    /// Show a receipt file as a process tree with files and network
+    Show(ShowArgs),
+    /// Fetch the receipt of an execution
+    #[command(after_help = "Example:\n  glasshouse receipt get 0198c0de-0000-7000-8000-000000000000 --wait --timeout 10s")]
+    Get(GetReceiptArgs),
+    /// Follow receipts as they are published
+    #[command(after_help = "Examples:\n  glasshouse receipt tail\n  glasshouse receipt tail --all --json | jq .exit_code")]
+    Tail(TailArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    glasshouse receipt show receipt.json\n  \
+    glasshouse receipt show --json receipt.json | jq .coverage\n  \
+    glasshouse receipt show --grammar v0.3.0 receipt.json")]
+pub(crate) struct ShowArgs {
+    /// The file, `-` for standard input
+    #[arg(default_value = "receipt.json")]
+    pub(crate) file: PathBuf,
+    /// Print it as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print it as JSON in an older grammar
+    #[arg(long, value_name = "VERSION", value_parser = ["v0.3.0", "v0.4.0"])]
+    pub(crate) grammar: Option<String>,
+    /// Show every file, library loads and failed attempts too
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetReceiptArgs {
+    /// The execution
+    pub(crate) execution: ExecutionId,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+    /// Print the receipt as JSON, byte for byte as it is stored
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// Wait until it is there
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long to wait
+    #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION", requires = "wait")]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TailArgs {
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// Begin with what is stored, not with what is new
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// End after this many
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// One JSON document per line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerdictCommand {
+    #[command(subcommand)]
+    pub(crate) action: VerdictAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VerdictAction {
+    /// Fetch the verdicts over an execution
+    #[command(after_help = "Example:\n  glasshouse verdict get 0198c0de-0000-7000-8000-000000000000 --wait")]
+    Get(GetVerdictArgs),
+    /// Follow verdicts as they are published
+    #[command(after_help = "Example:\n  glasshouse verdict tail --json | jq 'select(.decision == \"denied\")'")]
+    Tail(TailArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetVerdictArgs {
+    /// The execution
+    pub(crate) execution: ExecutionId,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+    /// One JSON document per line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyCommand {
+    #[command(subcommand)]
+    pub(crate) action: PolicyAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyAction {
+    /// Evaluate a policy over a receipt file
+    #[command(after_help = "Exit codes: 0 allowed, 1 denied, 2 unknown, 125 the policy or the receipt cannot be read\n\n\
+        Example:\n  glasshouse policy eval deploy/policies/baseline.yaml receipt.json")]
+    Eval(EvalArgs),
+    /// Check a policy without a receipt
+    #[command(after_help = "Example:\n  glasshouse policy check deploy/policies/baseline.yaml")]
+    Check {
+        /// The policy
+        policy: PathBuf,
+        /// Print its name, version and digest as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// The policy
+    pub(crate) policy: PathBuf,
+    /// The receipt, `-` for standard input
+    #[arg(default_value = "receipt.json")]
+    pub(crate) receipt: PathBuf,
+    /// Print the verdict as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NatsCommand {
+    #[command(subcommand)]
+    pub(crate) action: NatsAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NatsAction {
+    /// Create the streams and buckets that are missing; print differences, change nothing that exists
+    #[command(after_help = "Exit codes: 0 all is as it should be, 1 something differs\n\n\
+        Example:\n  glasshouse nats apply --nats nats://127.0.0.1:4222")]
+    Apply(TopologyArgs),
+    /// Print what is missing or differs; change nothing
+    #[command(after_help = "Exit codes: 0 all is as it should be, 1 something is missing or differs\n\n\
+        Example:\n  glasshouse nats check --nats nats://127.0.0.1:4222 --json")]
+    Check(TopologyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopologyArgs {
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// Replicas of every stream and bucket, in a cluster 3
+    #[arg(long, default_value_t = 1)]
+    pub(crate) replicas: usize,
+    /// Print differences as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 host profiling works here, 1 it does not\n\n\
+    Examples:\n  sudo glasshouse doctor\n  glasshouse doctor --nats nats://127.0.0.1:4222 --json")]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) bus: OptionalBusArgs,
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("a label is KEY=VALUE".into()),
+    }
+}
+
+fn absolute(text: &str) -> Result<String, String> {
+    match text.starts_with('/') && text.len() > 1 {
+        true => Ok(text.into()),
+        false => Err("a prefix is an absolute path other than /".into()),
+    }
+}
+
+/// `250ms`, `10s`, `5m`, `1h`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 = digits.parse().map_err(|_| format!("`{text}` is not a duration: write 250ms, 10s, 5m or 1h"))?;
+    let seconds = match &text[digits.len()..] {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        unit => return Err(format!("`{unit}` is not a unit of time: write ms, s, m or h")),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|error| format!("`{text}` is not a duration: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_tree_is_sound_and_every_leaf_has_an_example() {
+        Cli::command().debug_assert();
+        fn leaves(command: &clap::Command, at: &str, found: &mut Vec<String>) {
+            let name = format!("{at} {}", command.get_name());
+            if command.get_subcommands().next().is_none() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                if !help.contains("Example") {
+                    found.push(name.clone());
+                }
+            }
+            command.get_subcommands().for_each(|sub| leaves(sub, &name, found));
+        }
+        let mut without = Vec::new();
+        leaves(&Cli::command(), "", &mut without);
+        assert_eq!(without, Vec::<String>::new());
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
+        assert_eq!(duration("10").unwrap(), Duration::from_secs(10));
+        assert_eq!(duration("2m").unwrap(), Duration::from_secs(120));
+        for bad in ["", "s", "-1s", "1d", "1e400s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

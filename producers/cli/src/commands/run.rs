@@ -1,0 +1,205 @@
+//! `run`: one command, its receipt, its verdicts.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use glasshouse_backends::process::ProcessBackend;
+use glasshouse_eval::Policy;
+use glasshouse_backends::signals::SignalForwarder;
+use glasshouse_execution::engine::system_unix_ns;
+use glasshouse_execution::{
+    Engine, EngineReport, ExecutionBackend, ExecutionSpec, ProfilingController, StdStreams,
+};
+use glasshouse_host_probe::{EbpfController, LoadOptions};
+use glasshouse_schema::Verdict;
+use glasshouse_schema::ids::{ExecutionId, NodeId};
+use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules};
+use glasshouse_schema::verdict::Decision;
+use tracing::Instrument;
+
+use crate::args::{FailOn, LogArgs, RunArgs};
+use crate::bus::BusSink;
+use crate::sink::{LocalFold, LocalReceipt, RunSink};
+use crate::{EXIT_GLASSHOUSE_FAILED, EXIT_VERDICT, render};
+
+pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode> {
+    // What is wrong with the request is said before anything is started.
+    let policies = super::read_policies(&args.policy)?;
+    anyhow::ensure!(
+        args.backend == "process",
+        "there is no backend `{}`: this build has `process` (see `glasshouse run --help`)",
+        args.backend
+    );
+    // One thread is all that a command without a bus needs, and it starts fastest.
+    let runtime = match args.bus.nats.is_some() || glasshouse_telemetry::is_enabled() {
+        true => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?,
+        false => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+    };
+    runtime.block_on(async {
+        let telemetry = super::telemetry("glasshouse", log)?;
+        // The trace of whoever calls goes on here.
+        let span = tracing::info_span!("glasshouse run");
+        if let Ok(parent) = std::env::var("TRACEPARENT") {
+            glasshouse_telemetry::set_parent(&span, &parent);
+        }
+        let code = run(*args, policies).instrument(span).await;
+        telemetry.shutdown();
+        code
+    })
+}
+
+async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
+    let spec = spec(&args, &policies)?;
+    let execution = spec.id;
+    let bus = match &args.bus.nats {
+        None => None,
+        Some(url) => match BusSink::connect(url, args.bus.creds.as_deref()).await {
+            Ok(bus) => Some(bus),
+            // Fail-open: the command still runs and its receipt is still written here.
+            Err(error) => {
+                eprintln!("glasshouse: error: {error:#}");
+                eprintln!("glasshouse: nothing is published; the receipt of this run stays local");
+                None
+            }
+        },
+    };
+    let bus_failed = args.bus.nats.is_some() && bus.is_none();
+    let sink = Arc::new(RunSink { local: LocalFold::new(execution), bus });
+    let backend: Arc<dyn ExecutionBackend> = Arc::new(ProcessBackend::new());
+    let signals = SignalForwarder::install(Arc::clone(&backend)).context("cannot forward signals")?;
+    let engine = Engine { controllers: controllers(&args), ..Engine::new(backend, sink.clone()) };
+    let trace = glasshouse_telemetry::current_traceparent();
+    let report = engine.run(spec, trace).await;
+    drop(signals);
+
+    for error in &report.sink_errors {
+        eprintln!("glasshouse: error: {error}");
+    }
+    say_what_went_unwatched(&args, &report);
+    let receipt = sink.local.close()?;
+    if let Some(receipt) = &receipt {
+        std::fs::write(&args.receipt, &receipt.bytes)
+            .with_context(|| format!("cannot write the receipt to {}", args.receipt.display()))?;
+    }
+    let verdicts = verdicts(&policies, execution, receipt.as_ref(), &report)?;
+    match args.json {
+        true => eprintln!("{}", summary(&args, &report, receipt.as_ref(), &verdicts, bus_failed)),
+        false => verdicts.iter().for_each(|verdict| eprint!("{}", render::verdict(verdict))),
+    }
+    if let Some(error) = &report.outcome.error {
+        eprintln!("glasshouse: error: {error}");
+    }
+    Ok(exit_code(&args, &report, &verdicts))
+}
+
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("the kernel gave no random bytes: {error}"))?;
+    Ok(bytes)
+}
+
+fn node_name() -> anyhow::Result<NodeId> {
+    let name = nix::unistd::gethostname().context("cannot read the host's name")?;
+    NodeId::new(name.to_string_lossy()).context("the host's name cannot be a node name: give one with --node")
+}
+
+fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
+    let id = match args.id {
+        Some(id) => id,
+        None => ExecutionId::from_parts((system_unix_ns() / 1_000_000).unsigned_abs(), random()?),
+    };
+    let spec = ExecutionSpec {
+        id,
+        node: args.node.clone().map_or_else(node_name, Ok)?,
+        argv: args.command.clone(),
+        env: None,
+        workdir: args.workdir.clone(),
+        streams: StdStreams::Proxy,
+        profile: args.profile.into(),
+        profile_required: args.profile_required,
+        guest_prep: args.guest,
+        wait_for_descendants: args.wait_descendants,
+        labels: args.label.iter().cloned().collect(),
+        policies: policies.iter().map(Policy::reference).collect(),
+        redaction: RedactionRules { path_prefixes: args.mask.clone(), tokens: !args.no_mask_tokens },
+        redaction_key: random()?,
+    };
+    spec.validate()?;
+    Ok(spec)
+}
+
+fn controllers(args: &RunArgs) -> Vec<Arc<dyn ProfilingController>> {
+    match ProfilingMode::from(args.profile) {
+        ProfilingMode::Disabled | ProfilingMode::Guest => Vec::new(),
+        ProfilingMode::Host | ProfilingMode::Combined => {
+            let options = LoadOptions { object_dir: args.bpf_dir.clone(), ..LoadOptions::default() };
+            vec![Arc::new(EbpfController::new(options))]
+        }
+    }
+}
+
+/// A command that was to be watched and was not says so on stderr; so does a vantage point that is missing.
+fn say_what_went_unwatched(args: &RunArgs, report: &EngineReport) {
+    if ProfilingMode::from(args.profile) == ProfilingMode::Disabled {
+        return;
+    }
+    if let Some(unprofiled) = &report.unprofiled {
+        eprintln!("glasshouse: the command ran unwatched: {}", unprofiled.reason);
+        eprintln!("glasshouse: there is no receipt; `glasshouse doctor` says what this machine lacks");
+    }
+    for unavailable in report.profiled.iter().flat_map(|profiled| &profiled.unavailable) {
+        eprintln!("glasshouse: no {} vantage point: {}", unavailable.vantage, unavailable.reason);
+    }
+}
+
+fn verdicts(
+    policies: &[Policy],
+    execution: ExecutionId,
+    receipt: Option<&LocalReceipt>,
+    report: &EngineReport,
+) -> anyhow::Result<Vec<Verdict>> {
+    let without_receipt = || match &report.unprofiled {
+        Some(unprofiled) => format!("there is no receipt: {}", unprofiled.reason),
+        None => "there is no receipt".to_owned(),
+    };
+    policies
+        .iter()
+        .map(|policy| match receipt {
+            Some(local) => Ok(policy.evaluate_post(&local.receipt, local.digest)?),
+            None => Ok(policy.no_receipt_verdict(execution, &without_receipt())),
+        })
+        .collect()
+}
+
+fn exit_code(args: &RunArgs, report: &EngineReport, verdicts: &[Verdict]) -> ExitCode {
+    let code = u8::try_from(report.outcome.exit_code).unwrap_or(EXIT_GLASSHOUSE_FAILED);
+    let fails = |verdict: &Verdict| match (args.fail_on, verdict.decision) {
+        (Some(_), Decision::Denied) => true,
+        (Some(FailOn::Unknown), Decision::Unknown) => true,
+        _ => false,
+    };
+    match code == 0 && verdicts.iter().any(fails) {
+        true => ExitCode::from(EXIT_VERDICT),
+        false => ExitCode::from(code),
+    }
+}
+
+fn summary(
+    args: &RunArgs,
+    report: &EngineReport,
+    receipt: Option<&LocalReceipt>,
+    verdicts: &[Verdict],
+    bus_failed: bool,
+) -> serde_json::Value {
+    serde_json::json!({
+        "execution_id": report.id,
+        "outcome": report.outcome,
+        "receipt": receipt.map(|_| args.receipt.display().to_string()),
+        "receipt_digest": receipt.map(|receipt| receipt.digest),
+        "completeness": receipt.map(|receipt| receipt.receipt.completeness),
+        "unprofiled": report.unprofiled.as_ref().map(|unprofiled| &unprofiled.reason),
+        "published": args.bus.nats.is_some() && !bus_failed && report.sink_errors.is_empty(),
+        "verdicts": verdicts,
+    })
+}

@@ -1,0 +1,68 @@
+//! `glasshouse`: run a command and know what it really did.
+//!
+//! A composition root: it links execution, backends, probe, fold, evaluator and bus, and holds none of their logic.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")
+)]
+
+mod args;
+mod bus;
+mod commands;
+mod render;
+mod sink;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+/// Exit code for what Glasshouse itself could not do. A command's own 125 is told from it by the line on stderr and
+/// by `outcome.error`.
+pub(crate) const EXIT_GLASSHOUSE_FAILED: u8 = 125;
+/// Exit code for `--fail-on` when the verdict says so and the command itself succeeded.
+pub(crate) const EXIT_VERDICT: u8 = 124;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("glasshouse: error: {error:#}");
+            ExitCode::from(EXIT_GLASSHOUSE_FAILED)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    use commands::{doctor, nats, policy, receipt, run, shell, up, verdict};
+    let log = cli.log;
+    match cli.command {
+        // What needs no runtime and no bus costs neither.
+        Command::Completions { shell } => shell::completions(shell),
+        Command::Man { dir } => shell::man(dir.as_deref()),
+        Command::Policy(args) => policy::main(args),
+        Command::Receipt(args::ReceiptCommand { action: args::ReceiptAction::Show(args) }) => receipt::show(args),
+        Command::Run(args) => run::main(args, &log),
+        other => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            runtime.block_on(async {
+                let telemetry = commands::telemetry("glasshouse", &log)?;
+                let result = match other {
+                    Command::Up(args) => up::main(args).await,
+                    Command::Receipt(args) => receipt::main(args).await,
+                    Command::Verdict(args) => verdict::main(args).await,
+                    Command::Doctor(args) => doctor::main(args).await,
+                    Command::Nats(args) => nats::main(args).await,
+                    Command::Completions { .. } | Command::Man { .. } | Command::Policy(_) | Command::Run(_) => {
+                        Ok(ExitCode::SUCCESS)
+                    }
+                };
+                telemetry.shutdown();
+                result
+            })
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! Loading, attaching, and watching one more execution.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use aya::maps::{Map, MapData};
+use aya::programs::{BtfTracePoint, Program, ProgramError};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+use glasshouse_bpf::abi;
+use nix::sys::eventfd::EventFd;
+
+use crate::drain::{Command, Drain, Tally, Watched};
+use crate::error::ProbeError;
+use crate::maps::{Maps, Slot, take};
+use crate::options::LoadOptions;
+use crate::ring::Ring;
+use crate::watch::{SealReport, WatchRequest};
+
+/// What a program watches, for the attribution of runs that were missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watches {
+    Processes = 0,
+    Syscalls = 1,
+    Cgroups = 2,
+}
+
+/// How often programs of each kind of [`Watches`] could not run since they were loaded.
+pub(crate) type MissedRuns = [u64; 3];
+
+/// Program, tracepoint, what it watches.
+const PROGRAMS: [(&str, &str, Watches); 7] = [
+    ("glasshouse_cgroup_mkdir", "cgroup_mkdir", Watches::Cgroups),
+    ("glasshouse_cgroup_rmdir", "cgroup_rmdir", Watches::Cgroups),
+    ("glasshouse_cgroup_attach", "cgroup_attach_task", Watches::Cgroups),
+    ("glasshouse_fork", "sched_process_fork", Watches::Processes),
+    ("glasshouse_exec", "sched_process_exec", Watches::Processes),
+    ("glasshouse_exit", "sched_process_exit", Watches::Processes),
+    ("glasshouse_sys_exit", "sys_exit", Watches::Syscalls),
+];
+
+/// The probe of a node: programs attached, one drain thread. Serves every execution until it is dropped.
+pub struct HostProbe {
+    inner: Arc<Inner>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Inner {
+    maps: Arc<Mutex<Maps>>,
+    missed: Arc<dyn Fn() -> MissedRuns + Send + Sync>,
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+    // Dropping this detaches every program.
+    _ebpf: Mutex<Ebpf>,
+}
+
+impl std::fmt::Debug for HostProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostProbe").finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        // The maps hold no invariant that a panic elsewhere could have broken.
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, command: Command) -> Result<(), ProbeError> {
+        self.commands.send(command).map_err(|_| ProbeError::Stopped)?;
+        // Fails only when the counter is about to overflow, and then the thread is awake anyway.
+        let _ = self.wake.write(1);
+        Ok(())
+    }
+}
+
+impl HostProbe {
+    /// Loads and attaches the programs and starts the drain thread. Well under 100 ms in a release build.
+    ///
+    /// Needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN) in the initial user namespace, and Linux 5.17 with BTF.
+    pub fn load(options: &LoadOptions) -> Result<Self, ProbeError> {
+        options.check()?;
+        let began = Instant::now();
+        let (object, bytes) = object_bytes(options, glasshouse_bpf::PROBE)?;
+        raise_memlock();
+        // aya's loader parses the kernel's BTF for itself when it is made, and attaching needs it once more: the two
+        // parses run side by side.
+        let (mut loader, btf) = std::thread::scope(|scope| {
+            let loader = scope.spawn(EbpfLoader::new);
+            let btf = Btf::from_sys_fs();
+            (loader.join().unwrap_or_else(|_| EbpfLoader::new()), btf)
+        });
+        let btf = btf.map_err(|error| ProbeError::NoBtf { reason: with_sources(&error) })?;
+        let parsed = began.elapsed();
+        let mut ebpf = loader
+            .override_global(abi::ABI_SYMBOL, &abi::ABI_VERSION, true)
+            .override_global("gh_wakeup_bytes", &options.wakeup_bytes, true)
+            .map_max_entries("process_ring", options.process_ring_bytes)
+            .map_max_entries("activity_ring", options.activity_ring_bytes)
+            .map_max_entries("executions", options.max_executions)
+            .map_max_entries("counters", options.max_executions)
+            .map_max_entries("syscalls", options.max_executions)
+            .map_max_entries("watched", options.max_cgroups)
+            .map_max_entries("members", options.max_processes)
+            .load(&bytes)
+            .map_err(|error| load_error(error, &object))?;
+        let loaded = began.elapsed();
+        let fds = load_programs(&mut ebpf, &btf, &object)?;
+        let verified = began.elapsed();
+        for (name, hook, _) in PROGRAMS {
+            let program = program(&mut ebpf, name, &object)?;
+            program.attach().map_err(|error| program_error(error, name, hook))?;
+        }
+        let attached = began.elapsed();
+
+        let maps = Arc::new(Mutex::new(Maps::new(&mut ebpf, options.max_executions)?));
+        let process = ring_map(&mut ebpf, "process_ring")?;
+        let activity = ring_map(&mut ebpf, "activity_ring")?;
+        let ring = |map: &MapData, bytes| {
+            Ring::new(map.fd().as_fd(), bytes).map_err(|source| ProbeError::Ring { step: "mmap", source })
+        };
+        let (commands, receiver) = channel();
+        let missed: Arc<dyn Fn() -> MissedRuns + Send + Sync> = Arc::new(move || missed_runs(&fds));
+        let drain = Drain::new(
+            (ring(&process, options.process_ring_bytes)?, process.fd().as_fd()),
+            (ring(&activity, options.activity_ring_bytes)?, activity.fd().as_fd()),
+            Arc::clone(&maps),
+            Arc::clone(&missed),
+            receiver,
+            options.drain_interval,
+        )?;
+        let wake = drain.waker();
+        let thread = std::thread::Builder::new()
+            .name("glasshouse-drain".to_owned())
+            .spawn(move || {
+                // The map descriptors must stay open for as long as epoll watches them.
+                let _rings = (process, activity);
+                drain.run();
+            })
+            .map_err(|source| ProbeError::Ring { step: "starting the drain thread", source })?;
+        tracing::debug!(
+            btf_us = parsed.as_micros() as u64,
+            object_us = (loaded - parsed).as_micros() as u64,
+            verify_us = (verified - loaded).as_micros() as u64,
+            attach_us = (attached - verified).as_micros() as u64,
+            total_us = began.elapsed().as_micros() as u64,
+            "host probe loaded"
+        );
+        let inner = Arc::new(Inner { maps, missed, commands, wake, _ebpf: Mutex::new(ebpf) });
+        Ok(Self { inner, thread: Some(thread) })
+    }
+
+    /// Watches one more execution, armed until its root's exec. A few map inserts.
+    pub fn watch(&self, request: WatchRequest) -> Result<Watch, ProbeError> {
+        let WatchRequest { cgroup_id, root_tgid, writer, redactor, sink } = request;
+        let slot = self.inner.maps().reserve(cgroup_id)?;
+        let watched = Watched {
+            slot,
+            cgroup_id,
+            writer,
+            redactor,
+            sink,
+            missed_before: (self.inner.missed)(),
+            tally: Tally::default(),
+        };
+        // The drain thread is told first, so that it knows the slot when its first record comes.
+        if let Err(error) = self.inner.send(Command::Watch(Box::new(watched))) {
+            self.inner.maps().give_back(slot);
+            return Err(error);
+        }
+        let armed = self.inner.maps().arm(slot, cgroup_id, root_tgid);
+        // Dropped on an error, it takes back whatever was done.
+        let watch = Watch { inner: Arc::clone(&self.inner), slot, sealed: false };
+        armed.map(|()| watch)
+    }
+
+    /// The tracepoints that are attached.
+    pub fn hooks(&self) -> Vec<&'static str> {
+        PROGRAMS.iter().map(|(_, hook, _)| *hook).collect()
+    }
+}
+
+impl Drop for HostProbe {
+    fn drop(&mut self) {
+        // Watches keep the programs alive, not the thread: a seal after this says that the probe has stopped.
+        let _ = self.inner.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One execution being watched. Dropped without [`Watch::seal`], it stops watching and leaves the chain unsealed.
+pub struct Watch {
+    inner: Arc<Inner>,
+    slot: Slot,
+    sealed: bool,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+impl Watch {
+    /// Stops the recording, drains the rings up to where their producers stand now, reads the counters and sends the
+    /// last frame. To be called when the cgroup is empty (`populated 0`): what happens in it later is not recorded.
+    ///
+    /// Blocks for as long as the rings take to drain (bounded by their size) and for the sink.
+    pub fn seal(mut self) -> Result<SealReport, ProbeError> {
+        let (reply, answer) = channel();
+        self.inner.send(Command::Seal(self.slot, reply))?;
+        self.sealed = true;
+        answer.recv().map_err(|_| ProbeError::Stopped)?
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.sealed {
+            let _ = self.inner.send(Command::Drop(self.slot));
+        }
+    }
+}
+
+/// The object of that name: from the directory that overrides, or embedded.
+pub(crate) fn object_bytes(
+    options: &LoadOptions,
+    name: &str,
+) -> Result<(String, Cow<'static, [u8]>), ProbeError> {
+    match &options.object_dir {
+        Some(dir) => {
+            let path = dir.join(name);
+            let bytes = std::fs::read(&path)
+                .map_err(|source| ProbeError::ObjectMissing { path: path.clone(), source })?;
+            Ok((path.display().to_string(), Cow::Owned(bytes)))
+        }
+        None => glasshouse_bpf::object(name)
+            .map(|object| (name.to_owned(), Cow::Borrowed(object.bytes)))
+            .ok_or_else(|| ProbeError::ObjectBroken {
+                object: name.to_owned(),
+                reason: "this build embeds no BPF objects".to_owned(),
+            }),
+    }
+}
+
+/// Before Linux 5.11 BPF memory counted against RLIMIT_MEMLOCK. That it can't be raised is no error: newer kernels do
+/// not look at it, and older ones say so when a map is made.
+fn raise_memlock() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        tracing::debug!(%error, "RLIMIT_MEMLOCK could not be raised");
+    }
+}
+
+/// Loads every program. The one of system calls takes as long to verify as the rest together: each half has a thread.
+fn load_programs(ebpf: &mut Ebpf, btf: &Btf, object: &str) -> Result<Vec<(OwnedFd, Watches)>, ProbeError> {
+    let mut found: HashMap<String, &mut Program> =
+        ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
+    let mut halves = [Vec::new(), Vec::new()];
+    for (name, hook, watches) in PROGRAMS {
+        let Some(Program::BtfTracePoint(program)) = found.remove(name) else {
+            return Err(no_program(name, object));
+        };
+        halves[usize::from(watches == Watches::Syscalls)].push((name, hook, watches, program));
+    }
+    let [mut most, mut syscalls] = halves;
+    let load = |half: &mut Vec<(&'static str, &'static str, Watches, &mut BtfTracePoint)>| {
+        let mut fds = Vec::with_capacity(half.len());
+        for (name, hook, watches, program) in half {
+            program.load(hook, btf).map_err(|error| program_error(error, name, hook))?;
+            let fd = program.fd().and_then(|fd| Ok(fd.as_fd().try_clone_to_owned()?));
+            fds.push((fd.map_err(|error| program_error(error, name, hook))?, *watches));
+        }
+        Ok::<_, ProbeError>(fds)
+    };
+    std::thread::scope(|scope| {
+        let rest = scope.spawn(|| load(&mut most));
+        let mut fds = load(&mut syscalls)?;
+        fds.extend(rest.join().map_err(|_| ProbeError::Stopped)??);
+        Ok(fds)
+    })
+}
+
+fn no_program(name: &str, object: &str) -> ProbeError {
+    ProbeError::ObjectBroken { object: object.to_owned(), reason: format!("it has no tp_btf program {name}") }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str, object: &str) -> Result<&'a mut BtfTracePoint, ProbeError> {
+    match ebpf.program_mut(name) {
+        Some(Program::BtfTracePoint(program)) => Ok(program),
+        _ => Err(no_program(name, object)),
+    }
+}
+
+fn ring_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, ProbeError> {
+    match take(ebpf, name)? {
+        Map::RingBuf(map) => Ok(map),
+        _ => Err(ProbeError::ObjectBroken {
+            object: glasshouse_bpf::PROBE.to_owned(),
+            reason: format!("map {name} is not a ring buffer"),
+        }),
+    }
+}
+
+/// `recursion_misses` of every program (since Linux 5.12), from its descriptor's fdinfo.
+fn missed_runs(fds: &[(OwnedFd, Watches)]) -> MissedRuns {
+    let mut missed = MissedRuns::default();
+    for (fd, watches) in fds {
+        let info =
+            std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
+        let of_program = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+        missed[*watches as usize] += of_program.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    missed
+}
+
+/// An error with everything that caused it, on one line.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The I/O error at the bottom of it, if there is one.
+fn io_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    let mut cause = Some(error);
+    while let Some(of) = cause {
+        if let Some(io) = of.downcast_ref::<std::io::Error>() {
+            return Some(io);
+        }
+        cause = of.source();
+    }
+    None
+}
+
+fn is_refusal(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::PermissionDenied
+}
+
+fn load_error(error: EbpfError, object: &str) -> ProbeError {
+    match io_cause(&error) {
+        Some(io) if is_refusal(io) => not_permitted("load BPF maps", io),
+        Some(io) if matches!(error, EbpfError::MapError(_)) => ProbeError::Map {
+            map: "(one of the object's)",
+            action: "creating it",
+            reason: format!(
+                "{}; smaller rings or fewer max_executions may help when memory is short ({io})",
+                with_sources(&error)
+            ),
+        },
+        _ => ProbeError::ObjectBroken { object: object.to_owned(), reason: with_sources(&error) },
+    }
+}
+
+fn program_error(error: ProgramError, program: &'static str, hook: &'static str) -> ProbeError {
+    match error {
+        ProgramError::Btf(error) => ProbeError::HookMissing { program, hook, reason: with_sources(&error) },
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            // The kernel refuses for want of a privilege before it verifies anything.
+            if is_refusal(&io_error) && log.trim().is_empty() {
+                return not_permitted("load BPF programs", &io_error);
+            }
+            let lines: Vec<&str> = log.lines().collect();
+            let log_tail = lines[lines.len().saturating_sub(20)..].join("\n");
+            ProbeError::ProgramRejected { program, log_tail, source: io_error }
+        }
+        error => match io_cause(&error) {
+            Some(io) if is_refusal(io) => not_permitted("attach BPF programs", io),
+            _ => ProbeError::HookMissing { program, hook, reason: with_sources(&error) },
+        },
+    }
+}
+
+fn not_permitted(action: &'static str, source: &std::io::Error) -> ProbeError {
+    ProbeError::NotPermitted {
+        action,
+        missing: missing_privilege(),
+        source: source.raw_os_error().map_or_else(
+            || std::io::Error::new(source.kind(), source.to_string()),
+            std::io::Error::from_raw_os_error,
+        ),
+    }
+}
+
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// The effective capabilities of this process, as bits.
+pub(crate) fn effective_capabilities() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn missing_privilege() -> String {
+    let has = |capability: u32| effective_capabilities() >> capability & 1 == 1;
+    if has(CAP_SYS_ADMIN) {
+        return "it has CAP_SYS_ADMIN, so a container's seccomp profile, a user namespace or a security module refuses \
+                bpf(2): run it outside, or privileged"
+            .to_owned();
+    }
+    let missing: Vec<&str> = [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")]
+        .into_iter()
+        .filter(|(capability, _)| !has(*capability))
+        .map(|(_, name)| name)
+        .collect();
+    match missing.as_slice() {
+        [] => "CAP_SYS_ADMIN is missing too: run as root (sudo), or grant it to the service".to_owned(),
+        missing => format!(
+            "{} missing: run as root (sudo), or grant the service these capabilities",
+            missing.join(" and ")
+        ),
+    }
+}
