@@ -7,11 +7,23 @@
 //! Start it twice with the same name and the two share the receipts; stop it and it goes on later where it was. What it
 //! cannot verify it terminates, and says so on standard error. Ctrl-C ends it.
 
-use glasshouse_nats::{ConnectOptions, ErrorKind, ReceiptConsumer, connect};
+use std::process::ExitCode;
+
+use glasshouse_nats::{ConnectOptions, Error, ErrorKind, ReceiptConsumer, connect};
 use glasshouse_schema::Receipt;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
     let url = arguments.next().unwrap_or_else(|| "nats://127.0.0.1:4222".into());
     let name = arguments.next().unwrap_or_else(|| "subscriber-example".into());
@@ -32,7 +44,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 delivery.term(&error.to_string()).await?;
                 continue;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         };
         match Receipt::decode(&document.body) {
             Ok(receipt) => {

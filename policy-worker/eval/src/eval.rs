@@ -427,19 +427,22 @@ impl<'a> Evaluation<'a, '_> {
                 items.extend(self.elements(right)?);
                 Ok(Value::List(Rc::new(items), open))
             }
-            (left, right) => match (as_double(&left), as_double(&right)) {
-                (Some(_), Some(_)) if !open_of(&left).with(open_of(&right)).is_none() => {
-                    Ok(Value::Unknown(open_of(&left).with(open_of(&right))))
-                }
-                (Some(left), Some(right)) => Ok(Value::Double(match operation {
-                    Add => left + right,
-                    Subtract => left - right,
-                    Multiply => left * right,
-                    Divide => left / right,
-                    Modulo => return error("`%` needs whole numbers"),
-                })),
-                _ => error(format!("{} and {} cannot be calculated with", kind(&left), kind(&right))),
-            },
+            // Other calculations with a lower bound have no bound of a direction.
+            (Value::AtLeast(_, one), other @ (Value::Int(_) | Value::AtLeast(..)))
+            | (other @ Value::Int(_), Value::AtLeast(_, one)) => {
+                Ok(Value::Unknown(one.with(open_of(&other))))
+            }
+            (Value::Double(left), Value::Double(right)) => Ok(Value::Double(match operation {
+                Add => left + right,
+                Subtract => left - right,
+                Multiply => left * right,
+                Divide => left / right,
+                Modulo => return error("`%` needs whole numbers"),
+            })),
+            // As CEL has it, a whole number and a double do not mix.
+            (left, right) => {
+                error(format!("{} and {} cannot be calculated with", kind(&left), kind(&right)))
+            }
         }
     }
 
@@ -673,7 +676,8 @@ pub(crate) fn kind(value: &Value<'_>) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a bool",
-        Value::Int(_) | Value::Double(_) | Value::AtLeast(..) => "a number",
+        Value::Int(_) | Value::AtLeast(..) => "a number",
+        Value::Double(_) => "a double",
         Value::Str(_) => "a string",
         Value::Json(Json::Object(_), _) => "an object",
         Value::Json(..) | Value::List(..) => "a list",

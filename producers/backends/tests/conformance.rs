@@ -43,7 +43,7 @@ mod on_linux {
     use glasshouse_backends::ProcessBackend;
 
     /// Plays a scenario with a shell.
-    pub struct Process;
+    pub(super) struct Process;
 
     impl Factory for Process {
         fn make(&self, scenario: &Scenario) -> Result<Subject, String> {

@@ -109,7 +109,11 @@ impl HostProbe {
             .load(&bytes)
             .map_err(|error| load_error(error, &object))?;
         let loaded = began.elapsed();
-        let fds = load_programs(&mut ebpf, &btf, &object)?;
+        let fds = std::thread::scope(|scope| {
+            // The loader's own copy of the kernel's types takes milliseconds to free.
+            scope.spawn(move || drop(loader));
+            load_programs(&mut ebpf, &btf, &object)
+        })?;
         let verified = began.elapsed();
         for (name, hook, _) in PROGRAMS {
             let program = program(&mut ebpf, name, &object)?;
@@ -150,6 +154,8 @@ impl HostProbe {
             total_us = began.elapsed().as_micros() as u64,
             "host probe loaded"
         );
+        // Freeing 150,000 parsed types takes milliseconds that nobody should wait for.
+        let _ = std::thread::Builder::new().spawn(move || drop(btf));
         let inner = Arc::new(Inner { maps, missed, commands, wake, _ebpf: Mutex::new(ebpf) });
         Ok(Self { inner, thread: Some(thread) })
     }

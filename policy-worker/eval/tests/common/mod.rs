@@ -5,10 +5,10 @@ use glasshouse_eval::Policy;
 use glasshouse_schema::{Digest, Receipt, Verdict};
 use serde_json::json;
 
-pub const EXECUTION: &str = "0198c0de-0000-7000-8000-000000000000";
+pub(crate) const EXECUTION: &str = "0198c0de-0000-7000-8000-000000000000";
 
 /// A closed receipt of a host execution that compiled something in /tmp and tried the network.
-pub fn receipt() -> Receipt {
+pub(crate) fn receipt() -> Receipt {
     let counters = json!({"observed": "9", "delivered": "9", "collapsed": "0", "lost": "0"});
     serde_json::from_value(json!({
         "version": "v0.4.0",
@@ -75,7 +75,7 @@ fn process(pid: u32, ppid: u32, exe: &str, cwd: &str) -> serde_json::Value {
 }
 
 /// A policy of one rule.
-pub fn policy(expression: &str) -> Policy {
+pub(crate) fn policy(expression: &str) -> Policy {
     let expression = serde_json::to_string(expression).unwrap();
     let yaml = format!(
         "version: v1\nname: test\nrules:\n  - id: rule\n    expression: {expression}\n    message: violated\n"
@@ -86,13 +86,13 @@ pub fn policy(expression: &str) -> Policy {
     }
 }
 
-pub fn judge(policy: &Policy, receipt: &Receipt) -> Verdict {
+pub(crate) fn judge(policy: &Policy, receipt: &Receipt) -> Verdict {
     let digest = Digest::of(&receipt.encode().unwrap());
     policy.evaluate_post(receipt, digest).unwrap()
 }
 
 /// Loses `count` events of a class.
-pub fn lose(receipt: &mut Receipt, class: &str, count: u64) {
+pub(crate) fn lose(receipt: &mut Receipt, class: &str, count: u64) {
     let counters = receipt.coverage.vantages[0].classes.get_mut(class).unwrap();
     counters.lost = count;
     counters.observed += count;

@@ -114,6 +114,8 @@ impl Script {
 pub struct FakeBackend {
     script: Script,
     calls: Mutex<Vec<Call>>,
+    /// The last step that was taken in order.
+    reached: Mutex<Option<Call>>,
     /// The signal that ended the command.
     killed: watch::Sender<Option<i32>>,
 }
@@ -121,7 +123,7 @@ pub struct FakeBackend {
 impl FakeBackend {
     /// A backend with its script.
     pub fn new(script: Script) -> Self {
-        Self { script, calls: Mutex::default(), killed: watch::Sender::new(None) }
+        Self { script, calls: Mutex::default(), reached: Mutex::default(), killed: watch::Sender::new(None) }
     }
 
     /// The calls it got, in order.
@@ -138,16 +140,19 @@ impl FakeBackend {
         let in_order = {
             let mut calls = self.locked();
             let any_time = |call: &Call| matches!(call, Call::Kill | Call::Cleanup);
-            let last = calls.iter().rev().find(|call| !any_time(call)).copied();
-            // A step that failed may be followed by `drain`, so steps may be left out, but none before a start.
-            let after_start = call > Call::Start && last >= Some(Call::Start);
-            let is_next = match call {
-                Call::Prepare => last.is_none(),
-                Call::Start => last == Some(Call::Prepare),
-                _ => after_start && last < Some(call),
-            };
             let cleaned = calls.contains(&Call::Cleanup);
             calls.push(call);
+            let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+            // `drain` may follow a step that failed, so steps may be left out, but none before the start.
+            let is_next = match call {
+                Call::Prepare => reached.is_none(),
+                Call::Start => *reached == Some(Call::Prepare),
+                Call::Kill | Call::Cleanup => false,
+                _ => *reached >= Some(Call::Start) && *reached < Some(call),
+            };
+            if is_next {
+                *reached = Some(call);
+            }
             any_time(&call) || (is_next && !cleaned)
         };
         if !in_order {
