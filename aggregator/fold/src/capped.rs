@@ -56,6 +56,10 @@ impl<K: Ord, V: Default> CappedMap<K, V> {
         self.entries.iter().map(|(key, (value, events))| (key, value, *events))
     }
 
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        self.entries.get(key).map(|(value, _)| value)
+    }
+
     pub(crate) fn limit(&self) -> u64 {
         self.limit as u64
     }

@@ -155,16 +155,6 @@ pub(crate) struct FileFacts {
 }
 
 impl FileFacts {
-    /// Whether it was opened for writing or is the new name of a rename.
-    pub(crate) fn was_written(&self) -> bool {
-        self.writes > 0 || !self.renamed_from.is_empty()
-    }
-
-    /// Whether it was removed or is the old name of a rename.
-    pub(crate) fn was_deleted(&self) -> bool {
-        self.deletes > 0 || !self.renamed_to.is_empty()
-    }
-
     fn touched(&mut self, pid: u32, flags: PathFlags) {
         keep_first(&mut self.pids, pid);
         self.flags |= flags.0;

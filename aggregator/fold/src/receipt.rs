@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use glasshouse_schema::canonical::MAX_INTEGER;
 use glasshouse_schema::errno::result_name;
 use glasshouse_schema::event::{Class, PathFlags};
 use glasshouse_schema::lifecycle::{Attached, ClosedReason, Exited, Failed, LifecycleEvent, Outcome, Phase, PhaseName};
 use glasshouse_schema::receipt::{
     Artifacts, Attempt, Cap, ChainHead, ClassCoverage, Completeness, Connection, Coverage, Exec, Execution, File,
-    Filesystem, FlatProcess, Incomplete, Network, ProbeCost, Process, Provenance, Receipt, Redaction, Resources, Socket,
+    Filesystem, FlatProcess, Incomplete, MAX_RECEIPT_BYTES, Network, ProbeCost, Process, Provenance, Receipt, Redaction, Resources, Socket,
     Syscalls, Timing, VantageCoverage,
 };
 use glasshouse_schema::time::rfc3339;
@@ -15,10 +16,13 @@ use glasshouse_schema::{ids::Vantage, version};
 
 use crate::ExecutionFold;
 use crate::chain::{Chain, ChainKey};
-use crate::facts::{self, ByStart, ExecFact, ProcessFacts};
+use crate::facts::{self, ByStart, ExecFact, FileFacts, ProcessFacts};
 
-/// `-EINPROGRESS`: a connect that was begun and whose end was not waited for.
-const EINPROGRESS: i32 = -115;
+/// Bytes of JSON that `process_tree`, `files` and `sockets`, each with the established lists made from it, may take:
+/// together they and the rest stay below what a reader takes. One long argument list and a hundred thousand forks
+/// would otherwise do.
+const MAX_LIST_BYTES: [u64; 3] = [24 << 20, 24 << 20, 4 << 20];
+const _: () = assert!(MAX_LIST_BYTES[0] + MAX_LIST_BYTES[1] + MAX_LIST_BYTES[2] < MAX_RECEIPT_BYTES as u64);
 
 /// An attached vantage point with its chain, if any frame of it came.
 type Watched<'f> = (&'f Attached, Option<&'f Chain>);
@@ -52,7 +56,16 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         _ => None,
     });
     let end = End::of(fold);
-    let processes: Vec<Process> = chains.iter().flat_map(|(vantage, chain)| processes(*vantage, chain)).collect();
+    let [tree_bytes, file_bytes, socket_bytes] = MAX_LIST_BYTES;
+    let mut budgets = [
+        Budget::new("process_tree", tree_bytes),
+        Budget::new("files", file_bytes),
+        Budget::new("sockets", socket_bytes),
+    ];
+    let [of_tree, of_files, of_sockets] = &mut budgets;
+    let processes = processes(&chains, of_tree);
+    let files = files(&chains, of_files);
+    let sockets = sockets(&chains, of_sockets);
     let incomplete = incomplete(fold, &watched);
 
     Some(Receipt {
@@ -73,8 +86,8 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         },
         processes: processes.iter().map(flat).collect(),
         process_tree: processes,
-        filesystem: filesystem(&chains),
-        network: network(&chains),
+        filesystem: filesystem(&files),
+        network: network(&sockets),
         syscalls: syscalls(&chains),
         environment: prepared.map(|prepared| prepared.environment.clone()).unwrap_or_default(),
         execution: Execution {
@@ -90,10 +103,10 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
             vantages: watched.iter().map(|watched| vantage_coverage(*watched)).collect(),
             unavailable: profiled.unavailable.clone(),
             incomplete,
-            caps: caps(&chains),
+            caps: caps(&chains, &budgets),
         },
-        files: chains.iter().flat_map(|(vantage, chain)| files(*vantage, chain)).collect(),
-        sockets: chains.iter().flat_map(|(vantage, chain)| sockets(*vantage, chain)).collect(),
+        files,
+        sockets,
         chain: chains
             .iter()
             .filter_map(|(vantage, chain)| {
@@ -133,7 +146,9 @@ impl End {
             (Some(exited), failed) => Self::exited(exited, failed.map(|(_, failed)| failed)),
             (None, Some((event, failed))) => Self::without_exit(fold, event, failed.outcome.clone()),
             (None, None) => {
-                let last = fold.phases.values().map(|(_, event)| event).max_by_key(|event| event.unix_ns);
+                // Not the `closed` event: its time is that of the worker that gave the execution up.
+                let told = fold.phases.iter().filter(|(name, _)| **name != PhaseName::Closed);
+                let last = told.map(|(_, (_, event))| event).max_by_key(|event| event.unix_ns);
                 let error = Some("the outcome is unknown: the producer ended without saying".into());
                 let outcome = Outcome { exit_code: 125, signal: None, error };
                 match last {
@@ -150,9 +165,10 @@ impl End {
             outcome.error.get_or_insert_with(|| format!("{}: {}", failed.step.as_str(), failed.error));
         }
         let mut end = Self::at(exited.start_unix_ns.into(), exited.end_unix_ns.into(), outcome);
-        end.resources = exited
-            .rusage
-            .map(|rusage| Resources { cpu_time_ms: rusage.cpu_time_ms, max_rss_kb: rusage.max_rss_kb });
+        end.resources = exited.rusage.map(|rusage| Resources {
+            cpu_time_ms: rusage.cpu_time_ms.min(MAX_INTEGER),
+            max_rss_kb: rusage.max_rss_kb.min(MAX_INTEGER),
+        });
         end.artifacts = Artifacts { stdout_hash: exited.stdout_hash, stderr_hash: exited.stderr_hash };
         end
     }
@@ -177,17 +193,110 @@ fn texts(argv: &[Vec<u8>]) -> Vec<String> {
     argv.iter().map(|argument| text(argument)).collect()
 }
 
-fn processes(vantage: Vantage, chain: &Chain) -> Vec<Process> {
-    chain.facts.processes.iter().map(|(key, facts)| process(vantage, chain, *key, facts)).collect()
+/// Keeps the entries of a list that sort first, until their text is all that the list may take.
+struct Budget {
+    list: &'static str,
+    bytes: u64,
+    left: u64,
+    events_left_out: u64,
 }
 
-fn process(vantage: Vantage, chain: &Chain, key: ByStart, facts: &ProcessFacts) -> Process {
+impl Budget {
+    fn new(list: &'static str, bytes: u64) -> Self {
+        Self { list, bytes, left: bytes, events_left_out: 0 }
+    }
+
+    /// Adds the entry that `events` events are about, if there is room; once there is not, none is added.
+    fn push<T>(&mut self, list: &mut Vec<T>, events: u64, entry: impl FnOnce() -> (T, u64)) {
+        let entry = (self.left > 0).then(entry).filter(|(_, bytes)| *bytes <= self.left);
+        match entry {
+            Some((entry, bytes)) => {
+                self.left -= bytes;
+                list.push(entry);
+            }
+            None => {
+                self.left = 0;
+                self.events_left_out = self.events_left_out.saturating_add(events);
+            }
+        }
+    }
+
+    fn cap(&self) -> Option<Cap> {
+        (self.events_left_out > 0).then(|| Cap {
+            list: format!("{} (bytes)", self.list),
+            limit: self.bytes,
+            events_left_out: self.events_left_out,
+        })
+    }
+}
+
+/// How many bytes a string takes in JSON.
+fn json_bytes(text: &str) -> u64 {
+    let escaped = |byte| match byte {
+        b'"' | b'\\' => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum::<u64>() + 3
+}
+
+fn all_json_bytes<'t>(texts: impl IntoIterator<Item = &'t String>) -> u64 {
+    texts.into_iter().map(|text| json_bytes(text)).sum()
+}
+
+fn processes(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Process> {
+    let mut list = Vec::new();
+    for (vantage, chain) in chains {
+        // What a process ran when it began, for the children that it forked before it ran anything else.
+        let mut ran_at_start: BTreeMap<ByStart, &ExecFact> = BTreeMap::new();
+        // Sorted by start, so a parent has been seen before its children.
+        for (key, facts, events) in chain.facts.processes.iter() {
+            let inherited = facts.fork.and_then(|(forked_at, parent)| {
+                let ran_then =
+                    chain.facts.processes.get(&parent).and_then(|parent| last_before(&parent.execs, forked_at));
+                ran_then.or_else(|| ran_at_start.get(&parent).copied())
+            });
+            if let Some(exec) = inherited {
+                ran_at_start.insert(*key, exec);
+            }
+            budget.push(&mut list, events, || {
+                let process = process(*vantage, chain, *key, facts, inherited);
+                let bytes = process_bytes(&process);
+                (process, bytes)
+            });
+        }
+    }
+    list
+}
+
+/// The last of `execs` at or before a time.
+fn last_before(execs: &BTreeSet<ExecFact>, boot_ns: u64) -> Option<&ExecFact> {
+    execs.iter().rfind(|exec| exec.boot_ns <= boot_ns)
+}
+
+/// About what a process takes in `process_tree` and `processes`.
+fn process_bytes(process: &Process) -> u64 {
+    let execs = process.execs.iter().map(|exec| {
+        100 + json_bytes(&exec.exe) + json_bytes(&exec.working_dir) + all_json_bytes(&exec.argv)
+    });
+    400 + json_bytes(&process.exe)
+        + json_bytes(&process.working_dir)
+        + 2 * all_json_bytes(&process.argv)
+        + execs.sum::<u64>()
+}
+
+/// `inherited` is what its parent ran when it forked: a process without a program of its own runs that.
+fn process(
+    vantage: Vantage,
+    chain: &Chain,
+    key: ByStart,
+    facts: &ProcessFacts,
+    inherited: Option<&ExecFact>,
+) -> Process {
     let last = facts.execs.last();
-    // A process without a program of its own runs what its parent ran when it forked.
-    let inherited = last.is_none().then(|| inherited(chain, facts)).flatten();
     let program: Option<&ExecFact> = last.or(inherited);
-    let parent = facts.forks.first().map(|(_, parent)| parent.tgid);
-    let exit = facts.exits.last();
+    let parent = facts.fork.map(|(_, parent)| parent.tgid);
+    let exit = facts.exit;
     let (signal, code) = match exit {
         Some(exit) if exit.signal != 0 => (Some(exit.signal), None),
         Some(exit) => (None, Some(exit.code)),
@@ -218,47 +327,51 @@ fn process(vantage: Vantage, chain: &Chain, key: ByStart, facts: &ProcessFacts) 
     }
 }
 
-fn inherited<'c>(chain: &'c Chain, facts: &ProcessFacts) -> Option<&'c ExecFact> {
-    let (mut forked_at, mut parent) = *facts.forks.first()?;
-    // As deep as forks go without an exec between; bounded, because a hostile chain may tie a knot.
-    for _ in 0..facts::MAX_PROCESSES {
-        let facts = chain.facts.processes.get(&parent)?;
-        if let Some(exec) = facts.execs.iter().rfind(|exec| exec.boot_ns <= forked_at) {
-            return Some(exec);
-        }
-        let (earlier, grandparent) = *facts.forks.first()?;
-        if earlier > forked_at || grandparent == parent {
-            return None;
-        }
-        (forked_at, parent) = (earlier, grandparent);
-    }
-    None
-}
-
 fn flat(process: &Process) -> FlatProcess {
     FlatProcess { pid: process.pid, ppid: process.ppid, cmd: process.argv.join(" ") }
 }
 
-fn filesystem(chains: &[(Vantage, &Chain)]) -> Filesystem {
-    let mut sets: [BTreeSet<String>; 3] = Default::default();
-    for (path, file) in chains.iter().flat_map(|(_, chain)| chain.facts.files.iter()) {
-        let [reads, writes, deletes] = &mut sets;
-        if file.reads > 0 {
-            reads.insert(text(path));
-        }
-        if file.was_written() {
-            writes.insert(text(path));
-        }
-        if file.was_deleted() {
-            deletes.insert(text(path));
-        }
+fn filesystem(files: &[File]) -> Filesystem {
+    let paths = |is: fn(&File) -> bool| {
+        let paths: BTreeSet<&String> = files.iter().filter(|file| is(file)).map(|file| &file.path).collect();
+        paths.into_iter().cloned().collect()
+    };
+    Filesystem {
+        reads: paths(|file| file.reads > 0),
+        writes: paths(|file| file.writes > 0 || !file.renamed_from.is_empty()),
+        deletes: paths(|file| file.deletes > 0 || !file.renamed_to.is_empty()),
+        policy_violations: Vec::new(),
     }
-    let [reads, writes, deletes] = sets.map(|set| set.into_iter().collect());
-    Filesystem { reads, writes, deletes, policy_violations: Vec::new() }
 }
 
-fn files(vantage: Vantage, chain: &Chain) -> impl Iterator<Item = File> {
-    chain.facts.files.iter().map(move |(path, file)| File {
+fn files(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<File> {
+    let mut list = Vec::new();
+    for (vantage, chain) in chains {
+        for (path, facts, events) in chain.facts.files.iter() {
+            budget.push(&mut list, events, || {
+                let file = file(*vantage, path, facts);
+                let bytes = file_bytes(&file);
+                (file, bytes)
+            });
+        }
+    }
+    list
+}
+
+/// About what a file takes in `files` and in the three lists of `filesystem`.
+fn file_bytes(file: &File) -> u64 {
+    200 + 4 * json_bytes(&file.path)
+        + file.path_hex.as_deref().map_or(0, json_bytes)
+        + all_json_bytes(file.renamed_to.iter().chain(&file.renamed_from))
+        + 40 * file.errors.len() as u64
+        + 11 * file.pids.len() as u64
+}
+
+fn file(vantage: Vantage, path: &[u8], file: &FileFacts) -> File {
+    let errors = file.errors.iter().map(|((operation, result), count)| {
+        (format!("{} {}", operation.as_str(), result_name(*result)), *count)
+    });
+    File {
         path: text(path),
         path_hex: std::str::from_utf8(path)
             .is_err()
@@ -270,11 +383,11 @@ fn files(vantage: Vantage, chain: &Chain) -> impl Iterator<Item = File> {
         deletes: file.deletes,
         renamed_to: file.renamed_to.iter().map(|path| text(path)).collect(),
         renamed_from: file.renamed_from.iter().map(|path| text(path)).collect(),
-        errors: file.errors.clone(),
+        errors: errors.collect(),
         pids: file.pids.iter().copied().collect(),
         flags: flags(PathFlags(file.flags)),
         vantage,
-    })
+    }
 }
 
 fn flags(flags: PathFlags) -> Vec<String> {
@@ -290,16 +403,17 @@ fn flags(flags: PathFlags) -> Vec<String> {
     .collect()
 }
 
-fn network(chains: &[(Vantage, &Chain)]) -> Network {
+fn network(sockets: &[Socket]) -> Network {
     let mut connections = BTreeSet::new();
     let mut attempts = BTreeSet::new();
-    for ((dst, protocol), socket) in chains.iter().flat_map(|(_, chain)| chain.facts.sockets.iter()) {
-        for result in socket.results.keys() {
+    for Socket { dst, protocol, results, .. } in sockets {
+        for result in results.keys() {
             let (dst, protocol) = (dst.clone(), protocol.clone());
-            if matches!(*result, 0 | EINPROGRESS) {
+            // EINPROGRESS is a connect that was begun and whose end was not waited for.
+            if matches!(result.as_str(), "ok" | "EINPROGRESS") {
                 connections.insert(Connection { dst: dst.clone(), protocol: protocol.clone(), attempted: true });
             }
-            attempts.insert(Attempt { dst, protocol, result: result_name(*result), policy: String::new() });
+            attempts.insert(Attempt { dst, protocol, result: result.clone(), policy: String::new() });
         }
     }
     Network {
@@ -310,21 +424,38 @@ fn network(chains: &[(Vantage, &Chain)]) -> Network {
     }
 }
 
-fn sockets(vantage: Vantage, chain: &Chain) -> impl Iterator<Item = Socket> {
-    chain.facts.sockets.iter().map(move |((dst, protocol), socket)| Socket {
-        dst: dst.clone(),
-        protocol: protocol.clone(),
-        results: socket.results.iter().map(|(result, count)| (result_name(*result), *count)).collect(),
-        pids: socket.pids.iter().copied().collect(),
-        vantage,
-    })
+fn sockets(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Socket> {
+    let mut list = Vec::new();
+    for (vantage, chain) in chains {
+        for ((dst, protocol), socket, events) in chain.facts.sockets.iter() {
+            budget.push(&mut list, events, || {
+                let results = socket.results.iter().map(|(result, count)| (result_name(*result), *count));
+                let socket = Socket {
+                    dst: dst.clone(),
+                    protocol: protocol.clone(),
+                    results: results.collect(),
+                    pids: socket.pids.iter().copied().collect(),
+                    vantage: *vantage,
+                };
+                let bytes = socket_bytes(&socket);
+                (socket, bytes)
+            });
+        }
+    }
+    list
+}
+
+/// About what a socket takes in `sockets` and in the two lists of `network`.
+fn socket_bytes(socket: &Socket) -> u64 {
+    let each = json_bytes(&socket.dst) + json_bytes(&socket.protocol);
+    200 + 2 * each + (120 + each) * socket.results.len() as u64 + 11 * socket.pids.len() as u64
 }
 
 fn sum(lists: impl Iterator<Item = Vec<(String, u64)>>) -> BTreeMap<String, u64> {
     lists.flatten().fold(BTreeMap::new(), |mut sums, (name, count)| {
         let sum: &mut u64 = sums.entry(name).or_default();
-        // Beyond 2^53 a JSON number would be rounded: such a count is one no machine reaches.
-        *sum = sum.saturating_add(count).min(1 << 53);
+        // Beyond it a JSON number would be rounded: such a count is one no machine reaches.
+        *sum = sum.saturating_add(count).min(MAX_INTEGER);
         sums
     })
 }
@@ -351,8 +482,8 @@ fn cost(chains: &[(Vantage, &Chain)]) -> Option<ProbeCost> {
     let mut seals = chains.iter().filter_map(|(_, chain)| chain.seal()).peekable();
     seals.peek()?;
     Some(seals.fold(ProbeCost { estimated: true, ..ProbeCost::default() }, |cost, seal| ProbeCost {
-        user_cpu_us: cost.user_cpu_us.saturating_add(seal.cost.user_cpu_ns / 1_000).min(1 << 53),
-        frame_bytes: cost.frame_bytes.saturating_add(seal.cost.frame_bytes).min(1 << 53),
+        user_cpu_us: cost.user_cpu_us.saturating_add(seal.cost.user_cpu_ns / 1_000).min(MAX_INTEGER),
+        frame_bytes: cost.frame_bytes.saturating_add(seal.cost.frame_bytes).min(MAX_INTEGER),
         estimated: true,
     }))
 }
@@ -374,25 +505,27 @@ fn vantage_coverage((attached, chain): Watched<'_>) -> VantageCoverage {
         attached: attached.clone(),
         sealed: seal.is_some(),
         classes: Class::ALL.into_iter().map(class).collect(),
-        escaped_tasks: seal.map_or(0, |seal| seal.escaped_tasks.min(1 << 53)),
+        escaped_tasks: seal.map_or(0, |seal| seal.escaped_tasks.min(MAX_INTEGER)),
         bypassed: seal.map(|seal| seal.blind_spots.clone()).unwrap_or_default(),
-        truncated_paths: chain.map_or(0, |chain| chain.facts.truncated_paths),
+        truncated_paths: chain.map_or(0, |chain| chain.facts.truncated_paths()),
     }
 }
 
-fn caps(chains: &[(Vantage, &Chain)]) -> Vec<Cap> {
+fn caps(chains: &[(Vantage, &Chain)], budgets: &[Budget]) -> Vec<Cap> {
     let mut caps = Vec::new();
     for (_, chain) in chains {
         let facts = &chain.facts;
+        let execs_left_out = facts.processes.iter().map(|(_, process, _)| process.execs_left_out()).sum();
         let lists = [
             ("process_tree", facts.processes.limit(), facts.processes.events_left_out()),
-            ("process_tree[].execs", facts::MAX_EXECS as u64, facts.execs_left_out),
+            ("process_tree[].execs", facts::MAX_EXECS as u64, execs_left_out),
             ("files", facts.files.limit(), facts.files.events_left_out()),
             ("sockets", facts.sockets.limit(), facts.sockets.events_left_out()),
         ];
         let capped = lists.into_iter().filter(|(_, _, left_out)| *left_out > 0);
         caps.extend(capped.map(|(list, limit, events_left_out)| Cap { list: list.into(), limit, events_left_out }));
     }
+    caps.extend(budgets.iter().filter_map(Budget::cap));
     caps
 }
 
@@ -410,14 +543,20 @@ fn incomplete(fold: &ExecutionFold, watched: &[Watched<'_>]) -> Vec<Incomplete> 
     if !fold.has(PhaseName::Exited) && !fold.has(PhaseName::Failed) {
         say(None, "lifecycle_missing", None, "there is neither an `exited` nor a `failed` event".into());
     }
-    for phase in fold.conflicting_phases.keys() {
+    if !fold.has(PhaseName::Sealed) {
+        say(None, "lifecycle_missing", None, "there is no `sealed` event".into());
+    }
+    if fold.claim_disputed {
+        say(None, "lifecycle_conflict", None, "two nodes claim the execution, so the frames of neither count".into());
+    }
+    for phase in &fold.conflicting_phases {
         let detail = format!("there are several `{}` events that differ", phase.as_str());
         say(None, "lifecycle_conflict", None, detail);
     }
-    if let Some(LifecycleEvent { phase: Phase::Closed(closed), .. }) = fold.event(PhaseName::Closed) {
-        if closed.reason == ClosedReason::ProducerDead {
-            say(None, "producer_dead", None, "the producer ended before it sealed the execution".into());
-        }
+    if let Some(LifecycleEvent { phase: Phase::Closed(closed), .. }) = fold.event(PhaseName::Closed)
+        && closed.reason == ClosedReason::ProducerDead
+    {
+        say(None, "producer_dead", None, "the producer ended before it sealed the execution".into());
     }
     let profiled = fold.profiled();
     for unavailable in profiled.iter().flat_map(|profiled| &profiled.unavailable) {
@@ -433,10 +572,9 @@ fn incomplete(fold: &ExecutionFold, watched: &[Watched<'_>]) -> Vec<Incomplete> 
         let vantage = Some(attached.vantage);
         let missing = fold.sealed().into_iter().flat_map(|sealed| &sealed.missing);
         let missing = missing.filter(|missing| missing.vantage == attached.vantage);
-        let no_seal = || {
-            let reasons: Vec<&str> = missing.map(|missing| missing.reason.as_str()).collect();
-            if reasons.is_empty() { "no seal came".to_owned() } else { reasons.join("; ") }
-        };
+        let reasons: Vec<&str> = missing.map(|missing| missing.reason.as_str()).collect();
+        let missing_reason = || (!reasons.is_empty()).then(|| reasons.join("; "));
+        let no_seal = || missing_reason().unwrap_or_else(|| "no seal came".into());
         let Some(chain) = chain else {
             say(vantage, "seal_missing", None, no_seal());
             continue;
@@ -457,7 +595,12 @@ fn incomplete(fold: &ExecutionFold, watched: &[Watched<'_>]) -> Vec<Incomplete> 
             say(vantage, reason, None, detail);
         }
         let told = fold.sealed().into_iter().flat_map(|sealed| &sealed.vantages);
-        for told in told.filter(|told| told.vantage == attached.vantage) {
+        let told: Vec<_> = told.filter(|told| told.vantage == attached.vantage).collect();
+        if told.is_empty() && chain.seal().is_some() {
+            let detail = missing_reason().unwrap_or_else(|| "the engine names no seal".into());
+            say(vantage, "seal_missing", None, detail);
+        }
+        for told in told {
             let (head, frames) = chain.head();
             if (told.head, told.frames) != (head, frames) {
                 let detail = format!(

@@ -171,7 +171,8 @@ impl Worker {
         if self.executions.is_open(execution) {
             return Ok(false);
         }
-        match self.retry(async |bus| bus.closed_at(execution).await).await? {
+        let bus = self.bus.clone();
+        match retry(|| bus.closed_at(execution)).await? {
             Some(closed_at) if closed_at < seq => {
                 self.executions.remember_closed(execution, closed_at);
                 Ok(true)
@@ -188,9 +189,7 @@ impl Worker {
         let traceparent = open.traceparent.clone();
         let event = closed(execution, reason);
         let publisher = self.publisher.clone();
-        let outcome = self
-            .retry(async |_| publisher.publish_closed(&event, traceparent.as_deref()).await)
-            .await?;
+        let outcome = retry(|| publisher.publish_closed(&event, traceparent.as_deref())).await?;
         match outcome {
             ClosedOutcome::Stored => tracing::debug!(execution_id = %execution, ?reason, "execution closed"),
             ClosedOutcome::AlreadyClosed(_) => tracing::debug!(execution_id = %execution, "execution was closed before"),
@@ -214,9 +213,8 @@ impl Worker {
             let bytes = receipt.encode()?;
             let traceparent = glasshouse_telemetry::current_traceparent().or(open.traceparent);
             let (publisher, name) = (self.publisher.clone(), self.name.clone());
-            let outcome = self
-                .retry(async |_| publisher.publish_receipt(execution, &bytes, &name, traceparent.as_deref()).await)
-                .await?;
+            let publish = || publisher.publish_receipt(execution, &bytes, &name, traceparent.as_deref());
+            let outcome = retry(publish).await?;
             match outcome {
                 Outcome::Stored => tracing::info!(completeness = ?receipt.completeness, bytes = bytes.len(), "receipt published"),
                 Outcome::AlreadyThere { same: true, .. } => tracing::debug!("receipt was published before"),
@@ -231,9 +229,9 @@ impl Worker {
                         &subject,
                         (glasshouse_nats::EVENTS, seq),
                         &bytes,
-                        &self.name,
+                        &name,
                     );
-                    self.publisher.publish_dead(&letter, traceparent.as_deref()).await?;
+                    publisher.publish_dead(&letter, traceparent.as_deref()).await?;
                 }
             }
             Ok(())
@@ -242,23 +240,27 @@ impl Worker {
         .await
     }
 
-    async fn dead(&self, message: &StoredMessage, kind: DeadKind, reason: String) -> Result<(), Error> {
+    async fn dead(&mut self, message: &StoredMessage, kind: DeadKind, reason: String) -> Result<(), Error> {
         tracing::warn!(subject = message.subject, stream_seq = message.stream_seq, reason, "event set aside as a dead letter");
         let position = (message.stream.as_str(), message.stream_seq);
         let letter = DeadLetter::new(kind, reason, &message.subject, position, &message.payload, &self.name);
         Ok(self.publisher.publish_dead(&letter, message.header(headers::TRACEPARENT)).await?)
     }
 
-    /// Tries until it succeeds or cannot: the events stay where they are meanwhile.
-    async fn retry<T>(&self, attempt: impl AsyncFn(&Bus) -> Result<T, glasshouse_nats::Error>) -> Result<T, Error> {
-        loop {
-            match attempt(&self.bus).await {
-                Err(error) if error.kind() == ErrorKind::Retryable => {
-                    tracing::warn!(%error, "the bus cannot take it now, trying again");
-                    tokio::time::sleep(RETRY_AFTER).await;
-                }
-                result => return Ok(result?),
+}
+
+/// Tries until it succeeds or cannot: the events stay where they are meanwhile.
+async fn retry<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, glasshouse_nats::Error>>,
+{
+    loop {
+        match attempt().await {
+            Err(error) if error.kind() == ErrorKind::Retryable => {
+                tracing::warn!(%error, "the bus cannot take it now, trying again");
+                tokio::time::sleep(RETRY_AFTER).await;
             }
+            result => return Ok(result?),
         }
     }
 }

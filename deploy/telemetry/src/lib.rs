@@ -52,7 +52,9 @@ const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORT
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter in the environment is not one.
-    #[error("{variable}=`{filter}` is not a log filter: {source}; try `info` or `glasshouse_nats=debug,warn`")]
+    #[error(
+        "{variable}=`{filter}` is not a log filter: {source}; try `info` or `glasshouse_nats=debug,warn`"
+    )]
     Filter {
         /// The variable.
         variable: &'static str,
@@ -155,9 +157,11 @@ fn log_filter() -> Result<Option<EnvFilter>, TelemetryError> {
     for variable in LOG_VARIABLES {
         let filter = std::env::var(variable).unwrap_or_default();
         if !filter.trim().is_empty() {
-            return EnvFilter::try_new(&filter)
-                .map(Some)
-                .map_err(|source| TelemetryError::Filter { variable, filter, source });
+            return EnvFilter::try_new(&filter).map(Some).map_err(|source| TelemetryError::Filter {
+                variable,
+                filter,
+                source,
+            });
         }
     }
     Ok(None)
@@ -175,9 +179,12 @@ fn exporter(service: &'static str) -> Result<Exporter, String> {
     {
         return Err(format!("OTEL_TRACES_EXPORTER is `{kind}`, and only otlp and none are supported"));
     }
-    let protocol = PROTOCOLS.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    let protocol =
+        PROTOCOLS.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
     if let Some(protocol) = protocol.filter(|protocol| protocol != "grpc") {
-        return Err(format!("the OTLP protocol is `{protocol}`, and only grpc (usually port 4317) is supported"));
+        return Err(format!(
+            "the OTLP protocol is `{protocol}`, and only grpc (usually port 4317) is supported"
+        ));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -275,10 +282,7 @@ mod tests {
     #[test]
     fn a_traceparent_is_read_or_refused() {
         let context = context_from_traceparent(PARENT).unwrap();
-        assert_eq!(
-            context.span().span_context().trace_id().to_string(),
-            "0af7651916cd43dd8448eb211c80319c"
-        );
+        assert_eq!(context.span().span_context().trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
         for bad in ["", "00-0-0-01", "00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
             assert!(context_from_traceparent(bad).is_none(), "{bad}");
         }

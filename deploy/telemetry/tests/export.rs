@@ -28,7 +28,9 @@ async fn run_child(environment: Vec<(&'static str, String)>) -> Output {
         let program = std::env::current_exe().expect("a test knows its binary");
         let mut command = Command::new(program);
         command.args(["--exact", "child", "--ignored", "--nocapture"]);
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_") || name.ends_with("_LOG")) {
+        for (name, _) in
+            std::env::vars().filter(|(name, _)| name.starts_with("OTEL_") || name.ends_with("_LOG"))
+        {
             command.env_remove(name);
         }
         command.envs(environment).output().expect("the child runs")

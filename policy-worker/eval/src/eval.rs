@@ -70,7 +70,12 @@ impl Steps {
 }
 
 /// Evaluates `node` over `document`, whose classes `open` may be missing facts.
-pub(crate) fn evaluate<'a>(node: &'a Node, document: &'a Json, open: Evidence, steps: &mut Steps) -> Outcome<'a> {
+pub(crate) fn evaluate<'a>(
+    node: &'a Node,
+    document: &'a Json,
+    open: Evidence,
+    steps: &mut Steps,
+) -> Outcome<'a> {
     Evaluation { document, open, steps, locals: Vec::new() }.value(node)
 }
 
@@ -142,9 +147,7 @@ impl<'a> Evaluation<'a, '_> {
                     // Whichever it is: if both come to the same, that is it.
                     Value::Unknown(classes) => match (self.value(then)?, self.value(otherwise)?) {
                         (Value::Bool(left), Value::Bool(right)) if left == right => Value::Bool(left),
-                        (left, right) => {
-                            Value::Unknown(classes.with(open_of(&left)).with(open_of(&right)))
-                        }
+                        (left, right) => Value::Unknown(classes.with(open_of(&left)).with(open_of(&right))),
                     },
                     other => return error(format!("`?` needs a bool, found {}", kind(&other))),
                 }
@@ -267,7 +270,9 @@ impl<'a> Evaluation<'a, '_> {
         }
         // A lower bound decides a comparison in one direction.
         let bound = match (left, right) {
-            (Value::AtLeast(least, classes), Value::Int(limit)) => Some((*least, *limit, *classes, comparison)),
+            (Value::AtLeast(least, classes), Value::Int(limit)) => {
+                Some((*least, *limit, *classes, comparison))
+            }
             (Value::Int(limit), Value::AtLeast(least, classes)) => {
                 let turned = match comparison {
                     Less => Greater,
@@ -331,7 +336,9 @@ impl<'a> Evaluation<'a, '_> {
         let open = open_of(left).with(open_of(right));
         let lists = matches!(left, Value::Json(..) | Value::List(..))
             && matches!(right, Value::Json(..) | Value::List(..));
-        if !open.is_none() && (lists || matches!(left, Value::Unknown(_)) || matches!(right, Value::Unknown(_))) {
+        if !open.is_none()
+            && (lists || matches!(left, Value::Unknown(_)) || matches!(right, Value::Unknown(_)))
+        {
             return Ok(Ternary::Unknown(open));
         }
         Ok(Ternary::Known(match (left, right) {
@@ -440,9 +447,7 @@ impl<'a> Evaluation<'a, '_> {
                 Modulo => return error("`%` needs whole numbers"),
             })),
             // As CEL has it, a whole number and a double do not mix.
-            (left, right) => {
-                error(format!("{} and {} cannot be calculated with", kind(&left), kind(&right)))
-            }
+            (left, right) => error(format!("{} and {} cannot be calculated with", kind(&left), kind(&right))),
         }
     }
 

@@ -510,9 +510,7 @@ impl Lowering<'_> {
                 (Node::Or(self.bool_operand(left), self.bool_operand(right)), Shape::Bool)
             }
             (operators::LOGICAL_NOT, [operand]) => (Node::Not(self.bool_operand(operand)), Shape::Bool),
-            (operators::NEGATE, [operand]) => {
-                (Node::Negate(Box::new(self.lower(operand).0)), Shape::Number)
-            }
+            (operators::NEGATE, [operand]) => (Node::Negate(Box::new(self.lower(operand).0)), Shape::Number),
             (operators::CONDITIONAL, [condition, then, otherwise]) => {
                 let condition = *self.bool_operand(condition);
                 let (then, left) = self.lower(then);
@@ -525,8 +523,7 @@ impl Lowering<'_> {
                 let (range_node, range_shape) = self.lower(range);
                 match &range_shape {
                     Shape::List(items) if !items.may_equal(&item_shape) => {
-                        let message =
-                            format!("{} is never in a list of this kind", item_shape.name());
+                        let message = format!("{} is never in a list of this kind", item_shape.name());
                         return Some(self.problem(id, message, None));
                     }
                     Shape::List(_) | Shape::Map(_) | Shape::Any => {}
@@ -544,8 +541,10 @@ impl Lowering<'_> {
                 let (right, right_shape) = self.lower(right);
                 if !left_shape.may_equal(&right_shape) {
                     let message = format!("{} meets {}", left_shape.name(), right_shape.name());
-                    let help = matches!((&left_shape, &right_shape), (Shape::Str, _) | (_, Shape::Str))
-                        .then(|| "a number that can pass 2^53 is a string in a receipt: int(…) reads it".into());
+                    let help =
+                        matches!((&left_shape, &right_shape), (Shape::Str, _) | (_, Shape::Str)).then(|| {
+                            "a number that can pass 2^53 is a string in a receipt: int(…) reads it".into()
+                        });
                     return Some(self.problem(id, message, help));
                 }
                 let (left, right) = (Box::new(left), Box::new(right));
@@ -710,7 +709,9 @@ impl Node {
     pub(crate) fn patterns(&self) -> usize {
         match self {
             Self::Const(_) | Self::Root | Self::Local(_) => 0,
-            Self::Select { of, .. } | Self::Has { of, .. } | Self::Not(of) | Self::Negate(of) => of.patterns(),
+            Self::Select { of, .. } | Self::Has { of, .. } | Self::Not(of) | Self::Negate(of) => {
+                of.patterns()
+            }
             Self::Index(left, right)
             | Self::And(left, right)
             | Self::Or(left, right)

@@ -166,7 +166,8 @@ impl Policy {
         receipt_digest: Option<Digest>,
         rules: Vec<RuleOutcome>,
     ) -> Verdict {
-        let denies = |result| rules.iter().any(|rule| rule.action == RuleAction::Deny && rule.result == result);
+        let denies =
+            |result| rules.iter().any(|rule| rule.action == RuleAction::Deny && rule.result == result);
         let decision = match () {
             () if denies(RuleResult::Violated) => Decision::Denied,
             () if denies(RuleResult::Unknown) => Decision::Unknown,

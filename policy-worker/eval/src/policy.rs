@@ -138,17 +138,21 @@ impl Reader<'_, '_> {
             }
         }
         let description = self.text(&mut entries, "description", 4096).unwrap_or_default();
-        let phase = self.choice(&mut entries, "phase", &[
-            ("pre", RulePhase::Pre),
-            ("runtime", RulePhase::Runtime),
-            ("post", RulePhase::Post),
-        ]);
-        let severity = self.choice(&mut entries, "severity", &[
-            ("low", Severity::Low),
-            ("medium", Severity::Medium),
-            ("high", Severity::High),
-            ("critical", Severity::Critical),
-        ]);
+        let phase = self.choice(
+            &mut entries,
+            "phase",
+            &[("pre", RulePhase::Pre), ("runtime", RulePhase::Runtime), ("post", RulePhase::Post)],
+        );
+        let severity = self.choice(
+            &mut entries,
+            "severity",
+            &[
+                ("low", Severity::Low),
+                ("medium", Severity::Medium),
+                ("high", Severity::High),
+                ("critical", Severity::Critical),
+            ],
+        );
         let action =
             self.choice(&mut entries, "action", &[("deny", RuleAction::Deny), ("warn", RuleAction::Warn)]);
         let message = self.required(&mut entries, "message", offset);
@@ -291,7 +295,11 @@ impl Reader<'_, '_> {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let word: String = scalar.text.chars().take(64).collect();
         let message = format!("`{key}` cannot be `{word}`");
-        self.problems.push_with(scalar.range.start, message, Some(format!("it is one of {}", words.join(", "))));
+        self.problems.push_with(
+            scalar.range.start,
+            message,
+            Some(format!("it is one of {}", words.join(", "))),
+        );
         None
     }
 

@@ -10,7 +10,8 @@ use glasshouse_schema::verdict::{Decision, RuleResult, Verdict};
 
 fn verdict(receipt: &Receipt) -> Verdict {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/policies/baseline.yaml");
-    let policy = Policy::parse(&std::fs::read_to_string(path).unwrap(), path).unwrap_or_else(|e| panic!("{e}"));
+    let policy =
+        Policy::parse(&std::fs::read_to_string(path).unwrap(), path).unwrap_or_else(|e| panic!("{e}"));
     judge(&policy, receipt)
 }
 
@@ -59,7 +60,9 @@ fn each_rule_catches_what_it_is_for() {
             receipt.syscalls.counts.insert("ptrace".into(), 1);
         }),
         ("stays-at-home", |receipt| receipt.filesystem.writes.push("/home/a/x".into())),
-        ("no-system-writes", |receipt| receipt.filesystem.writes = vec!["/tmp/x".into(), "/usr/bin/ls".into()]),
+        ("no-system-writes", |receipt| {
+            receipt.filesystem.writes = vec!["/tmp/x".into(), "/usr/bin/ls".into()]
+        }),
     ];
     for (rule, deed) in cases {
         let mut receipt = quiet();

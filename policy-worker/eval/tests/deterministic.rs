@@ -93,9 +93,8 @@ fn expression() -> impl Strategy<Value = String> {
         (list.clone(), list.clone()).prop_map(|(a, b)| format!("{a} == {b}")),
         (string.clone(), prop::sample::select(vec!["contains", "startsWith", "endsWith"]), string.clone())
             .prop_map(|(a, function, b)| format!("{a}.{function}({b})")),
-        (list, prop::sample::select(vec!["all", "exists", "exists_one"]), string).prop_map(
-            |(list, fold, s)| format!("({list}).{fold}(x, x == {s} || x.startsWith('/tmp'))")
-        ),
+        (list, prop::sample::select(vec!["all", "exists", "exists_one"]), string)
+            .prop_map(|(list, fold, s)| format!("({list}).{fold}(x, x == {s} || x.startsWith('/tmp'))")),
     ];
     leaf.prop_recursive(3, 16, 3, |inner| {
         prop_oneof![

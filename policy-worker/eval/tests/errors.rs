@@ -174,7 +174,9 @@ fn the_digest_covers_meaning_and_not_formatting() {
     for yaml in same {
         assert_eq!(digest(yaml), digest(plain), "{yaml}");
     }
-    for (from, to) in [("== 0", "== 1"), ("'a b'", "'a  b'"), ("message: m", "message: n"), ("id: r", "id: s")] {
+    for (from, to) in
+        [("== 0", "== 1"), ("'a b'", "'a  b'"), ("message: m", "message: n"), ("id: r", "id: s")]
+    {
         assert_ne!(digest(&plain.replace(from, to)), digest(plain), "{from} -> {to}");
     }
 }

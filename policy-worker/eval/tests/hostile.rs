@@ -16,7 +16,8 @@ fn with_expression(expression: &str) -> Result<Policy, String> {
 
 #[test]
 fn what_nests_too_deeply_is_refused_before_it_is_parsed() {
-    let deep = |open: &str, close: &str, times: usize| format!("{}true{}", open.repeat(times), close.repeat(times));
+    let deep =
+        |open: &str, close: &str, times: usize| format!("{}true{}", open.repeat(times), close.repeat(times));
     for expression in [
         deep("(", ")", 5000),
         deep("[", "]", 5000),
@@ -53,9 +54,12 @@ fn what_is_as_deep_as_allowed_works() {
 fn what_is_too_large_is_refused() {
     let error = Policy::parse(&"#".repeat(MAX_POLICY_BYTES + 1), "p").unwrap_err().to_string();
     assert!(error.contains("more than 262144"), "{error}");
-    assert!(with_expression(&format!("true //{}", "x".repeat(17_000))).unwrap_err().contains("more than 16384"));
+    assert!(
+        with_expression(&format!("true //{}", "x".repeat(17_000))).unwrap_err().contains("more than 16384")
+    );
     let rules = "  - {id: r, message: m, expression: 'true'}\n".repeat(MAX_RULES + 1);
-    let error = Policy::parse(&format!("version: v1\nname: p\nrules:\n{rules}"), "p").unwrap_err().to_string();
+    let error =
+        Policy::parse(&format!("version: v1\nname: p\nrules:\n{rules}"), "p").unwrap_err().to_string();
     assert!(error.contains("1001 rules"), "{error}");
     let items = "1,".repeat(5000);
     assert!(with_expression(&format!("1 in [{items}1]")).unwrap_err().contains("more than 4096 nodes"));
@@ -76,22 +80,21 @@ fn aliases_cannot_blow_a_document_up() {
 
 #[test]
 fn the_largest_verdict_can_still_be_read() {
-    let id = "i".repeat(60);
-    let message = "m".repeat(250);
-    let rules: String = (0..MAX_RULES)
-        .map(|index| format!("  - {{id: {id}{index}, message: {message}, expression: 'receipt.files.all(f, true)'}}\n"))
-        .collect();
-    let policy = Policy::parse(&format!("version: v1\nname: p\nrules:\n{rules}"), "p").err().map(|e| e.to_string());
-    // A thousand rules with long messages, each of whose characters JSON may escape, could be more than a reader takes.
-    assert!(policy.is_some_and(|error| error.contains("split the policy")));
-
-    let message = "m".repeat(100);
-    let rules: String = (0..MAX_RULES)
-        .map(|index| format!("  - {{id: {id}{index}, message: {message}, expression: 'receipt.files.all(f, true)'}}\n"))
-        .collect();
-    let policy = Policy::parse(&format!("version: v1\nname: p\nrules:\n{rules}"), "p").unwrap();
-    let verdict = policy.without_receipt(common::EXECUTION.parse().unwrap(), &"€".repeat(1000));
-    assert!(verdict.encode().unwrap().len() <= MAX_VERDICT_BYTES);
+    let policy = |rules: usize, message: usize| {
+        let message = "m".repeat(message);
+        let rules: String = (0..rules)
+            .map(|index| format!("  - {{id: r{index}, message: {message}, expression: 1==1}}\n"))
+            .collect();
+        Policy::parse(&format!("version: v1\nname: p\nrules:\n{rules}"), "p")
+            .map_err(|error| error.to_string())
+    };
+    // JSON may escape each character of a message.
+    assert!(policy(700, 320).unwrap_err().contains("split the policy"));
+    for largest in [policy(MAX_RULES, 100), policy(600, 320)] {
+        let execution = common::EXECUTION.parse().unwrap();
+        let verdict = largest.unwrap().without_receipt(execution, &"€\"".repeat(1000));
+        assert!(verdict.encode().unwrap().len() <= MAX_VERDICT_BYTES);
+    }
 }
 
 /// Rules that would take for ever over a large receipt.

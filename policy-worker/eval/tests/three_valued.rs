@@ -123,7 +123,10 @@ fn loss_of_one_class_leaves_the_others_known() {
     let rules = [
         ("process", "receipt.process_tree.all(p, p.exe != '/usr/bin/curl')"),
         ("file", "receipt.files.all(f, f.path != '/x')"),
-        ("network", "receipt.sockets.all(s, s.dst != '/x') && receipt.network.attempts.all(a, a.dst != '/x')"),
+        (
+            "network",
+            "receipt.sockets.all(s, s.dst != '/x') && receipt.network.attempts.all(a, a.dst != '/x')",
+        ),
         ("syscall", "!('ptrace' in receipt.syscalls.counts) && !has(receipt.syscalls.counts.ptrace)"),
     ];
     for (lost, _) in rules {

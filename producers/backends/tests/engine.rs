@@ -268,7 +268,7 @@ async fn enforcement_refuses() {
 
 #[tokio::test]
 async fn a_claim_that_is_taken() {
-    let sink = RecordingSink { claimed_by_another: Some("node b has it".into()), ..RecordingSink::new() };
+    let sink = RecordingSink::claimed_by_another("node b has it");
     let case = Case::new(Script::default()).with_sink(sink);
     let report = case.run().await;
     assert_eq!(case.sink.phases(), [Requested, Admitted, Failed, Cleaned]);
@@ -355,7 +355,7 @@ async fn what_cleanup_leaves_is_told() {
 
 #[tokio::test]
 async fn a_sink_that_refuses_stops_nothing() {
-    let sink = RecordingSink { refuses: true, ..RecordingSink::new() };
+    let sink = RecordingSink::refusing();
     let case = Case::new(Script::default()).profiled(ProfilingMode::Host, [host()]).with_sink(sink);
     let report = case.run().await;
     case.published(&[Profiled, Exited, Sealed, Cleaned]);

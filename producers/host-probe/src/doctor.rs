@@ -114,7 +114,7 @@ mod system {
                 let directory = crate::cgroup::mount_point()
                     .and_then(std::fs::File::open)
                     .map_err(ProgramError::IOError)?;
-                program.attach(directory, CgroupAttachMode::AllowMultiple).map(|_| ())
+                program.attach(directory, CgroupAttachMode::Single).map(|_| ())
             }
             _ => Err(ProgramError::UnexpectedProgramType),
         }

@@ -37,6 +37,8 @@ pub mod cgroup;
 #[cfg(target_os = "linux")]
 mod drain;
 #[cfg(target_os = "linux")]
+mod kernel_types;
+#[cfg(target_os = "linux")]
 mod maps;
 #[cfg(target_os = "linux")]
 mod probe;

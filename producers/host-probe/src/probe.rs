@@ -10,12 +10,13 @@ use std::time::Instant;
 
 use aya::maps::{Map, MapData};
 use aya::programs::{BtfTracePoint, Program, ProgramError};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Endianness};
 use glasshouse_bpf::abi;
 use nix::sys::eventfd::EventFd;
 
 use crate::drain::{Command, Drain, Tally, Watched};
 use crate::error::ProbeError;
+use crate::kernel_types;
 use crate::maps::{Maps, Slot, take};
 use crate::options::LoadOptions;
 use crate::ring::Ring;
@@ -87,16 +88,20 @@ impl HostProbe {
         let began = Instant::now();
         let (object, bytes) = object_bytes(options, glasshouse_bpf::PROBE)?;
         raise_memlock();
-        // aya's loader parses the kernel's BTF for itself when it is made, and attaching needs it once more: the two
-        // parses run side by side.
-        let (mut loader, btf) = std::thread::scope(|scope| {
-            let loader = scope.spawn(EbpfLoader::new);
-            let btf = Btf::from_sys_fs();
-            (loader.join().unwrap_or_else(|_| EbpfLoader::new()), btf)
+        // aya's loader parses all of the kernel's BTF when it is made, wanted or not, and attaching needs it as well: the
+        // two parses run side by side. Relocation gets an extract, in which its searches are short.
+        let (mut loader, types) = std::thread::scope(|scope| {
+            let loader = scope.spawn(|| {
+                let mut loader = EbpfLoader::new();
+                loader.btf(None);
+                loader
+            });
+            let types = KernelTypes::read();
+            (loader.join().unwrap_or_else(|_| EbpfLoader::new()), types)
         });
-        let btf = btf.map_err(|error| ProbeError::NoBtf { reason: with_sources(&error) })?;
+        let KernelTypes { all: btf, used } = types?;
         let parsed = began.elapsed();
-        let mut ebpf = loader
+        loader
             .override_global(abi::ABI_SYMBOL, &abi::ABI_VERSION, true)
             .override_global("gh_wakeup_bytes", &options.wakeup_bytes, true)
             .map_max_entries("process_ring", options.process_ring_bytes)
@@ -105,15 +110,14 @@ impl HostProbe {
             .map_max_entries("counters", options.max_executions)
             .map_max_entries("syscalls", options.max_executions)
             .map_max_entries("watched", options.max_cgroups)
-            .map_max_entries("members", options.max_processes)
-            .load(&bytes)
-            .map_err(|error| load_error(error, &object))?;
+            .map_max_entries("members", options.max_processes);
+        let by_extract = used.as_ref().and_then(|used| loader.btf(Some(used)).load(&bytes).ok());
+        let mut ebpf = match by_extract {
+            Some(ebpf) => ebpf,
+            None => loader.btf(Some(&btf)).load(&bytes).map_err(|error| load_error(error, &object))?,
+        };
         let loaded = began.elapsed();
-        let fds = std::thread::scope(|scope| {
-            // The loader's own copy of the kernel's types takes milliseconds to free.
-            scope.spawn(move || drop(loader));
-            load_programs(&mut ebpf, &btf, &object)
-        })?;
+        let fds = load_programs(&mut ebpf, &btf, &object)?;
         let verified = began.elapsed();
         for (name, hook, _) in PROGRAMS {
             let program = program(&mut ebpf, name, &object)?;
@@ -231,6 +235,23 @@ impl Drop for Watch {
         if !self.sealed {
             let _ = self.inner.send(Command::Drop(self.slot));
         }
+    }
+}
+
+/// The kernel's types, whole and as an extract.
+struct KernelTypes {
+    all: Btf,
+    used: Option<Btf>,
+}
+
+impl KernelTypes {
+    fn read() -> Result<Self, ProbeError> {
+        let no_btf = |error: &dyn std::error::Error| ProbeError::NoBtf { reason: with_sources(error) };
+        let raw = std::fs::read("/sys/kernel/btf/vmlinux").map_err(|error| no_btf(&error))?;
+        let used = kernel_types::extract(&raw, &kernel_types::USED)
+            .and_then(|extract| Btf::parse(&extract, Endianness::default()).ok());
+        let all = Btf::parse(&raw, Endianness::default()).map_err(|error| no_btf(&error))?;
+        Ok(Self { all, used })
     }
 }
 

@@ -6,8 +6,9 @@ use glasshouse_schema::frame::Seal;
 use glasshouse_schema::redact::Redactor;
 use glasshouse_schema::{Digest, EncodedFrame, FrameWriter};
 
-/// Takes the frames of one execution, in order. Called on the probe's drain thread, which serves every execution: it
-/// must not wait. A bounded queue that is full should drop the frame and say so; the chain then shows the gap.
+/// Takes the frames of one execution, in order. Called on the probe's drain thread, which serves every execution: while
+/// it waits, the kernel's rings fill for all of them, and what no longer fits is counted as lost. So nothing is lost
+/// without a count, but a sink should have room for a burst.
 pub trait FrameSink: Send {
     /// Takes the next frame.
     fn frame(&mut self, frame: EncodedFrame);

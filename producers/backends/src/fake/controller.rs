@@ -16,7 +16,8 @@ use glasshouse_schema::lifecycle::Attached;
 /// stands (nothing is masked).
 #[derive(Debug, Clone)]
 pub struct FakeController {
-    vantage: Vantage,
+    /// The vantage point it serves.
+    pub vantage: Vantage,
     /// What it reports.
     pub events: Vec<Event<'static>>,
     /// Facts that the kernel is said to have counted and lost, per class.

@@ -11,10 +11,8 @@ use tokio::sync::watch;
 /// Keeps every event, optionally failing.
 #[derive(Default)]
 pub struct RecordingSink {
-    /// Every lifecycle event and every flush is refused.
-    pub refuses: bool,
-    /// The claim is refused with this reason.
-    pub claimed_by_another: Option<String>,
+    refuses: bool,
+    claimed_by_another: Option<String>,
     events: Mutex<Vec<LifecycleEvent>>,
     frames: Mutex<Vec<EncodedFrame>>,
     flushes: watch::Sender<usize>,
@@ -24,6 +22,16 @@ impl RecordingSink {
     /// An empty one.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One that refuses every event and every flush.
+    pub fn refusing() -> Self {
+        Self { refuses: true, ..Self::default() }
+    }
+
+    /// One whose claim somebody else has, with the reason.
+    pub fn claimed_by_another(reason: &str) -> Self {
+        Self { claimed_by_another: Some(reason.to_owned()), ..Self::default() }
     }
 
     /// The events so far.

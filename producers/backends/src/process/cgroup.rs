@@ -186,7 +186,7 @@ pub(super) fn is_mounted() -> bool {
 fn find_mount(table: &[u8]) -> Option<Mount> {
     table.split(|byte| *byte == b'\n').find_map(|line| {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
-        let separator = fields.iter().position(|field| *field == b"-")?;
+        let separator = fields.iter().position(|field| *field == b"-").filter(|at| *at >= 6)?;
         let is_cgroup2 = fields.get(separator + 1) == Some(&&b"cgroup2"[..]);
         let path = |index: usize| fields.get(index).map(|field| PathBuf::from(unescape(field)));
         is_cgroup2.then(|| Some(Mount { root: path(3)?, path: path(4)? })).flatten()

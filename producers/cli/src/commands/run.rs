@@ -159,7 +159,7 @@ fn verdicts(
     receipt: Option<&LocalReceipt>,
     report: &EngineReport,
 ) -> anyhow::Result<Vec<Verdict>> {
-    let without_receipt = || match &report.unprofiled {
+    let why = || match &report.unprofiled {
         Some(unprofiled) => format!("there is no receipt: {}", unprofiled.reason),
         None => "there is no receipt".to_owned(),
     };
@@ -167,7 +167,7 @@ fn verdicts(
         .iter()
         .map(|policy| match receipt {
             Some(local) => Ok(policy.evaluate_post(&local.receipt, local.digest)?),
-            None => Ok(policy.no_receipt_verdict(execution, &without_receipt())),
+            None => Ok(policy.without_receipt(execution, &why())),
         })
         .collect()
 }

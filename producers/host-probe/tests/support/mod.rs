@@ -230,6 +230,8 @@ pub struct Started {
     child: Child,
     watch: Watch,
     frames: Arc<Mutex<Vec<EncodedFrame>>>,
+    /// While this is locked, the sink takes no frame and the drain thread waits.
+    pub gate: Arc<Mutex<()>>,
 }
 
 /// Starts `program` in a cgroup of its own. It waits for [`Started::release`].
@@ -258,7 +260,8 @@ pub fn start(
     std::io::Read::read_exact(&mut child.stdout.take().unwrap(), &mut ready).unwrap();
     cgroup.add(child.id());
     let frames = Arc::new(Mutex::new(Vec::new()));
-    let sink = Arc::clone(&frames);
+    let gate = Arc::new(Mutex::new(()));
+    let (sink, closed) = (Arc::clone(&frames), Arc::clone(&gate));
     let cgroup_id = cgroup::id(&cgroup.0).unwrap();
     let id = ExecutionId::from_parts(1_700_000_000_000, [child.id() as u8; 10]);
     let config = FrameWriterConfig::new(id, NodeId::new("test").unwrap(), Vantage::Host, 1, 0);
@@ -267,13 +270,16 @@ pub fn start(
         root_tgid: child.id(),
         writer: FrameWriter::new(config),
         redactor: Redactor::new([7; 32], id, RedactionRules { path_prefixes: Vec::new(), tokens: true }),
-        sink: Box::new(move |frame: EncodedFrame| sink.lock().unwrap().push(frame)),
+        sink: Box::new(move |frame: EncodedFrame| {
+            let _open = closed.lock().unwrap();
+            sink.lock().unwrap().push(frame);
+        }),
     });
     let watch = watched.unwrap_or_else(|error| {
         let _ = child.kill();
         panic!("{error}");
     });
-    Started { cgroup, child, watch, frames }
+    Started { cgroup, child, watch, frames, gate }
 }
 
 impl Started {

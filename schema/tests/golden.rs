@@ -1,0 +1,424 @@
+//! Golden files of every wire type, and the committed JSON Schemas: both are what other readers rely on.
+//!
+//! `GLASSHOUSE_BLESS=1 cargo test -p glasshouse-schema` writes them anew.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{assert_committed, execution, node};
+use glasshouse_schema::dead::{DeadKind, DeadLetter};
+use glasshouse_schema::ids::{Digest, PolicyName};
+use glasshouse_schema::lifecycle::{self, LifecycleEvent, Phase, PhaseName, PolicyRef};
+use glasshouse_schema::receipt::{self, Receipt, ReceiptV03};
+use glasshouse_schema::verdict::{self, Verdict};
+use glasshouse_schema::{Class, Frame, Vantage, canonical, json_schema, version};
+
+#[test]
+fn frames_keep_their_bytes() {
+    let chain = common::chain();
+    assert_committed("tests/golden/frame-v1-events.bin", &chain[0].bytes);
+    assert_committed("tests/golden/frame-v1-seal.bin", &chain[1].bytes);
+}
+
+/// The other direction, on the committed bytes: what every older frame in a stream is read with.
+#[test]
+fn committed_frames_are_read() {
+    let read = |name| std::fs::read(common::path(&format!("tests/golden/{name}"))).unwrap();
+    let (events, seal) = (read("frame-v1-events.bin"), read("frame-v1-seal.bin"));
+    let (events, seal) = (Frame::decode(&events).unwrap(), Frame::decode(&seal).unwrap());
+    assert_eq!((events.header.seq, seal.header.seq), (0, 1));
+    assert_eq!((events.seal.is_some(), seal.seal.is_some()), (false, true));
+    let body = &events.body;
+    let counts = [&body.forks.len(), &body.execs.len(), &body.exits.len(), &body.opens.len(), &body.deletes.len()];
+    assert_eq!(counts, [&1, &2, &1, &3, &2]);
+    assert_eq!((body.renames.len(), body.connects.len(), seal.body.events()), (1, 3, 0));
+    assert_eq!(body.opens[0].count, 2);
+    let seal = seal.seal.unwrap();
+    assert_eq!((seal.syscalls.len(), seal.escaped_tasks), (2, 2));
+}
+
+fn policy() -> PolicyRef {
+    PolicyRef {
+        name: PolicyName::new("no network/strict").unwrap(),
+        version: "1.2.0".into(),
+        digest: Digest::of(b"policy"),
+    }
+}
+
+fn environment() -> lifecycle::Environment {
+    lifecycle::Environment {
+        runtime: "process".into(),
+        os: "linux".into(),
+        arch: "x86_64".into(),
+        kernel: "6.12.0".into(),
+        sandbox: lifecycle::Sandbox { network: "host".into() },
+    }
+}
+
+fn attached() -> lifecycle::Attached {
+    lifecycle::Attached {
+        vantage: Vantage::Host,
+        controller: "ebpf".into(),
+        hooks: vec!["sched_process_exec".into(), "sys_enter_openat".into()],
+        blind_spots: vec!["io_uring".into()],
+    }
+}
+
+fn unavailable() -> lifecycle::Unavailable {
+    lifecycle::Unavailable { vantage: Vantage::Guest, reason: "the backend has no guest".into() }
+}
+
+fn outcome() -> lifecycle::Outcome {
+    lifecycle::Outcome { exit_code: 137, signal: Some("SIGKILL".into()), error: None }
+}
+
+fn phase(name: PhaseName) -> Phase {
+    match name {
+        PhaseName::Requested => Phase::Requested(lifecycle::Requested {
+            argv: vec!["sh".into(), "-c".into(), "true \u{fffd}".into()],
+            workdir: "/work".into(),
+            backend: "process".into(),
+            profile: lifecycle::ProfilingMode::Host,
+            profile_required: true,
+            labels: BTreeMap::from([("team".into(), "größe".into())]),
+            trace_id: Some("0af7651916cd43dd8448eb211c80319c".into()),
+        }),
+        PhaseName::Admitted => Phase::Admitted(lifecycle::Admitted {
+            policies: vec![policy()],
+            redaction: lifecycle::RedactionRules { path_prefixes: vec!["/home/".into()], tokens: true },
+        }),
+        PhaseName::Claimed => Phase::Claimed(lifecycle::Claimed { node: node(), epoch: u64::MAX }),
+        PhaseName::Prepared => Phase::Prepared(lifecycle::Prepared {
+            backend: "process".into(),
+            isolation: lifecycle::Isolation::Process,
+            environment: environment(),
+        }),
+        PhaseName::Started => Phase::Started(lifecycle::Started { root_pid: Some(4242) }),
+        PhaseName::Profiled => Phase::Profiled(lifecycle::Profiled {
+            attached: vec![attached()],
+            unavailable: vec![unavailable()],
+        }),
+        PhaseName::Unprofiled => Phase::Unprofiled(lifecycle::Unprofiled {
+            reason: "no BTF".into(),
+            unavailable: vec![unavailable()],
+        }),
+        PhaseName::Exited => Phase::Exited(lifecycle::Exited {
+            outcome: outcome(),
+            start_unix_ns: 1_767_323_045_000_000_001,
+            end_unix_ns: 1_767_323_046_500_000_002,
+            rusage: Some(lifecycle::Rusage { cpu_time_ms: 12, max_rss_kb: 3456 }),
+            stdout_hash: Some(Digest::of(b"out")),
+            stderr_hash: Some(Digest::of(b"")),
+        }),
+        PhaseName::Sealed => Phase::Sealed(lifecycle::Sealed {
+            vantages: vec![lifecycle::SealedVantage {
+                vantage: Vantage::Host,
+                frames: 2,
+                head: common::chain()[1].digest,
+            }],
+            missing: vec![unavailable()],
+        }),
+        PhaseName::Failed => Phase::Failed(lifecycle::Failed {
+            step: lifecycle::Step::Release,
+            error: "the barrier broke".into(),
+            outcome: lifecycle::Outcome { exit_code: 125, signal: None, error: Some("the barrier broke".into()) },
+        }),
+        PhaseName::Cleaned => Phase::Cleaned(lifecycle::Cleaned { errors: vec!["cgroup busy".into()] }),
+        PhaseName::Closed => {
+            Phase::Closed(lifecycle::Closed { reason: lifecycle::ClosedReason::SealMissing })
+        }
+    }
+}
+
+fn lifecycle_event(name: PhaseName) -> LifecycleEvent {
+    LifecycleEvent {
+        schema_version: version::LIFECYCLE,
+        execution_id: execution(),
+        node: (name != PhaseName::Closed).then(node),
+        unix_ns: 1_767_323_045_123_456_789,
+        phase: phase(name),
+    }
+}
+
+#[test]
+fn lifecycle_events_keep_their_bytes() {
+    for name in PhaseName::ALL {
+        let event = lifecycle_event(name);
+        let bytes = event.encode().unwrap();
+        assert_committed(&format!("tests/golden/lifecycle-{}.json", name.as_str()), &bytes);
+        assert_eq!(LifecycleEvent::decode(&bytes).unwrap(), event);
+    }
+}
+
+/// A receipt in which every field is there.
+fn full_receipt() -> Receipt {
+    let process = receipt::Process {
+        pid: 10,
+        ppid: 1,
+        exe: "/usr/bin/dash".into(),
+        argv: vec!["sh".into(), "-c".into(), "true".into()],
+        working_dir: "/work".into(),
+        start_time: "2026-01-02T03:04:05.000000001Z".into(),
+        end_time: Some("2026-01-02T03:04:06.500000002Z".into()),
+        exit_code: Some(3),
+        signal: Some(9),
+        execs: vec![receipt::Exec {
+            time: "2026-01-02T03:04:05.000000009Z".into(),
+            exe: "/usr/bin/dash".into(),
+            argv: vec!["sh".into()],
+            working_dir: "/work".into(),
+        }],
+        forked_only: true,
+        argv_truncated: true,
+        uid: Some(0),
+        gid: Some(1000),
+        vantage: Vantage::Host,
+    };
+    let classes = Class::ALL.into_iter().map(|class| {
+        let counters = receipt::ClassCoverage { observed: u64::MAX, delivered: 1, collapsed: 2, lost: u64::MAX - 3 };
+        (class.as_str().to_owned(), counters)
+    });
+    Receipt {
+        version: version::RECEIPT.into(),
+        execution_id: execution().to_string(),
+        provenance: receipt::Provenance::HostAndGuest,
+        timestamp: "2026-01-02T03:04:05.000000001Z".into(),
+        start_time: "2026-01-02T03:04:05.000000001Z".into(),
+        end_time: "2026-01-02T03:04:06.500000002Z".into(),
+        observation_mode: receipt::Provenance::Host,
+        completeness: receipt::Completeness::Partial,
+        outcome: outcome(),
+        timing: receipt::Timing { duration_ms: 1500, cpu_time_ms: 12 },
+        process_tree: vec![process],
+        processes: vec![receipt::FlatProcess { pid: 10, ppid: 1, cmd: "sh -c true".into() }],
+        filesystem: receipt::Filesystem {
+            reads: vec!["/etc/passwd".into()],
+            writes: vec!["/work/b".into()],
+            deletes: vec!["/work/a".into()],
+            policy_violations: vec!["/etc/shadow".into()],
+        },
+        network: receipt::Network {
+            connections: vec![receipt::Connection {
+                dst: "127.0.0.1:80".into(),
+                protocol: "tcp".into(),
+                attempted: true,
+            }],
+            attempts: vec![receipt::Attempt {
+                dst: "127.0.0.1:80".into(),
+                protocol: "tcp".into(),
+                result: "ECONNREFUSED".into(),
+                policy: String::new(),
+            }],
+            bytes_sent: Some(1),
+            bytes_received: Some(2),
+        },
+        syscalls: receipt::Syscalls {
+            counts: BTreeMap::from([("read".into(), canonical::MAX_INTEGER)]),
+            denied: vec!["openat".into()],
+            denied_counts: BTreeMap::from([("openat".into(), 1)]),
+        },
+        environment: environment(),
+        execution: receipt::Execution {
+            backend: "process".into(),
+            isolation: "process".into(),
+            node: Some(node()),
+        },
+        artifacts: receipt::Artifacts {
+            stdout_hash: Some(Digest::of(b"out")),
+            stderr_hash: Some(Digest::of(b"")),
+        },
+        exit_code: 137,
+        duration_ms: 1500,
+        resources: Some(receipt::Resources { cpu_time_ms: 12, max_rss_kb: 3456 }),
+        redactions: vec![receipt::Redaction { rule: "tokens".into(), count: 1 }],
+        policy: Some(receipt::Policy {
+            violations: vec![receipt::Violation {
+                phase: "runtime".into(),
+                rule: "no-shadow".into(),
+                action: "deny".into(),
+                message: "reads /etc/shadow".into(),
+            }],
+            enforcements: vec![receipt::Enforcement {
+                action: "kill".into(),
+                target: "10".into(),
+                rule: "no-shadow".into(),
+                message: "killed".into(),
+            }],
+            trusted: true,
+            failed: false,
+        }),
+        coverage: receipt::Coverage {
+            vantages: vec![receipt::VantageCoverage {
+                attached: attached(),
+                sealed: true,
+                classes: classes.collect(),
+                escaped_tasks: 2,
+                bypassed: vec!["compat syscalls: 3".into()],
+                truncated_paths: 1,
+            }],
+            unavailable: vec![unavailable()],
+            incomplete: vec![receipt::Incomplete {
+                vantage: Some(Vantage::Host),
+                reason: "lost_events".into(),
+                class: Some(Class::File),
+                detail: "1 lost".into(),
+            }],
+            caps: vec![receipt::Cap { list: "files".into(), limit: 100_000, events_left_out: u64::MAX }],
+        },
+        files: vec![receipt::File {
+            path: "/work/\u{fffd}ile".into(),
+            path_hex: Some("2f776f726b2fff696c65".into()),
+            reads: 1,
+            writes: 2,
+            path_only: 3,
+            creates: 4,
+            deletes: 5,
+            renamed_to: vec!["/work/b".into()],
+            renamed_from: vec!["/work/a".into()],
+            errors: BTreeMap::from([("open ENOENT".into(), 6)]),
+            pids: vec![10],
+            flags: vec!["truncated".into()],
+            vantage: Vantage::Host,
+        }],
+        sockets: vec![receipt::Socket {
+            dst: "127.0.0.1:80".into(),
+            protocol: "tcp".into(),
+            results: BTreeMap::from([("ECONNREFUSED".into(), 1)]),
+            pids: vec![10],
+            vantage: Vantage::Host,
+        }],
+        chain: vec![receipt::ChainHead {
+            vantage: Vantage::Host,
+            node: node(),
+            epoch: u64::MAX,
+            frames: 2,
+            head: common::chain()[1].digest,
+        }],
+        labels: BTreeMap::from([("team".into(), "größe".into())]),
+        trace_id: Some("0af7651916cd43dd8448eb211c80319c".into()),
+        policies: vec![policy()],
+        probe_cost: Some(receipt::ProbeCost { user_cpu_us: 1234, frame_bytes: 5678, estimated: true }),
+    }
+}
+
+#[test]
+fn receipts_keep_their_bytes() {
+    let receipt = full_receipt();
+    let bytes = receipt.encode().unwrap();
+    assert_committed("tests/golden/receipt-v0.4.json", &bytes);
+    assert_eq!(Receipt::decode(&bytes).unwrap(), receipt);
+
+    let exported = canonical::to_vec(&ReceiptV03::from(&receipt)).unwrap();
+    assert_committed("tests/golden/receipt-v0.3-exported.json", &exported);
+    // An export is read again, and exported again is the same.
+    let read = Receipt::decode(&exported).unwrap();
+    assert_eq!(canonical::to_vec(&ReceiptV03::from(&read)).unwrap(), exported);
+}
+
+/// The two inputs are written by hand, as older writers wrote them; what is committed beside them is what they are
+/// read as.
+#[test]
+fn older_receipts_are_read() {
+    for version in ["v0.2", "v0.3"] {
+        let input = std::fs::read(common::path(&format!("tests/golden/receipt-{version}-input.json"))).unwrap();
+        let receipt = Receipt::decode(&input).unwrap();
+        assert!(receipt.version.starts_with(version));
+        assert_eq!(receipt.coverage.incomplete[0].reason, "counters_unknown");
+        assert_committed(&format!("tests/golden/receipt-{version}-read.json"), &receipt.encode().unwrap());
+    }
+}
+
+fn full_verdict() -> Verdict {
+    Verdict {
+        version: version::VERDICT.into(),
+        execution_id: execution(),
+        policy: policy(),
+        receipt_digest: Some(Digest::of(b"receipt")),
+        decision: verdict::Decision::Unknown,
+        rules: vec![
+            verdict::RuleOutcome {
+                rule: "no-network".into(),
+                phase: verdict::RulePhase::Post,
+                severity: verdict::Severity::High,
+                action: verdict::RuleAction::Deny,
+                result: verdict::RuleResult::Unknown,
+                reason: "1 network event was lost".into(),
+            },
+            verdict::RuleOutcome {
+                rule: "small".into(),
+                phase: verdict::RulePhase::Pre,
+                severity: verdict::Severity::Low,
+                action: verdict::RuleAction::Warn,
+                result: verdict::RuleResult::Passed,
+                reason: String::new(),
+            },
+        ],
+    }
+}
+
+#[test]
+fn verdicts_keep_their_bytes() {
+    let verdict = full_verdict();
+    let bytes = verdict.encode().unwrap();
+    assert_committed("tests/golden/verdict-v1.json", &bytes);
+    assert_eq!(Verdict::decode(&bytes).unwrap(), verdict);
+    let newer = String::from_utf8(bytes).unwrap().replace(r#""version":"v1""#, r#""version":"v2""#);
+    assert!(matches!(Verdict::decode(newer.as_bytes()), Err(verdict::VerdictError::UnknownVersion(_))));
+}
+
+fn dead_letter() -> DeadLetter {
+    let source = ("GH_EVENTS", u64::MAX);
+    DeadLetter::new(DeadKind::Frame, "not a frame", "glasshouse.v1.events.7.x", source, b"\xffbody", "worker-1")
+}
+
+#[test]
+fn dead_letters_keep_their_bytes() {
+    let bytes = canonical::to_vec(&dead_letter()).unwrap();
+    assert_committed("tests/golden/dead-letter-v1.json", &bytes);
+    assert_eq!(serde_json::from_slice::<DeadLetter>(&bytes).unwrap(), dead_letter());
+}
+
+#[test]
+fn json_schemas_are_committed() {
+    for (name, schema) in json_schema::all() {
+        let mut bytes = serde_json::to_vec_pretty(&schema).unwrap();
+        bytes.push(b'\n');
+        assert_committed(&format!("json/{name}"), &bytes);
+    }
+    let committed = std::fs::read_dir(common::path("json")).unwrap().count();
+    assert_eq!(committed, json_schema::all().len(), "json/ holds a schema that no type makes");
+}
+
+#[test]
+fn every_document_is_valid_by_its_schema() {
+    let mut documents: Vec<(&str, Vec<u8>)> = vec![
+        ("receipt.schema.json", full_receipt().encode().unwrap()),
+        ("verdict.schema.json", full_verdict().encode().unwrap()),
+        ("dead-letter.schema.json", canonical::to_vec(&dead_letter()).unwrap()),
+    ];
+    documents.extend(
+        PhaseName::ALL.map(|name| ("lifecycle.schema.json", lifecycle_event(name).encode().unwrap())),
+    );
+    for (name, schema) in json_schema::all() {
+        let url = format!("https://glasshouse.example/{name}");
+        let mut schemas = boon::Schemas::new();
+        let mut compiler = boon::Compiler::new();
+        compiler.add_resource(&url, schema.to_value()).unwrap();
+        let index = compiler.compile(&url, &mut schemas).unwrap();
+        for (_, document) in documents.iter().filter(|(of, _)| *of == name) {
+            let document: serde_json::Value = serde_json::from_slice(document).unwrap();
+            schemas.validate(&document, index).unwrap_or_else(|error| panic!("{name}: {error:#}\n{document:#}"));
+            // And the schema says something: without any one field that it requires, the document is not valid.
+            let required = schema.get("required").and_then(|required| required.as_array()).unwrap();
+            assert!(!required.is_empty());
+            for field in required {
+                let mut without = document.clone();
+                without.as_object_mut().unwrap().remove(field.as_str().unwrap());
+                assert!(schemas.validate(&without, index).is_err(), "{name} does not need {field}");
+            }
+        }
+    }
+}

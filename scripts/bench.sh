@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Every benchmark, each beside its peer or limit: what `run` adds to a command, and what codec and fold can take.
+# Run it on an idle machine; figures go to docs/benchmarks.md with this command beside them.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+
+bash scripts/setup.sh --for build
+use_rust || die "Rust $(wanted_rust) or newer is needed" "scripts/setup.sh"
+
+cargo build --release -p glasshouse
+printf '\n=== what `glasshouse run` adds\n'
+cargo bench -q -p glasshouse-e2e --bench run
+printf '\n=== codec\n'
+cargo bench -q -p glasshouse-schema --bench codec
+printf '\n=== fold\n'
+cargo bench -q -p glasshouse-fold --bench fold
+printf '\n=== evaluator\n'
+cargo bench -q -p glasshouse-eval --bench evaluate
