@@ -1,5 +1,6 @@
 //! What a process exports, seen by a receiver. Set-up is once per process and reads the environment, so each case runs
 //! this test binary again as a child.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::process::{Command, Output};
 use std::time::Duration;

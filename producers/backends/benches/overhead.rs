@@ -79,7 +79,8 @@ mod linux {
     async fn scripted() -> Result<Duration, Box<dyn Error>> {
         let spec = spec([PROGRAM]);
         let begin = Instant::now();
-        let engine = Engine::new(Arc::new(FakeBackend::new(Script::default())), Arc::new(RecordingSink::new()));
+        let engine =
+            Engine::new(Arc::new(FakeBackend::new(Script::default())), Arc::new(RecordingSink::new()));
         engine.run(spec, None).await;
         Ok(begin.elapsed())
     }

@@ -1,6 +1,9 @@
 //! The two things about descriptors that have no safe API.
 
-#![allow(unsafe_code, reason = "takes ownership of raw descriptors and registers owned ones with the runtime")]
+#![allow(
+    unsafe_code,
+    reason = "takes ownership of raw descriptors and registers owned ones with the runtime"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};

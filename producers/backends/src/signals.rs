@@ -119,7 +119,8 @@ async fn forward(pipe: AsyncFd<OwnedFd>, backend: Arc<dyn ExecutionBackend>) {
     let mut records = [0; 64];
     loop {
         let Ok(mut ready) = pipe.readable().await else { return };
-        let read = ready.try_io(|pipe| nix::unistd::read(pipe.get_ref(), &mut records).map_err(io::Error::from));
+        let read =
+            ready.try_io(|pipe| nix::unistd::read(pipe.get_ref(), &mut records).map_err(io::Error::from));
         let read = match read {
             Ok(Ok(read @ 1..)) => read,
             Ok(_) => return,

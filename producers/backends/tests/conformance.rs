@@ -20,9 +20,10 @@ impl Factory for Fake {
             Scenario::Prints { stdout, stderr } => {
                 Script { stdout: stdout.clone(), stderr: stderr.clone(), ..Script::default() }
             }
-            Scenario::NotFound => {
-                Script::default().failing(glasshouse_backends::fake::Call::Start, BackendError::NotFound { program: "x".into() })
-            }
+            Scenario::NotFound => Script::default().failing(
+                glasshouse_backends::fake::Call::Start,
+                BackendError::NotFound { program: "x".into() },
+            ),
             Scenario::CannotExecute => Script::default().failing(
                 glasshouse_backends::fake::Call::Release,
                 BackendError::CannotExecute { program: "x".into(), reason: "scripted".into() },
@@ -31,7 +32,11 @@ impl Factory for Fake {
                 return Err("the fake runs nothing".into());
             }
         };
-        Ok(Subject { backend: Arc::new(FakeBackend::new(script)), spec: spec(["fake"]), left: Box::new(Vec::new) })
+        Ok(Subject {
+            backend: Arc::new(FakeBackend::new(script)),
+            spec: spec(["fake"]),
+            left: Box::new(Vec::new),
+        })
     }
 }
 
@@ -70,10 +75,9 @@ mod on_linux {
                 Scenario::Touches(path) => shell(format!("> {}", path.display())),
                 Scenario::LeavesAProcess => shell("sleep 1000 & sleep 1000 & :".into()),
                 // The writer waits for the root's end, which its parent's change shows.
-                Scenario::PrintsLater(text) => shell(format!(
-                    "p=$$; (while kill -0 $p 2>/dev/null; do :; done; cat {}) & :",
-                    file(text)
-                )),
+                Scenario::PrintsLater(text) => {
+                    shell(format!("p=$$; (while kill -0 $p 2>/dev/null; do :; done; cat {}) & :", file(text)))
+                }
             };
             let id = spec.id.to_string();
             let left = Box::new(move || {

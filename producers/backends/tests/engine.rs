@@ -15,7 +15,9 @@ use glasshouse_execution::{Enforcement, NoopController, ProfilingController};
 use glasshouse_schema::event::{Event, Fact, PathRef};
 use glasshouse_schema::frame::Frame;
 use glasshouse_schema::ids::{Digest, ProcessKey, Vantage};
-use glasshouse_schema::lifecycle::{Outcome, Phase, PhaseName, ProfilingMode, RedactionRules, Step, Unavailable};
+use glasshouse_schema::lifecycle::{
+    Outcome, Phase, PhaseName, ProfilingMode, RedactionRules, Step, Unavailable,
+};
 
 use PhaseName::{
     Admitted, Claimed, Cleaned, Exited, Failed, Prepared, Profiled, Requested, Sealed, Started, Unprofiled,
@@ -38,7 +40,11 @@ impl Case {
         Self { backend, sink, engine, spec: spec(["command"]) }
     }
 
-    fn profiled(mut self, mode: ProfilingMode, controllers: impl IntoIterator<Item = FakeController>) -> Self {
+    fn profiled(
+        mut self,
+        mode: ProfilingMode,
+        controllers: impl IntoIterator<Item = FakeController>,
+    ) -> Self {
         self.spec.profile = mode;
         let controllers = controllers.into_iter().map(|of| Arc::new(of) as Arc<dyn ProfilingController>);
         self.engine.controllers = controllers.collect();
@@ -95,7 +101,10 @@ async fn happy_and_profiled() {
     let report = case.run().await;
 
     case.published(&[Profiled, Exited, Sealed, Cleaned]);
-    assert_eq!(case.backend.calls(), [Call::Prepare, Call::Start, Call::Release, Call::Wait, Call::Drain, Call::Cleanup]);
+    assert_eq!(
+        case.backend.calls(),
+        [Call::Prepare, Call::Start, Call::Release, Call::Wait, Call::Drain, Call::Cleanup]
+    );
     assert_eq!(report.outcome, ok());
     assert_eq!((report.failed, report.unprofiled), (None, None));
     assert_eq!(report.output.stdout, b"hello");
@@ -105,7 +114,10 @@ async fn happy_and_profiled() {
     let Some(Phase::Exited(exited)) = case.sink.phase(Exited) else { panic!("exited") };
     assert_eq!(exited.outcome, ok());
     assert_eq!(exited.stdout_hash, Some(Digest::of(b"hello")));
-    assert_eq!((exited.start_unix_ns, exited.end_unix_ns), (report.start_unix_ns.unwrap(), report.end_unix_ns.unwrap()));
+    assert_eq!(
+        (exited.start_unix_ns, exited.end_unix_ns),
+        (report.start_unix_ns.unwrap(), report.end_unix_ns.unwrap())
+    );
     assert!(exited.start_unix_ns > 0 && exited.start_unix_ns <= exited.end_unix_ns);
     let Some(Phase::Started(started)) = case.sink.phase(Started) else { panic!("started") };
     assert_eq!(started.root_pid, Some(4242));
@@ -128,7 +140,8 @@ async fn happy_and_profiled() {
 #[tokio::test]
 async fn disabled_is_unprofiled_with_nothing_loaded() {
     // A controller that is there is not even asked.
-    let case = Case::new(Script::default()).profiled(ProfilingMode::Disabled, [FakeController { panics: true, ..host() }]);
+    let case = Case::new(Script::default())
+        .profiled(ProfilingMode::Disabled, [FakeController { panics: true, ..host() }]);
     let report = case.run().await;
     case.published(&[Unprofiled, Exited, Cleaned]);
     let unprofiled = report.unprofiled.unwrap();
@@ -219,7 +232,10 @@ async fn a_seal_that_fails_is_missing_with_its_reason() {
     let report = case.run().await;
     case.published(&[Profiled, Exited, Sealed, Cleaned]);
     let sealed = report.sealed.unwrap();
-    assert_eq!((sealed.vantages.len(), sealed.missing), (0, vec![missing(Vantage::Host, "the ring is gone")]));
+    assert_eq!(
+        (sealed.vantages.len(), sealed.missing),
+        (0, vec![missing(Vantage::Host, "the ring is gone")])
+    );
     assert_eq!(report.outcome, ok());
 }
 
@@ -263,7 +279,10 @@ async fn enforcement_refuses() {
     let report = case.run().await;
     assert_eq!(case.sink.phases(), [Requested, Failed, Cleaned]);
     let failed = report.failed.unwrap();
-    assert_eq!((failed.step, failed.error.as_str()), (Step::Admit, "enforcement `refuses` refused it: not on Fridays"));
+    assert_eq!(
+        (failed.step, failed.error.as_str()),
+        (Step::Admit, "enforcement `refuses` refused it: not on Fridays")
+    );
 }
 
 #[tokio::test]
@@ -279,7 +298,8 @@ async fn a_claim_that_is_taken() {
 #[tokio::test]
 async fn each_step_that_fails_unprofiled() {
     let not_found = BackendError::NotFound { program: "command".into() };
-    let denied = BackendError::CannotExecute { program: "command".into(), reason: "permission denied".into() };
+    let denied =
+        BackendError::CannotExecute { program: "command".into(), reason: "permission denied".into() };
     let claimed = &BEFORE_ATTACH[..3];
     let prepared = &BEFORE_ATTACH[..4];
     let attached = &[&BEFORE_ATTACH[..], &[Unprofiled]].concat()[..];
@@ -310,7 +330,10 @@ async fn a_step_that_fails_after_the_attach_still_seals() {
         assert_eq!(report.sealed.unwrap().vantages.len(), 1);
         assert_eq!(report.outcome.exit_code, 125);
         assert!(case.sink.frames().last().unwrap().is_seal);
-        assert_eq!(case.backend.calls()[case.backend.calls().len() - 3..], [Call::Kill, Call::Drain, Call::Cleanup]);
+        assert_eq!(
+            case.backend.calls()[case.backend.calls().len() - 3..],
+            [Call::Kill, Call::Drain, Call::Cleanup]
+        );
     }
 }
 
@@ -329,7 +352,8 @@ async fn a_drain_that_fails_keeps_the_commands_end_and_seals_nothing() {
 
 #[tokio::test]
 async fn a_backend_that_panics_is_a_backend_that_failed() {
-    for (call, step) in [(Call::Prepare, Step::Prepare), (Call::Start, Step::Start), (Call::Wait, Step::Wait)] {
+    for (call, step) in [(Call::Prepare, Step::Prepare), (Call::Start, Step::Start), (Call::Wait, Step::Wait)]
+    {
         let case = Case::new(Script { panic: vec![call], ..Script::default() });
         let report = case.run().await;
         assert_eq!(case.sink.phases().last(), Some(&Cleaned));
@@ -382,7 +406,12 @@ async fn a_kill_from_another_task_ends_the_command() {
 #[tokio::test]
 async fn a_dropped_run_kills_cleans_and_tells() {
     for (call, mode, step, expected) in [
-        (Call::Prepare, ProfilingMode::Disabled, Step::Prepare, vec![Requested, Admitted, Claimed, Failed, Cleaned]),
+        (
+            Call::Prepare,
+            ProfilingMode::Disabled,
+            Step::Prepare,
+            vec![Requested, Admitted, Claimed, Failed, Cleaned],
+        ),
         (
             Call::Wait,
             ProfilingMode::Host,
@@ -419,7 +448,10 @@ async fn nothing_secret_is_published() {
     let secret = "hunter2secret";
     let mut case = Case::new(Script::default().failing(
         Call::Start,
-        BackendError::CannotExecute { program: format!("/home/ana/{secret}"), reason: format!("`TOKEN={secret}`") },
+        BackendError::CannotExecute {
+            program: format!("/home/ana/{secret}"),
+            reason: format!("`TOKEN={secret}`"),
+        },
     ));
     case.spec.redaction = RedactionRules { path_prefixes: vec!["/home/ana".into()], tokens: true };
     case.spec.argv =

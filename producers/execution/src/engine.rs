@@ -29,8 +29,8 @@ use std::sync::{Arc, Mutex};
 
 use glasshouse_schema::ids::{ExecutionId, Vantage};
 use glasshouse_schema::lifecycle::{
-    Admitted, Claimed, Cleaned, Exited, Failed, Outcome, Phase, PhaseName, Prepared, Profiled, ProfilingMode, Sealed,
-    SealedVantage, Started, Step, Unavailable, Unprofiled,
+    Admitted, Claimed, Cleaned, Exited, Failed, Outcome, Phase, PhaseName, Prepared, Profiled, ProfilingMode,
+    Sealed, SealedVantage, Started, Step, Unavailable, Unprofiled,
 };
 use tokio::task::JoinHandle;
 use tracing::{Instrument, Span, field};
@@ -187,8 +187,8 @@ impl Run<'_> {
         let record = Arc::clone(&self.guard.record);
         let requested = self.masker.requested(self.spec, self.backend.name(), trace.and_then(trace_id));
         record.publish(Phase::Requested(requested)).await;
-        let outcome = match self.to_release().await {
-            Ok(()) => self.to_end().await,
+        let outcome = match self.launch().await {
+            Ok(()) => self.conclude().await,
             Err(stop) => self.stop(stop).await,
         };
         let cleanup_errors = self.cleanup().await;
@@ -228,7 +228,7 @@ impl Run<'_> {
     }
 
     /// From `validate` to a running command.
-    async fn to_release(&mut self) -> Result<(), Stop> {
+    async fn launch(&mut self) -> Result<(), Stop> {
         let record = Arc::clone(&self.guard.record);
         let spec = self.spec;
 
@@ -240,7 +240,10 @@ impl Run<'_> {
         let enforcement = Arc::clone(&record.enforcement);
         let admitted = caught(enforcement.admit(spec)).instrument(span.clone()).await.unwrap_or_else(Err);
         admitted.map_err(|reason| {
-            self.fails(&span, BackendError::failed(format!("enforcement `{}` refused it", enforcement.name()), reason))
+            self.fails(
+                &span,
+                BackendError::failed(format!("enforcement `{}` refused it", enforcement.name()), reason),
+            )
         })?;
         let admitted = Admitted { policies: spec.policies.clone(), redaction: spec.redaction.clone() };
         record.publish(Phase::Admitted(admitted)).await;
@@ -253,8 +256,12 @@ impl Run<'_> {
         let epoch = caught(record.sink.claim(spec.id, &spec.node)).instrument(span.clone()).await;
         let epoch = match epoch {
             Ok(Ok(epoch)) => epoch,
-            Ok(Err(error)) => return Err(self.fails(&span, BackendError::failed("claiming the execution", error))),
-            Err(panic) => return Err(self.fails(&span, BackendError::failed("claiming the execution", panic))),
+            Ok(Err(error)) => {
+                return Err(self.fails(&span, BackendError::failed("claiming the execution", error)));
+            }
+            Err(panic) => {
+                return Err(self.fails(&span, BackendError::failed("claiming the execution", panic)));
+            }
         };
         record.publish(Phase::Claimed(Claimed { node: spec.node.clone(), epoch })).await;
 
@@ -285,7 +292,7 @@ impl Run<'_> {
     }
 
     /// From a running command to its sealed record.
-    async fn to_end(&mut self) -> Outcome {
+    async fn conclude(&mut self) -> Outcome {
         let record = Arc::clone(&self.guard.record);
         let backend = self.backend;
         let exit = match self.step(Step::Wait, backend.wait()).await {
@@ -326,9 +333,9 @@ impl Run<'_> {
             // Held processes end before anything lets go of them.
             self.sessions.clear();
         }
-        let killed = caught(self.backend.kill(StopSignal::Kill)).await.unwrap_or_else(|panic| {
-            Err(BackendError::failed("killing the command", panic))
-        });
+        let killed = caught(self.backend.kill(StopSignal::Kill))
+            .await
+            .unwrap_or_else(|panic| Err(BackendError::failed("killing the command", panic)));
         if let Err(error) = killed {
             tracing::warn!(error = %error, "the command could not be killed");
         }
@@ -345,7 +352,8 @@ impl Run<'_> {
         let vantages = self.spec.profile.vantages().iter();
         let mut candidates = Vec::new();
         for &vantage in vantages.filter(|vantage| self.guest(**vantage).is_ok()) {
-            for controller in self.controllers.iter().filter(|of| of.capabilities().vantage == Some(vantage)) {
+            for controller in self.controllers.iter().filter(|of| of.capabilities().vantage == Some(vantage))
+            {
                 let span = tracing::info_span!(
                     "engine.ready",
                     execution_id = %self.spec.id,
@@ -415,7 +423,9 @@ impl Run<'_> {
             let reason = joined(&unavailable);
             tracing::warn!(execution_id = %self.spec.id, reason, "profiling is not available");
             if self.spec.profile_required {
-                return Err(self.fails(span, BackendError::failed("profiling is required and not available", reason)));
+                return Err(
+                    self.fails(span, BackendError::failed("profiling is required and not available", reason))
+                );
             }
         }
         record
@@ -435,7 +445,9 @@ impl Run<'_> {
     ) -> Result<Attachment, String> {
         match (&mut candidate.ready).await {
             Ok(ready) => ready.map_err(|error| error.reason)?,
-            Err(error) => return Err(format!("the controller `{}` failed: {error}", candidate.controller.name())),
+            Err(error) => {
+                return Err(format!("the controller `{}` failed: {error}", candidate.controller.name()));
+            }
         }
         let target = ProfilingTarget {
             execution: self.spec.id,
@@ -454,7 +466,8 @@ impl Run<'_> {
     /// Returns when no task of the execution is left and its output is read.
     async fn drain(&mut self, wait_for_descendants: bool) -> Result<(), BackendError> {
         let drained = caught(self.backend.drain(wait_for_descendants)).await;
-        self.output = drained.unwrap_or_else(|panic| Err(BackendError::failed("ending the execution", panic)))?;
+        self.output =
+            drained.unwrap_or_else(|panic| Err(BackendError::failed("ending the execution", panic)))?;
         Ok(())
     }
 
@@ -520,7 +533,8 @@ impl Run<'_> {
         let result = caught(future).instrument(span.clone()).await;
         result
             .unwrap_or_else(|panic| {
-                let action = format!("the backend `{}` failed at the step {}", self.backend.name(), step.as_str());
+                let action =
+                    format!("the backend `{}` failed at the step {}", self.backend.name(), step.as_str());
                 Err(BackendError::failed(action, panic))
             })
             .map_err(|error| self.fails(&span, error))
@@ -600,7 +614,8 @@ impl Drop for Guard {
             tracing::error!(execution_id = %record.execution, "an execution was dropped outside of a runtime");
             return;
         };
-        let span = tracing::info_span!("engine.abandoned", execution_id = %record.execution, step = step.as_str());
+        let span =
+            tracing::info_span!("engine.abandoned", execution_id = %record.execution, step = step.as_str());
         runtime.spawn(abandon(record, backend, step).instrument(span));
     }
 }
@@ -615,7 +630,9 @@ async fn abandon(record: Arc<Record>, backend: Arc<dyn ExecutionBackend>, step: 
         record.publish(Phase::Failed(Failed { step, error: reason.clone(), outcome })).await;
     }
     let attached = record.told().phases.iter().find_map(|phase| match phase {
-        Phase::Profiled(profiled) => Some(profiled.attached.iter().map(|attached| attached.vantage).collect()),
+        Phase::Profiled(profiled) => {
+            Some(profiled.attached.iter().map(|attached| attached.vantage).collect())
+        }
         _ => None,
     });
     let attached: Option<Vec<Vantage>> = attached;
@@ -636,8 +653,8 @@ mod tests {
 
     /// Node agents run executions in tasks of their own.
     #[allow(dead_code, reason = "only has to compile")]
-    fn run_can_be_spawned(engine: Arc<Engine>, spec: ExecutionSpec) -> impl Future<Output = EngineReport> + Send {
-        async move { engine.run(spec, None).await }
+    fn run_can_be_spawned(engine: Arc<Engine>, spec: ExecutionSpec) {
+        tokio::spawn(async move { engine.run(spec, None).await });
     }
 
     #[test]

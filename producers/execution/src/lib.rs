@@ -16,9 +16,13 @@ pub mod profiling;
 pub mod sink;
 pub mod spec;
 
-pub use backend::{BackendError, ExecutionBackend, ExitReport, ExitStatus, OutputReport, StartedProcess, StopSignal};
+pub use backend::{
+    BackendError, ExecutionBackend, ExitReport, ExitStatus, OutputReport, StartedProcess, StopSignal,
+};
 pub use enforcement::{Enforcement, NoEnforcement};
 pub use engine::{Engine, EngineReport};
-pub use profiling::{Attachment, NoopController, ProfilingController, ProfilingError, ProfilingSession, ProfilingTarget};
+pub use profiling::{
+    Attachment, NoopController, ProfilingController, ProfilingError, ProfilingSession, ProfilingTarget,
+};
 pub use sink::{EventSink, SinkError};
 pub use spec::{ExecutionSpec, StdStreams};

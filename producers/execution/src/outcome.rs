@@ -6,10 +6,37 @@ use crate::backend::{BackendError, ExitStatus};
 
 /// Names of Linux's signals 1 to 31 (x86-64, arm64 and every other architecture but alpha, mips, parisc and sparc).
 const SIGNALS: [&str; 31] = [
-    "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL", "SIGUSR1",
-    "SIGSEGV", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGSTKFLT", "SIGCHLD", "SIGCONT", "SIGSTOP",
-    "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGXCPU", "SIGXFSZ", "SIGVTALRM", "SIGPROF", "SIGWINCH",
-    "SIGIO", "SIGPWR", "SIGSYS",
+    "SIGHUP",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGILL",
+    "SIGTRAP",
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGKILL",
+    "SIGUSR1",
+    "SIGSEGV",
+    "SIGUSR2",
+    "SIGPIPE",
+    "SIGALRM",
+    "SIGTERM",
+    "SIGSTKFLT",
+    "SIGCHLD",
+    "SIGCONT",
+    "SIGSTOP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGXCPU",
+    "SIGXFSZ",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGWINCH",
+    "SIGIO",
+    "SIGPWR",
+    "SIGSYS",
 ];
 /// The first real-time signal that the C library leaves to programs, and the last.
 const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
@@ -47,9 +74,14 @@ mod tests {
 
     #[test]
     fn signals_have_their_names() {
-        for (number, name) in
-            [(1, "SIGHUP"), (9, "SIGKILL"), (15, "SIGTERM"), (31, "SIGSYS"), (34, "SIGRTMIN"), (36, "SIGRTMIN+2")]
-        {
+        for (number, name) in [
+            (1, "SIGHUP"),
+            (9, "SIGKILL"),
+            (15, "SIGTERM"),
+            (31, "SIGSYS"),
+            (34, "SIGRTMIN"),
+            (36, "SIGRTMIN+2"),
+        ] {
             assert_eq!(signal_name(number), name);
         }
         assert_eq!(signal_name(0), "SIG0");

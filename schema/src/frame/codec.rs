@@ -13,6 +13,10 @@ const MAGIC: [u8; 5] = [0x95, 0xa3, b'g', b'h', b'f'];
 /// Magic and the version (a positive fixint).
 const PRELUDE_BYTES: usize = MAGIC.len() + 1;
 
+/// How deep lists may lie in each other: a frame's argument lies five deep. Every level takes stack, and the
+/// deserializer's own limit of 1024 is more than a thread's stack holds.
+const MAX_DEPTH: usize = 16;
+
 /// Why bytes are not a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -90,6 +94,7 @@ impl<'a> Frame<'a> {
             other => return Err(DecodeError::UnknownVersion(other)),
         }
         let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+        deserializer.set_max_depth(MAX_DEPTH);
         let WireOwned(_, _, header, body, seal) = WireOwned::deserialize(&mut deserializer)?;
         // The deserializer hides how far it read; that not one marker more can be read says the same. A type without
         // parts is asked for: inside of a cut list the end would look like the frame's.

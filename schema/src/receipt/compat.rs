@@ -315,7 +315,11 @@ impl From<ReceiptV03> for Receipt {
                 .redactions
                 .into_iter()
                 .map(|redaction| Redaction {
-                    rule: redaction["rule"].as_str().map_or_else(|| redaction.to_string(), str::to_owned),
+                    // Some writers gave the rule alone.
+                    rule: redaction["rule"]
+                        .as_str()
+                        .or(redaction.as_str())
+                        .map_or_else(|| redaction.to_string(), str::to_owned),
                     count: redaction["count"].as_u64().unwrap_or(1),
                 })
                 .collect(),

@@ -9,33 +9,33 @@ use glasshouse_schema::{
     Address, EncodedFrame, Event, ExecutionId, Fact, FrameWriter, NodeId, PathFlags, PathRef, ProcessKey, Vantage,
 };
 
-pub fn execution() -> ExecutionId {
+pub(crate) fn execution() -> ExecutionId {
     ExecutionId::from_parts(1_767_323_045_000, [7; 10])
 }
 
-pub fn node() -> NodeId {
+pub(crate) fn node() -> NodeId {
     NodeId::new("node-1.example").unwrap()
 }
 
-pub fn config() -> FrameWriterConfig {
+pub(crate) fn config() -> FrameWriterConfig {
     FrameWriterConfig::new(execution(), node(), Vantage::Host, 3, 1_767_323_000_000_000_000)
 }
 
-pub fn writer() -> FrameWriter {
+pub(crate) fn writer() -> FrameWriter {
     FrameWriter::new(config())
 }
 
-pub fn process(tgid: u32) -> ProcessKey {
+pub(crate) fn process(tgid: u32) -> ProcessKey {
     ProcessKey { tgid, start_boot_ns: 1_000_000_000 * u64::from(tgid) }
 }
 
-pub fn open(boot_ns: u64, tgid: u32, path: &[u8]) -> Event<'_> {
+pub(crate) fn open(boot_ns: u64, tgid: u32, path: &[u8]) -> Event<'_> {
     let fact = Fact::Open { path: PathRef::resolved(path), flags: 0, result: 0 };
     Event { boot_ns, process: process(tgid), fact }
 }
 
 /// One event of every kind, and of every kind of address and path flag.
-pub fn every_event() -> Vec<Event<'static>> {
+pub(crate) fn every_event() -> Vec<Event<'static>> {
     const ARGV: &[&[u8]] = &[b"sh", b"-c", b"echo \xff", b""];
     let flagged = |bytes, flags| PathRef { bytes, flags };
     let facts = [
@@ -77,7 +77,7 @@ pub fn every_event() -> Vec<Event<'static>> {
         .collect()
 }
 
-pub fn seal() -> Seal {
+pub(crate) fn seal() -> Seal {
     Seal {
         syscalls: vec![("openat".into(), 4), ("read".into(), 1 << 40)],
         denied: vec![("openat".into(), 1)],
@@ -89,7 +89,7 @@ pub fn seal() -> Seal {
 }
 
 /// A chain of two: every event, then the seal.
-pub fn chain() -> Vec<EncodedFrame> {
+pub(crate) fn chain() -> Vec<EncodedFrame> {
     let mut writer = writer();
     for event in every_event() {
         assert!(writer.push(&event).is_none());
@@ -98,16 +98,16 @@ pub fn chain() -> Vec<EncodedFrame> {
     writer.seal(totals, seal())
 }
 
-pub fn blesses() -> bool {
+pub(crate) fn blesses() -> bool {
     std::env::var_os("GLASSHOUSE_BLESS").is_some()
 }
 
-pub fn path(relative: &str) -> PathBuf {
+pub(crate) fn path(relative: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
 }
 
 /// Compares `bytes` with a committed file, or writes it with `GLASSHOUSE_BLESS=1`.
-pub fn assert_committed(relative: &str, bytes: &[u8]) {
+pub(crate) fn assert_committed(relative: &str, bytes: &[u8]) {
     let path = path(relative);
     if blesses() {
         std::fs::write(&path, bytes).unwrap();
@@ -121,4 +121,11 @@ pub fn assert_committed(relative: &str, bytes: &[u8]) {
         path.display(),
         String::from_utf8_lossy(bytes),
     );
+}
+
+/// Failures that were found are kept beside the test and committed.
+pub(crate) fn proptest_config() -> proptest::test_runner::Config {
+    use proptest::test_runner::{Config, FileFailurePersistence};
+    let persistence = FileFailurePersistence::WithSource("regressions");
+    Config { failure_persistence: Some(Box::new(persistence)), ..Config::default() }
 }

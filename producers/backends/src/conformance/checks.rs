@@ -163,7 +163,10 @@ pub async fn output_is_captured_and_hashed(factory: &dyn Factory) {
     let scenario = Scenario::Prints { stdout: stdout.clone(), stderr: stderr.clone() };
     with("output_is_captured_and_hashed", factory, scenario, async |subject| {
         let (_, output) = subject.to_end().await;
-        assert_eq!((output.stdout_hash, output.stderr_hash), (Some(Digest::of(&stdout)), Some(Digest::of(&stderr))));
+        assert_eq!(
+            (output.stdout_hash, output.stderr_hash),
+            (Some(Digest::of(&stdout)), Some(Digest::of(&stderr)))
+        );
         assert_eq!((output.stdout, output.stderr), (stdout, stderr));
         subject.clean().await;
     })
@@ -220,15 +223,20 @@ pub async fn cleanup_works_after_any_step(factory: &dyn Factory) {
 
 /// A future that is dropped breaks nothing.
 pub async fn a_dropped_wait_leaves_kill_and_cleanup_working(factory: &dyn Factory) {
-    with("a_dropped_wait_leaves_kill_and_cleanup_working", factory, Scenario::RunsUntilKilled, async |subject| {
-        fine("running", subject.run().await);
-        {
-            let wait = std::pin::pin!(subject.backend.wait());
-            assert!(futures_pending(wait).await, "the command ended before it was killed");
-        }
-        fine("killing", subject.backend.kill(StopSignal::Kill).await);
-        subject.clean().await;
-    })
+    with(
+        "a_dropped_wait_leaves_kill_and_cleanup_working",
+        factory,
+        Scenario::RunsUntilKilled,
+        async |subject| {
+            fine("running", subject.run().await);
+            {
+                let wait = std::pin::pin!(subject.backend.wait());
+                assert!(futures_pending(wait).await, "the command ended before it was killed");
+            }
+            fine("killing", subject.backend.kill(StopSignal::Kill).await);
+            subject.clean().await;
+        },
+    )
     .await;
 }
 
@@ -262,12 +270,17 @@ pub async fn what_the_command_leaves_behind_is_killed(factory: &dyn Factory) {
 pub async fn what_the_command_leaves_behind_is_waited_for_on_request(factory: &dyn Factory) {
     let text = b"late\n".to_vec();
     let scenario = Scenario::PrintsLater(text.clone());
-    with("what_the_command_leaves_behind_is_waited_for_on_request", factory, scenario, async |mut subject| {
-        subject.spec.wait_for_descendants = true;
-        let (exit, output) = subject.to_end().await;
-        assert_eq!((exit.status, output.stdout), (ExitStatus::Code(0), text));
-        subject.clean().await;
-    })
+    with(
+        "what_the_command_leaves_behind_is_waited_for_on_request",
+        factory,
+        scenario,
+        async |mut subject| {
+            subject.spec.wait_for_descendants = true;
+            let (exit, output) = subject.to_end().await;
+            assert_eq!((exit.status, output.stdout), (ExitStatus::Code(0), text));
+            subject.clean().await;
+        },
+    )
     .await;
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use glasshouse_execution::profiling::{
-    Attachment, Capabilities, ProfilingController, ProfilingError, ProfilingSession, ProfilingTarget, SealedChain,
+    Attachment, Capabilities, ProfilingController, ProfilingError, ProfilingSession, ProfilingTarget,
+    SealedChain,
 };
 use glasshouse_execution::sink::EventSink;
 use glasshouse_schema::event::{Class, Event};
@@ -81,7 +82,11 @@ impl ProfilingController for FakeController {
         unless(&self.not_ready)
     }
 
-    async fn attach(&self, target: ProfilingTarget, sink: Arc<dyn EventSink>) -> Result<Attachment, ProfilingError> {
+    async fn attach(
+        &self,
+        target: ProfilingTarget,
+        sink: Arc<dyn EventSink>,
+    ) -> Result<Attachment, ProfilingError> {
         #[allow(clippy::panic, reason = "the script asks for it")]
         if self.panics {
             panic!("scripted panic at attach");

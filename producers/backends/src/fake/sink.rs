@@ -70,9 +70,10 @@ impl EventSink for RecordingSink {
     async fn lifecycle(&self, event: &LifecycleEvent) -> Result<(), SinkError> {
         locked(&self.events).push(event.clone());
         match self.refuses {
-            true => {
-                Err(SinkError { what: event.phase.name().as_str().to_owned(), reason: "the sink refuses".into() })
-            }
+            true => Err(SinkError {
+                what: event.phase.name().as_str().to_owned(),
+                reason: "the sink refuses".into(),
+            }),
             false => Ok(()),
         }
     }

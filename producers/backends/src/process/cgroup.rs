@@ -98,7 +98,8 @@ impl Cgroup {
         for dir in self.below() {
             for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
                 if let Ok(pid) = pid.parse::<i32>() {
-                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+                    let _ =
+                        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
                 }
             }
         }
@@ -173,8 +174,10 @@ struct Mount {
 }
 
 fn mount_point() -> Result<Mount, String> {
-    let table = fs::read("/proc/self/mountinfo").map_err(|error| format!("reading /proc/self/mountinfo: {error}"))?;
-    find_mount(&table).ok_or_else(|| "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup".to_owned())
+    let table =
+        fs::read("/proc/self/mountinfo").map_err(|error| format!("reading /proc/self/mountinfo: {error}"))?;
+    find_mount(&table)
+        .ok_or_else(|| "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup".to_owned())
 }
 
 /// Whether a cgroup v2 is mounted here at all.
@@ -198,7 +201,9 @@ fn unescape(field: &[u8]) -> std::ffi::OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
+        let octal = tail
+            .get(..3)
+            .filter(|digits| first == b'\\' && digits.iter().all(|digit| (b'0'..=b'7').contains(digit)));
         match octal {
             Some(digits) => {
                 let value = digits.iter().fold(0_u32, |value, digit| value * 8 + u32::from(digit - b'0'));
@@ -216,7 +221,8 @@ fn unescape(field: &[u8]) -> std::ffi::OsString {
 
 /// Our own cgroup's directory.
 fn own_cgroup(mount: &Mount) -> Result<PathBuf, String> {
-    let text = fs::read_to_string("/proc/self/cgroup").map_err(|error| format!("reading /proc/self/cgroup: {error}"))?;
+    let text = fs::read_to_string("/proc/self/cgroup")
+        .map_err(|error| format!("reading /proc/self/cgroup: {error}"))?;
     let own = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
     let below = Path::new(own).strip_prefix(&mount.root).unwrap_or(Path::new(""));
     // `/../…` is a cgroup outside of our cgroup namespace.

@@ -40,8 +40,10 @@ pub(super) async fn empty(leader: i32, kill_them: bool) -> io::Result<()> {
 fn members(leader: i32) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| *pid != leader && fs::read(format!("/proc/{pid}/stat")).is_ok_and(|stat| belongs(&stat, leader)))
-        .collect()
+    pids.filter(|pid| {
+        *pid != leader && fs::read(format!("/proc/{pid}/stat")).is_ok_and(|stat| belongs(&stat, leader))
+    })
+    .collect()
 }
 
 /// proc_pid_stat(5): `pid (comm) state ppid pgrp session …`; comm may hold anything, so it is read from its end.

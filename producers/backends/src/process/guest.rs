@@ -146,7 +146,9 @@ pub(super) fn reap() {
         let Some(pid) = status.pid().filter(|_| status != WaitStatus::StillAlive) else { return };
         // Held over the wait: a root cannot come in between under this id, which is taken.
         let roots = roots();
-        if roots.contains(&pid.as_raw()) || waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).is_err() {
+        if roots.contains(&pid.as_raw())
+            || waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).is_err()
+        {
             return;
         }
     }

@@ -29,8 +29,8 @@ use glasshouse_execution::backend::{
 use glasshouse_execution::profiling::TargetIdentity;
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_schema::lifecycle::{Environment, Isolation, Rusage, Sandbox};
-use tokio::io::{AsyncReadExt, Interest};
 use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::unix::pipe;
 
 use self::cgroup::Cgroup;
@@ -100,22 +100,27 @@ impl ProcessBackend {
             .ok_or_else(|| BackendError::failed("using the command's process", "it was not started"))
     }
 
-    fn hold(spec: &ExecutionSpec, streams: &Prepared, cgroup: &mut Option<Arc<Cgroup>>) -> Result<(Held, Child), BackendError> {
+    fn hold(
+        spec: &ExecutionSpec,
+        streams: &Prepared,
+        cgroup: &mut Option<Arc<Cgroup>>,
+    ) -> Result<(Held, Child), BackendError> {
         let program = Program::find(spec)?;
         let failed = |error: io::Error| BackendError::failed("making the command's process", error);
         let plan = Plan::new(spec, program.path()).map_err(failed)?;
         let own_terminal = streams.has_own_terminal();
         let placement = Placement { streams: streams.fds(), own_terminal, ..Placement::default() };
         if let Some(found) = cgroup.clone() {
-            let placed = spawn::spawn(&plan, Placement { cgroup: Some(found.fd()), ..placement }).and_then(|held| {
-                match if held.is_in_cgroup { Ok(()) } else { found.add(held.pid) } {
-                    Ok(()) => Ok(held),
-                    Err(error) => {
-                        held.give_up();
-                        Err(error)
+            let placed =
+                spawn::spawn(&plan, Placement { cgroup: Some(found.fd()), ..placement }).and_then(|held| {
+                    match if held.is_in_cgroup { Ok(()) } else { found.add(held.pid) } {
+                        Ok(()) => Ok(held),
+                        Err(error) => {
+                            held.give_up();
+                            Err(error)
+                        }
                     }
-                }
-            });
+                });
             match placed {
                 Ok(held) => {
                     let child = Child::new(&held, program, !own_terminal, false).map_err(failed)?;
@@ -132,7 +137,9 @@ impl ProcessBackend {
         let held = spawn::spawn(&plan, Placement { own_group, ..placement }).map_err(failed)?;
         let leads = own_group || own_terminal;
         if !leads {
-            tracing::warn!("without a cgroup v2, processes that outlive the command on this terminal are not found");
+            tracing::warn!(
+                "without a cgroup v2, processes that outlive the command on this terminal are not found"
+            );
         }
         let child = Child::new(&held, program, !leads, leads).map_err(failed)?;
         Ok((held, child))
@@ -143,7 +150,10 @@ impl ProcessBackend {
         if let Some(child) = child {
             child.signal(libc::SIGKILL)?;
             if child.leads && child.gate().root.is_some() {
-                let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(child.pid), nix::sys::signal::SIGKILL);
+                let _ = nix::sys::signal::killpg(
+                    nix::unistd::Pid::from_raw(child.pid),
+                    nix::sys::signal::SIGKILL,
+                );
             }
         }
         cgroup.map_or(Ok(()), Cgroup::kill)
@@ -151,10 +161,8 @@ impl ProcessBackend {
 
     /// Returns when nothing of the execution is left but what could not be found.
     async fn empty(cgroup: Option<&Cgroup>, child: Option<&Child>, kill: bool) -> io::Result<()> {
-        if let Some(child) = child {
-            if child.leads && child.gate().root.is_some() {
-                group::empty(child.pid, kill).await?;
-            }
+        if let Some(child) = child.filter(|child| child.leads && child.gate().root.is_some()) {
+            group::empty(child.pid, kill).await?;
         }
         match cgroup {
             Some(cgroup) => cgroup.empty(kill).await,
@@ -214,8 +222,14 @@ impl Child {
             let mut rusage: libc::rusage = std::mem::zeroed();
             let pidfd = self.pidfd.as_raw_fd();
             // The C library's waitid has no rusage, the kernel's has.
-            let waited =
-                libc::syscall(libc::SYS_waitid, libc::P_PIDFD, pidfd, &raw mut info, options, &raw mut rusage);
+            let waited = libc::syscall(
+                libc::SYS_waitid,
+                libc::P_PIDFD,
+                pidfd,
+                &raw mut info,
+                options,
+                &raw mut rusage,
+            );
             if waited < 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -324,7 +338,11 @@ impl ExecutionBackend for ProcessBackend {
         }
         drop(barrier);
         let mut bytes = Vec::new();
-        pipe::Receiver::from_owned_fd(report).map_err(failed)?.read_to_end(&mut bytes).await.map_err(failed)?;
+        pipe::Receiver::from_owned_fd(report)
+            .map_err(failed)?
+            .read_to_end(&mut bytes)
+            .await
+            .map_err(failed)?;
         match spawn::read_report(&bytes) {
             None => Ok(()),
             Some((Stage::Exec, errno)) => Err(child.program.exec_error(errno)),
@@ -398,7 +416,10 @@ impl ExecutionBackend for ProcessBackend {
         match tokio::time::timeout(GONE_WITHIN, gone).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => left.push(format!("ending the command's processes: {error}")),
-            Err(_) => left.push(format!("processes of the command are there {} s after SIGKILL", GONE_WITHIN.as_secs())),
+            Err(_) => left.push(format!(
+                "processes of the command are there {} s after SIGKILL",
+                GONE_WITHIN.as_secs()
+            )),
         }
         if let Some(cgroup) = &cgroup {
             let kept = cgroup.remove();
@@ -422,11 +443,9 @@ impl ExecutionBackend for ProcessBackend {
 impl Drop for ProcessBackend {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(child) = &state.child {
-            if child.gate().root.is_some() {
-                let _ = Self::kill_all(state.cgroup.as_deref(), Some(child));
-                let _ = child.exit(true);
-            }
+        if let Some(child) = state.child.as_ref().filter(|child| child.gate().root.is_some()) {
+            let _ = Self::kill_all(state.cgroup.as_deref(), Some(child));
+            let _ = child.exit(true);
         }
         if let Some(cgroup) = &state.cgroup {
             cgroup.remove();

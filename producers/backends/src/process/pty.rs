@@ -103,28 +103,32 @@ impl Proxy {
 
     /// Copies what is typed until the execution is over.
     fn copy_input(self, finish: Arc<EventFd>) -> io::Result<()> {
-        std::thread::Builder::new().name("glasshouse-input".into()).stack_size(128 * 1024).spawn(move || {
-            let mut buffer = [0; 4096];
-            loop {
-                let mut fds =
-                    [PollFd::new(standard(0), PollFlags::POLLIN), PollFd::new(finish.as_fd(), PollFlags::POLLIN)];
-                match poll(&mut fds, PollTimeout::NONE) {
-                    Ok(_) if fds[1].any().unwrap_or(true) => return,
-                    Ok(_) | Err(Errno::EINTR) => {}
-                    Err(_) => return,
-                }
-                match nix::unistd::read(standard(0), &mut buffer) {
-                    Ok(0) => return,
-                    Ok(read) => {
-                        if write_all(self.master.as_raw_fd(), &buffer[..read]).is_err() {
-                            return;
-                        }
+        std::thread::Builder::new().name("glasshouse-input".into()).stack_size(128 * 1024).spawn(
+            move || {
+                let mut buffer = [0; 4096];
+                loop {
+                    let mut fds = [
+                        PollFd::new(standard(0), PollFlags::POLLIN),
+                        PollFd::new(finish.as_fd(), PollFlags::POLLIN),
+                    ];
+                    match poll(&mut fds, PollTimeout::NONE) {
+                        Ok(_) if fds[1].any().unwrap_or(true) => return,
+                        Ok(_) | Err(Errno::EINTR) => {}
+                        Err(_) => return,
                     }
-                    Err(Errno::EINTR | Errno::EAGAIN) => {}
-                    Err(_) => return,
+                    match nix::unistd::read(standard(0), &mut buffer) {
+                        Ok(0) => return,
+                        Ok(read) => {
+                            if write_all(self.master.as_raw_fd(), &buffer[..read]).is_err() {
+                                return;
+                            }
+                        }
+                        Err(Errno::EINTR | Errno::EAGAIN) => {}
+                        Err(_) => return,
+                    }
                 }
-            }
-        })?;
+            },
+        )?;
         Ok(())
     }
 }

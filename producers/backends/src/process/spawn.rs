@@ -297,7 +297,8 @@ unsafe fn close_private(barrier: RawFd, report: RawFd) {
             }
             let mut at = 0;
             while at + NAME_AT < read as usize {
-                let length = usize::from(u16::from_ne_bytes([buffer[at + LENGTH_AT], buffer[at + LENGTH_AT + 1]]));
+                let length =
+                    usize::from(u16::from_ne_bytes([buffer[at + LENGTH_AT], buffer[at + LENGTH_AT + 1]]));
                 let mut fd: RawFd = 0;
                 let mut is_number = false;
                 let mut name = at + NAME_AT;

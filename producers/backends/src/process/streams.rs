@@ -78,7 +78,8 @@ struct Copied {
 
 impl Prepared {
     pub(super) fn new(spec: &ExecutionSpec) -> io::Result<Self> {
-        let mut prepared = Self { child: [None, None, None], sources: [None, None], proxy: None, resized: Vec::new() };
+        let mut prepared =
+            Self { child: [None, None, None], sources: [None, None], proxy: None, resized: Vec::new() };
         match spec.streams {
             StdStreams::Capture => {
                 prepared.child[0] = Some(std::fs::File::open("/dev/null")?.into());
@@ -201,10 +202,12 @@ impl Source {
     /// Copies in a thread of its own until the stream ends.
     fn copy(self, finish: Arc<EventFd>) -> io::Result<oneshot::Receiver<Copied>> {
         let (sender, receiver) = oneshot::channel();
-        std::thread::Builder::new().name("glasshouse-copy".into()).stack_size(256 * 1024).spawn(move || {
-            // Nobody waits for a copy whose execution was dropped.
-            let _ = sender.send(self.run(&finish));
-        })?;
+        std::thread::Builder::new().name("glasshouse-copy".into()).stack_size(256 * 1024).spawn(
+            move || {
+                // Nobody waits for a copy whose execution was dropped.
+                let _ = sender.send(self.run(&finish));
+            },
+        )?;
         Ok(receiver)
     }
 
@@ -225,10 +228,12 @@ impl Source {
                     }
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => match wait_readable(self.fd.as_fd(), finish, &mut deadline, self.is_pty) {
-                    true => {}
-                    false => break,
-                },
+                Err(Errno::EAGAIN) => {
+                    match wait_readable(self.fd.as_fd(), finish, &mut deadline, self.is_pty) {
+                        true => {}
+                        false => break,
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(error = %error, "the command's output could not be read");
                     return copied;
@@ -252,7 +257,12 @@ impl Source {
 }
 
 /// Waits until there is something to read; `false` when there is nothing and nobody left to write.
-fn wait_readable(from: BorrowedFd<'_>, finish: &EventFd, deadline: &mut Option<Instant>, is_pty: bool) -> bool {
+fn wait_readable(
+    from: BorrowedFd<'_>,
+    finish: &EventFd,
+    deadline: &mut Option<Instant>,
+    is_pty: bool,
+) -> bool {
     let timeout = match deadline {
         None => PollTimeout::NONE,
         Some(deadline) => {

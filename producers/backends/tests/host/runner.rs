@@ -23,26 +23,28 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     spec.profile = if profile == "host" { ProfilingMode::Host } else { ProfilingMode::Disabled };
     spec.guest_prep = kind == "guest";
     spec.wait_for_descendants = kind == "wait";
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(async {
-        let backend = Arc::new(ProcessBackend::new());
-        if kind == "hold" {
-            backend.prepare(&spec).await.unwrap();
-            let started = backend.start(&spec).await.unwrap();
-            println!("{} {}", started.identity.root_pid.unwrap(), spec.id);
-            return std::future::pending().await;
-        }
-        let sink = Arc::new(RecordingSink::new());
-        let mut engine = Engine::new(Arc::clone(&backend) as _, Arc::clone(&sink) as _);
-        engine.controllers = vec![Arc::new(FakeController::new(Vantage::Host))];
-        let forwarder = SignalForwarder::install(backend).unwrap();
-        let report = engine.run(spec, None).await;
-        drop(forwarder);
-        write_report(&report, &sink);
-        if let Some(error) = &report.outcome.error {
-            eprintln!("runner: {error}");
-        }
-        ExitCode::from(report.outcome.exit_code as u8)
-    })
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(
+        async {
+            let backend = Arc::new(ProcessBackend::new());
+            if kind == "hold" {
+                backend.prepare(&spec).await.unwrap();
+                let started = backend.start(&spec).await.unwrap();
+                println!("{} {}", started.identity.root_pid.unwrap(), spec.id);
+                return std::future::pending().await;
+            }
+            let sink = Arc::new(RecordingSink::new());
+            let mut engine = Engine::new(Arc::clone(&backend) as _, Arc::clone(&sink) as _);
+            engine.controllers = vec![Arc::new(FakeController::new(Vantage::Host))];
+            let forwarder = SignalForwarder::install(backend).unwrap();
+            let report = engine.run(spec, None).await;
+            drop(forwarder);
+            write_report(&report, &sink);
+            if let Some(error) = &report.outcome.error {
+                eprintln!("runner: {error}");
+            }
+            ExitCode::from(report.outcome.exit_code as u8)
+        },
+    )
 }
 
 fn write_report(report: &EngineReport, sink: &RecordingSink) {
@@ -53,7 +55,8 @@ fn write_report(report: &EngineReport, sink: &RecordingSink) {
     writeln!(text, "signal={}", report.outcome.signal.as_deref().unwrap_or_default()).unwrap();
     writeln!(text, "left={}", report.cleanup_errors.join("; ")).unwrap();
     if let Some(Phase::Exited(exited)) = sink.phase(PhaseName::Exited) {
-        let hash = |hash: Option<glasshouse_schema::Digest>| hash.map(|hash| hash.to_string()).unwrap_or_default();
+        let hash =
+            |hash: Option<glasshouse_schema::Digest>| hash.map(|hash| hash.to_string()).unwrap_or_default();
         writeln!(text, "stdout={}\nstderr={}", hash(exited.stdout_hash), hash(exited.stderr_hash)).unwrap();
     }
     std::fs::write(path, text).unwrap();

@@ -37,14 +37,20 @@ impl Masker {
         Redactor::new(self.key, self.execution, self.rules.clone())
     }
 
-    pub(super) fn requested(&self, spec: &ExecutionSpec, backend: &str, trace_id: Option<String>) -> Requested {
+    pub(super) fn requested(
+        &self,
+        spec: &ExecutionSpec,
+        backend: &str,
+        trace_id: Option<String>,
+    ) -> Requested {
         let workdir = match &spec.workdir {
             Some(dir) => std::path::absolute(dir).unwrap_or_else(|_| dir.clone()),
             None => std::env::current_dir().unwrap_or_default(),
         };
         Requested {
             argv: self.argv(&spec.argv),
-            workdir: String::from_utf8_lossy(&self.redactor().path(workdir.as_os_str().as_bytes())).into_owned(),
+            workdir: String::from_utf8_lossy(&self.redactor().path(workdir.as_os_str().as_bytes()))
+                .into_owned(),
             backend: backend.to_owned(),
             profile: spec.profile,
             profile_required: spec.profile_required,

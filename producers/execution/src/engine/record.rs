@@ -44,7 +44,9 @@ impl Record {
         match caught(self.sink.lifecycle(&event)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self.note(error),
-            Err(panic) => self.note(SinkError { what: format!("the event `{}`", name.as_str()), reason: panic }),
+            Err(panic) => {
+                self.note(SinkError { what: format!("the event `{}`", name.as_str()), reason: panic })
+            }
         }
         if let Err(panic) = caught(self.enforcement.observe(&event)).await {
             tracing::error!(enforcement = self.enforcement.name(), phase = name.as_str(), error = %panic, "enforcement panicked");

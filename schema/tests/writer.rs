@@ -1,0 +1,189 @@
+//! The frame writer: chain, flushing, collapsing, and an account in which every fact turns up once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{config, open, process, seal, writer};
+use glasshouse_schema::event::ClassCounters;
+use glasshouse_schema::frame::{FrameWriterConfig, MAX_FLUSH_BYTES, MAX_FRAME_BYTES, Seal, SealTotals};
+use glasshouse_schema::{Class, Digest, EncodedFrame, Event, Fact, Frame, FrameWriter, PathRef};
+
+fn counters(observed: u64, delivered: u64, collapsed: u64, lost: u64) -> ClassCounters {
+    ClassCounters { observed, delivered, collapsed, lost }
+}
+
+fn last_counters(frames: &[EncodedFrame]) -> [ClassCounters; 5] {
+    let counters = Frame::decode(&frames.last().unwrap().bytes).unwrap().header.counters;
+    Class::ALL.map(|class| *counters.class(class))
+}
+
+#[test]
+fn frames_are_one_chain() {
+    let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: 1, ..config() });
+    let mut frames: Vec<_> = (0..5).filter_map(|n| writer.push(&open(n, 1, b"/a"))).collect();
+    assert_eq!(writer.head(), (frames[4].digest, 5));
+    let bytes_so_far: usize = frames.iter().map(|frame| frame.bytes.len()).sum();
+    assert_eq!(writer.frame_bytes(), bytes_so_far as u64);
+    frames.extend(writer.seal(SealTotals::default(), Seal::default()));
+    assert_eq!(frames.len(), 6);
+    let mut before = Digest::ZERO;
+    for (seq, frame) in (0..).zip(&frames) {
+        let header = Frame::decode(&frame.bytes).unwrap().header;
+        assert_eq!((header.seq, header.prev, frame.seq), (seq, before, seq));
+        assert_eq!((header.execution, &header.node, header.vantage), (frame.execution, &frame.node, frame.vantage));
+        assert_eq!((header.epoch, header.unix_minus_boot_ns), (3, config().unix_minus_boot_ns));
+        assert_eq!(frame.is_seal, seq == 5);
+        before = frame.digest;
+    }
+    let seal = Frame::decode(&frames[5].bytes).unwrap().seal.unwrap();
+    assert_eq!(seal.cost.frame_bytes, bytes_so_far as u64);
+}
+
+#[test]
+fn a_frame_is_flushed_by_size() {
+    let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: 4096, ..config() });
+    let paths: Vec<String> = (0..500).map(|n| format!("/some/where/file-{n:04}")).collect();
+    let frames: Vec<_> = paths.iter().zip(0..).filter_map(|(p, n)| writer.push(&open(n, 1, p.as_bytes()))).collect();
+    assert!(frames.len() > 2);
+    for frame in &frames {
+        assert!((2048..8192).contains(&frame.bytes.len()), "{} bytes", frame.bytes.len());
+    }
+}
+
+/// However few bytes the estimate sees, and whatever is asked for, a frame can be read.
+#[test]
+fn no_frame_grows_beyond_what_is_read() {
+    let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: usize::MAX, ..config() });
+    let mut frames = Vec::new();
+    for n in 0..60_000 {
+        // Distinct, with every number as wide as it gets.
+        let fact = Fact::Exec {
+            ppid: u32::MAX,
+            exe: PathRef::resolved(b"/x"),
+            cwd: PathRef::resolved(b"/"),
+            argv: &[],
+            argv_truncated: true,
+            uid: u32::MAX,
+            gid: u32::MAX,
+        };
+        frames.extend(writer.push(&Event { boot_ns: n << 40, process: process(1), fact }));
+    }
+    frames.extend(writer.seal(SealTotals::default(), Seal::default()));
+    let largest = frames.iter().map(|frame| frame.bytes.len()).max().unwrap();
+    assert!(largest > MAX_FLUSH_BYTES / 2 && largest < MAX_FRAME_BYTES, "{largest} bytes");
+    assert_eq!(last_counters(&frames)[0], counters(60_000, 60_000, 0, 0));
+}
+
+#[test]
+fn a_frame_is_flushed_by_age() {
+    let mut writer = FrameWriter::new(FrameWriterConfig { flush_age: Duration::from_nanos(100), ..config() });
+    assert!(writer.flush_if_older(u64::MAX).is_none(), "nothing to flush");
+    writer.push(&open(1000, 1, b"/a"));
+    writer.push(&open(1090, 1, b"/b"));
+    assert!(writer.flush_if_older(1099).is_none());
+    assert!(writer.flush_if_older(900).is_none(), "a clock reading from before the event");
+    let frame = writer.flush_if_older(1100).unwrap();
+    assert_eq!(Frame::decode(&frame.bytes).unwrap().body.opens.len(), 2);
+    assert!(writer.flush_if_older(u64::MAX).is_none());
+    assert!(writer.flush().is_none());
+}
+
+#[test]
+fn equal_opens_collapse_within_a_frame() {
+    let mut writer = writer();
+    for n in 0..1000 {
+        writer.push(&open(n, 1, b"/a"));
+    }
+    writer.push(&open(5, 2, b"/a"));
+    let different = Fact::Open { path: PathRef::resolved(b"/a"), flags: 1, result: 0 };
+    writer.push(&Event { boot_ns: 6, process: process(1), fact: different });
+    let frame = writer.flush().unwrap();
+    let body = Frame::decode(&frame.bytes).unwrap().body;
+    assert_eq!(body.opens.iter().map(|open| open.count).collect::<Vec<_>>(), [1000, 1, 1]);
+    assert_eq!(*writer.counters().class(Class::File), counters(1002, 3, 999, 0));
+    // The next frame begins anew: a frame can be read alone.
+    writer.push(&open(7, 1, b"/a"));
+    assert_eq!(*writer.counters().class(Class::File), counters(1003, 4, 999, 0));
+}
+
+#[test]
+fn the_same_open_again_and_again_fills_no_frame() {
+    let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: 1024, ..config() });
+    for n in 0..100_000 {
+        assert!(writer.push(&open(n, 1, b"/a")).is_none());
+    }
+    assert_eq!(*writer.counters().class(Class::File), counters(100_000, 1, 99_999, 0));
+}
+
+#[test]
+fn what_the_kernel_saw_and_no_frame_has_is_lost() {
+    let mut writer = writer();
+    (0..4).for_each(|n| assert!(writer.push(&open(n, 1, b"/a")).is_none()));
+    writer.push(&open(4, 1, b"/b"));
+    writer.count_lost(Class::File, 2);
+    writer.count_lost(Class::Network, 1);
+    // File: 11 seen; 2 events, 3 collapsed, 2 lost in user space, 1 in the kernel; so 3 more are nowhere.
+    // Process: the kernel knows of 5, and of the loss of all. Network: the kernel counted nothing.
+    let totals = SealTotals { observed: [5, 11, 0, 0, 0], lost: [5, 1, 0, 0, 0] };
+    let frames = writer.seal(totals, Seal::default());
+    assert_eq!(
+        last_counters(&frames),
+        [
+            counters(5, 0, 0, 5),
+            counters(11, 2, 3, 6),
+            counters(1, 0, 0, 1),
+            counters(0, 0, 0, 0),
+            counters(0, 0, 0, 0),
+        ]
+    );
+}
+
+#[test]
+fn a_kernel_that_counted_too_few_is_not_believed() {
+    let mut writer = writer();
+    writer.push(&open(1, 1, b"/a"));
+    writer.push(&open(1, 1, b"/b"));
+    let frames = writer.seal(SealTotals { observed: [0, 1, 0, 0, 0], lost: [0, 3, 0, 0, 0] }, Seal::default());
+    assert_eq!(last_counters(&frames)[1], counters(5, 2, 0, 3));
+}
+
+/// Syscalls and escaped tasks have no events: the seal's counts are their account.
+#[test]
+fn what_the_seal_counts_is_collapsed() {
+    let calls = 4 + (1 << 40);
+    let all = |observed: [u64; 5], lost| last_counters(&writer().seal(SealTotals { observed, lost }, seal()));
+    let exact = all([0, 0, 0, calls, 2], [0; 5]);
+    assert_eq!(exact[3..], [counters(calls, 0, calls, 0), counters(2, 0, 2, 0)]);
+    let failed_inserts = all([0, 0, 0, calls + 7, 2], [0, 0, 0, 7, 0]);
+    assert_eq!(failed_inserts[3], counters(calls + 7, 0, calls, 7));
+    let unexplained = all([0, 0, 0, calls + 7, 5], [0; 5]);
+    assert_eq!(unexplained[3..], [counters(calls + 7, 0, calls, 7), counters(5, 0, 2, 3)]);
+    // Nobody counted: what is in the seal was seen all the same.
+    assert_eq!(all([0; 5], [0; 5]), exact);
+    let absurd = Seal { syscalls: vec![("a".into(), u64::MAX), ("b".into(), 2)], ..Seal::default() };
+    let frames = writer().seal(SealTotals::default(), absurd);
+    assert_eq!(last_counters(&frames)[3], counters(u64::MAX, 0, u64::MAX, 0));
+}
+
+#[test]
+fn events_too_large_for_any_frame_are_lost_and_counted() {
+    let mut writer = writer();
+    let argument = vec![b'x'; MAX_FRAME_BYTES];
+    let argv: [&[u8]; 1] = [&argument];
+    let (exe, cwd) = (PathRef::resolved(b"/x"), PathRef::resolved(b"/"));
+    let fact = Fact::Exec { ppid: 1, exe, cwd, argv: &argv, argv_truncated: false, uid: 0, gid: 0 };
+    writer.push(&open(1, 1, b"/a"));
+    writer.push(&open(2, 1, b"/a"));
+    assert!(writer.push(&Event { boot_ns: 3, process: process(1), fact }).is_none());
+    assert_eq!(*writer.counters().class(Class::Process), counters(1, 0, 0, 1));
+    assert_eq!(*writer.counters().class(Class::File), counters(2, 0, 0, 2));
+    // The chain goes on without a gap.
+    writer.push(&open(4, 1, b"/b"));
+    let frames = writer.seal(SealTotals { observed: [1, 3, 0, 0, 0], lost: [0; 5] }, Seal::default());
+    assert_eq!(frames.iter().map(|frame| frame.seq).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(last_counters(&frames)[..2], [counters(1, 0, 0, 1), counters(3, 1, 0, 2)]);
+    assert!(last_counters(&frames).iter().all(ClassCounters::adds_up));
+}
