@@ -14,25 +14,27 @@ mv report.tmp report.txt
 ln -s report.txt latest
 cat latest >/dev/null
 
-echo "workload: compiling and running a C program"
-cat >hello.c <<'C'
+echo "workload: compiling a C program"
+cat >visitor.c <<'C'
+/* Tries the network, then deletes the file that it is told to. */
+#include <arpa/inet.h>
+#include <errno.h>
 #include <stdio.h>
-int main(void) { return puts("hello from a program that did not exist a second ago") == EOF; }
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int main(int argc, char **argv) {
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(fd, (struct sockaddr *)&to, sizeof to) < 0)
+        printf("workload: connect to 127.0.0.1:9 failed: %s\n", strerror(errno));
+    return argc == 2 ? unlink(argv[1]) : 2;
+}
 C
-cc -O1 -o hello hello.c
-./hello
+cc -O1 -o visitor visitor.c
 
-echo "workload: a child tries the network and deletes a file"
-python3 - <<'PY'
-import os
-import socket
-
-try:
-    socket.create_connection(("127.0.0.1", 9), timeout=2).close()
-    print("workload: connected to 127.0.0.1:9")
-except OSError as error:
-    print(f"workload: connect to 127.0.0.1:9 failed: {error.strerror or error}")
-os.remove("draft.txt")
-PY
+echo "workload: running it: a child tries the network and deletes a file"
+./visitor draft.txt
 
 echo "workload: done"

@@ -160,7 +160,7 @@ async fn hostile_and_truncated_frames_go_to_the_dead_letters_and_the_worker_goes
     let _worker = aggregator(server.url());
     let node = NodeId::new("hostile").unwrap();
     let victim = execution(1);
-    let honest = std::fs::read(root().join("schema/tests/golden/frame-v1-all-events.bin")).unwrap();
+    let honest = std::fs::read(root().join("schema/tests/golden/frame-v1-events.bin")).unwrap();
     let hostile: Vec<Vec<u8>> = vec![
         Vec::new(),
         b"not a frame".to_vec(),
