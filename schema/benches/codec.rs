@@ -16,7 +16,9 @@ fn writer() -> FrameWriter {
 }
 
 fn paths() -> Vec<String> {
-    (0..EVENTS).map(|n| format!("/usr/lib/python3.12/site-packages/package_{}/module_{n}.py", n / 16)).collect()
+    (0..EVENTS)
+        .map(|n| format!("/usr/lib/python3.12/site-packages/package_{}/module_{n}.py", n / 16))
+        .collect()
 }
 
 fn fill(writer: &mut FrameWriter, paths: &[String]) -> Vec<u8> {

@@ -29,7 +29,16 @@ pub struct Redactor {
 
 /// Words that, in the name of an option or variable, say that its value is secret.
 const SECRET_WORDS: [&str; 11] = [
-    "token", "secret", "password", "passwd", "passphrase", "apikey", "api-key", "api_key", "access-key", "access_key",
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "passphrase",
+    "apikey",
+    "api-key",
+    "api_key",
+    "access-key",
+    "access_key",
     "credential",
 ];
 
@@ -198,7 +207,8 @@ fn names_a_secret(name: &[u8]) -> bool {
 }
 
 fn looks_like_token(word: &[u8]) -> bool {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+' | b'/' | b'=');
+    let plain =
+        |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+' | b'/' | b'=');
     TOKEN_PREFIXES.iter().any(|(prefix, least)| {
         word.len() >= *least && word.starts_with(prefix.as_bytes()) && word.iter().all(plain)
     })
@@ -236,7 +246,9 @@ mod tests {
             assert_eq!(masked[0], secret[0]);
         }
         assert!(masked(&["ghp_abcdefghijklmnopqrstuv"])[0].starts_with(MARK));
-        for plain in ["make -j4", "--author=Ana", "eyJ", "https://example.org/a@b", "sk-learn", "/usr/bin/env"] {
+        for plain in
+            ["make -j4", "--author=Ana", "eyJ", "https://example.org/a@b", "sk-learn", "/usr/bin/env"]
+        {
             assert_eq!(masked(&[plain]), [plain]);
         }
     }

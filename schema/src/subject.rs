@@ -189,7 +189,9 @@ impl EventSubject {
                     stored.split_once('.').ok_or_else(|| bad("it ends after the partition".into()))?;
                 match partition.parse::<u16>() {
                     // One spelling only: `+1` and `01` are numbers to Rust and other subjects to the broker.
-                    Ok(number) if number < PARTITIONS && number.to_string() == partition => (Some(number), rest),
+                    Ok(number) if number < PARTITIONS && number.to_string() == partition => {
+                        (Some(number), rest)
+                    }
                     _ => return Err(bad(format!("`{partition}` is not a partition"))),
                 }
             }
@@ -257,9 +259,6 @@ mod tests {
     #[test]
     fn closed_is_one_subject_per_execution() {
         let node = NodeId::new("n").unwrap();
-        assert_eq!(
-            lifecycle(Some(&node), id(), PhaseName::Closed),
-            lifecycle(None, id(), PhaseName::Closed)
-        );
+        assert_eq!(lifecycle(Some(&node), id(), PhaseName::Closed), lifecycle(None, id(), PhaseName::Closed));
     }
 }

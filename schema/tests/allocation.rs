@@ -80,15 +80,15 @@ fn hostile_frames_are_cheap() {
 
     // As many of the smallest entries as a frame can hold.
     let entries: [(usize, &[u8]); 9] = [
-        (0, &[0x92, 0, 0]),                               // processes
-        (1, &[0x92, 0xa0, 0]),                            // paths
-        (2, &[0x93, 0, 0, 0]),                            // forks
-        (3, &[0x99, 0, 0, 0, 0, 0, 0x90, 0xc2, 0, 0]),    // execs
-        (4, &[0x95, 0, 0, 0, 0, 0xc2]),                   // exits
-        (5, &[0x96, 0, 0, 0, 0, 0, 1]),                   // opens
-        (6, &[0x95, 0, 0, 0, 0xc2, 0]),                   // deletes
-        (7, &[0x95, 0, 0, 0, 0, 0]),                      // renames
-        (8, &[0x96, 0, 0, 0xa0, 0xc0, 0, 0]),             // connects
+        (0, &[0x92, 0, 0]),                            // processes
+        (1, &[0x92, 0xa0, 0]),                         // paths
+        (2, &[0x93, 0, 0, 0]),                         // forks
+        (3, &[0x99, 0, 0, 0, 0, 0, 0x90, 0xc2, 0, 0]), // execs
+        (4, &[0x95, 0, 0, 0, 0, 0xc2]),                // exits
+        (5, &[0x96, 0, 0, 0, 0, 0, 1]),                // opens
+        (6, &[0x95, 0, 0, 0, 0xc2, 0]),                // deletes
+        (7, &[0x95, 0, 0, 0, 0, 0]),                   // renames
+        (8, &[0x96, 0, 0, 0xa0, 0xc0, 0, 0]),          // connects
     ];
     let room = MAX_FRAME_BYTES - beginning.len() - 64;
     let list = |room: usize, entry: &[u8]| {
@@ -96,13 +96,15 @@ fn hostile_frames_are_cheap() {
         [&[0xdd][..], &count.to_be_bytes(), &entry.repeat(count as usize)].concat()
     };
     for (at, entry) in entries {
-        let body = [&[0x9a, 0x00][..], &vec![0x90; at], &list(room, entry), &vec![0x90; 8 - at], &[0xc0]].concat();
+        let body =
+            [&[0x9a, 0x00][..], &vec![0x90; at], &list(room, entry), &vec![0x90; 8 - at], &[0xc0]].concat();
         measure("as many of the smallest entries as fit", &[&*beginning, &body].concat());
     }
 
     // One exec with as many empty arguments as fit.
     let exec = [&[0x91, 0x99, 0, 0, 0, 0, 0][..], &list(room, &[0xa0]), &[0xc2, 0, 0]].concat();
-    let body = [&[0x9a, 0x00, 0x91, 0x92, 0, 0, 0x91, 0x92, 0xa0, 0, 0x90][..], &exec, &[0x90; 5], &[0xc0]].concat();
+    let body =
+        [&[0x9a, 0x00, 0x91, 0x92, 0, 0, 0x91, 0x92, 0xa0, 0, 0x90][..], &exec, &[0x90; 5], &[0xc0]].concat();
     measure("as many empty arguments as fit", &[&*beginning, &body].concat());
 
     // A seal with as many empty names as fit.

@@ -7,7 +7,8 @@ mod common;
 use common::{chain, config, every_event, process, writer};
 use glasshouse_schema::frame::{MAX_FRAME_BYTES, SealTotals};
 use glasshouse_schema::{
-    Address, Class, DecodeError, Digest, Event, Fact, Frame, FrameWriter, PathFlags, PathRef, ProcessKey, version,
+    Address, Class, DecodeError, Digest, Event, Fact, Frame, FrameWriter, PathFlags, PathRef, ProcessKey,
+    version,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -64,7 +65,9 @@ fn with_event<T>((boot_ns, tgid, owned): &(u64, u32, Owned), then: impl FnOnce(&
         Owned::V6(address, port, protocol, result) => {
             Fact::Connect { address: Address::V6(*address, *port), protocol: *protocol, result: *result }
         }
-        Owned::Unix(path, result) => Fact::Connect { address: Address::Unix(path), protocol: 0, result: *result },
+        Owned::Unix(path, result) => {
+            Fact::Connect { address: Address::Unix(path), protocol: 0, result: *result }
+        }
     };
     then(&Event { boot_ns: *boot_ns, process: process(*tgid), fact })
 }
@@ -77,9 +80,9 @@ fn event() -> impl Strategy<Value = (u64, u32, Owned)> {
     let argv = vec(vec(any::<u8>(), 0..20), 0..5);
     let owned = prop_oneof![
         (0..9u32).prop_map(Owned::Fork),
-        (paths(), argv, any::<[u32; 3]>(), any::<bool>()).prop_map(|(paths, argv, numbers, argv_truncated)| {
-            Owned::Exec { paths, argv, numbers, argv_truncated }
-        }),
+        (paths(), argv, any::<[u32; 3]>(), any::<bool>()).prop_map(
+            |(paths, argv, numbers, argv_truncated)| { Owned::Exec { paths, argv, numbers, argv_truncated } }
+        ),
         any::<(u8, u8, bool)>().prop_map(|(code, signal, core)| Owned::Exit(code, signal, core)),
         (path(), prop_oneof![Just(0), any::<u32>()], result()).prop_map(|(p, f, r)| Owned::Open(p, f, r)),
         (path(), any::<bool>(), result()).prop_map(|(p, d, r)| Owned::Delete(p, d, r)),
@@ -98,14 +101,21 @@ fn said(frames: &[Frame<'_>]) -> Vec<String> {
         let process = |index: u32| body.processes[index as usize];
         let path = |index: u32| body.paths[index as usize];
         let base = body.base_boot_ns;
-        said.extend(body.forks.iter().map(|e| {
-            format!("fork {} {:?} {:?}", base + e.after_ns, process(e.process), process(e.child))
-        }));
+        said.extend(
+            body.forks.iter().map(|e| {
+                format!("fork {} {:?} {:?}", base + e.after_ns, process(e.process), process(e.child))
+            }),
+        );
         said.extend(body.execs.iter().map(|e| {
             let argv: Vec<&[u8]> = e.argv.iter().map(|argument| argument.as_ref()).collect();
             let numbers = (e.ppid, e.uid, e.gid, e.argv_truncated);
             let time = base + e.after_ns;
-            format!("exec {time} {:?} {:?} {:?} {argv:?} {numbers:?}", process(e.process), path(e.exe), path(e.cwd))
+            format!(
+                "exec {time} {:?} {:?} {:?} {argv:?} {numbers:?}",
+                process(e.process),
+                path(e.exe),
+                path(e.cwd)
+            )
         }));
         said.extend(body.exits.iter().map(|e| {
             let how = (e.code, e.signal, e.core_dumped);
@@ -126,7 +136,14 @@ fn said(frames: &[Frame<'_>]) -> Vec<String> {
         }));
         said.extend(body.connects.iter().map(|e| {
             let time = base + e.after_ns;
-            format!("connect {time} {:?} {:?} {:?} {} {}", process(e.process), e.address, e.port, e.protocol, e.result)
+            format!(
+                "connect {time} {:?} {:?} {:?} {} {}",
+                process(e.process),
+                e.address,
+                e.port,
+                e.protocol,
+                e.result
+            )
         }));
     }
     said.sort();
@@ -240,7 +257,11 @@ fn anything_after_the_frame_is_refused() {
             for tail in [vec![byte], vec![byte, byte], vec![byte; 2000]] {
                 let bytes = [&*frame.bytes, &tail].concat();
                 let result = Frame::decode(&bytes);
-                assert!(matches!(result, Err(DecodeError::TrailingBytes)), "{byte:#x} x {}: {result:?}", tail.len());
+                assert!(
+                    matches!(result, Err(DecodeError::TrailingBytes)),
+                    "{byte:#x} x {}: {result:?}",
+                    tail.len()
+                );
             }
         }
     }

@@ -29,7 +29,8 @@ fn frames_keep_their_bytes() {
     assert_eq!((events.header.seq, seal.header.seq), (0, 1));
     assert_eq!((events.seal.is_some(), seal.seal.is_some()), (false, true));
     let body = &events.body;
-    let counts = [&body.forks.len(), &body.execs.len(), &body.exits.len(), &body.opens.len(), &body.deletes.len()];
+    let counts =
+        [&body.forks.len(), &body.execs.len(), &body.exits.len(), &body.opens.len(), &body.deletes.len()];
     assert_eq!(counts, [&1, &2, &1, &3, &2]);
     assert_eq!((body.renames.len(), body.connects.len(), seal.body.events()), (1, 3, 0));
     assert_eq!(body.opens[0].count, 2);
@@ -121,7 +122,11 @@ fn phase(name: PhaseName) -> Phase {
         PhaseName::Failed => Phase::Failed(lifecycle::Failed {
             step: lifecycle::Step::Release,
             error: "the barrier broke".into(),
-            outcome: lifecycle::Outcome { exit_code: 125, signal: None, error: Some("the barrier broke".into()) },
+            outcome: lifecycle::Outcome {
+                exit_code: 125,
+                signal: None,
+                error: Some("the barrier broke".into()),
+            },
         }),
         PhaseName::Cleaned => Phase::Cleaned(lifecycle::Cleaned { errors: vec!["cgroup busy".into()] }),
         PhaseName::Closed => {
@@ -175,7 +180,8 @@ fn full_receipt() -> Receipt {
         vantage: Vantage::Host,
     };
     let classes = Class::ALL.into_iter().map(|class| {
-        let counters = receipt::ClassCoverage { observed: u64::MAX, delivered: 1, collapsed: 2, lost: u64::MAX - 3 };
+        let counters =
+            receipt::ClassCoverage { observed: u64::MAX, delivered: 1, collapsed: 2, lost: u64::MAX - 3 };
         (class.as_str().to_owned(), counters)
     });
     Receipt {
@@ -320,7 +326,8 @@ fn receipts_keep_their_bytes() {
 #[test]
 fn older_receipts_are_read() {
     for version in ["v0.2", "v0.3"] {
-        let input = std::fs::read(common::path(&format!("tests/golden/receipt-{version}-input.json"))).unwrap();
+        let input =
+            std::fs::read(common::path(&format!("tests/golden/receipt-{version}-input.json"))).unwrap();
         let receipt = Receipt::decode(&input).unwrap();
         assert!(receipt.version.starts_with(version));
         assert_eq!(receipt.coverage.incomplete[0].reason, "counters_unknown");
@@ -368,7 +375,14 @@ fn verdicts_keep_their_bytes() {
 
 fn dead_letter() -> DeadLetter {
     let source = ("GH_EVENTS", u64::MAX);
-    DeadLetter::new(DeadKind::Frame, "not a frame", "glasshouse.v1.events.7.x", source, b"\xffbody", "worker-1")
+    DeadLetter::new(
+        DeadKind::Frame,
+        "not a frame",
+        "glasshouse.v1.events.7.x",
+        source,
+        b"\xffbody",
+        "worker-1",
+    )
 }
 
 #[test]
@@ -407,7 +421,9 @@ fn every_document_is_valid_by_its_schema() {
         let index = compiler.compile(&url, &mut schemas).unwrap();
         for (_, document) in documents.iter().filter(|(of, _)| *of == name) {
             let document: serde_json::Value = serde_json::from_slice(document).unwrap();
-            schemas.validate(&document, index).unwrap_or_else(|error| panic!("{name}: {error:#}\n{document:#}"));
+            schemas
+                .validate(&document, index)
+                .unwrap_or_else(|error| panic!("{name}: {error:#}\n{document:#}"));
             // And the schema says something: without any one field that it requires, the document is not valid.
             let required = schema.get("required").and_then(|required| required.as_array()).unwrap();
             assert!(!required.is_empty());

@@ -196,13 +196,31 @@ fn wide_numbers_are_those_that_are_clamped() {
             }
         }
     }
-    let schema = serde_json::from_slice(&std::fs::read(common::path("json/receipt.schema.json")).unwrap()).unwrap();
+    let schema =
+        serde_json::from_slice(&std::fs::read(common::path("json/receipt.schema.json")).unwrap()).unwrap();
     let mut found = std::collections::BTreeSet::new();
     wide(&schema, "", &mut found);
     let known = [
-        "bytes_received", "bytes_sent", "count", "counts", "cpu_time_ms", "creates", "deletes", "denied_counts",
-        "duration_ms", "errors", "escaped_tasks", "frame_bytes", "limit", "max_rss_kb", "path_only", "reads",
-        "results", "truncated_paths", "user_cpu_us", "writes",
+        "bytes_received",
+        "bytes_sent",
+        "count",
+        "counts",
+        "cpu_time_ms",
+        "creates",
+        "deletes",
+        "denied_counts",
+        "duration_ms",
+        "errors",
+        "escaped_tasks",
+        "frame_bytes",
+        "limit",
+        "max_rss_kb",
+        "path_only",
+        "reads",
+        "results",
+        "truncated_paths",
+        "user_cpu_us",
+        "writes",
     ];
     assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), known);
 }

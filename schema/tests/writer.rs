@@ -33,7 +33,10 @@ fn frames_are_one_chain() {
     for (seq, frame) in (0..).zip(&frames) {
         let header = Frame::decode(&frame.bytes).unwrap().header;
         assert_eq!((header.seq, header.prev, frame.seq), (seq, before, seq));
-        assert_eq!((header.execution, &header.node, header.vantage), (frame.execution, &frame.node, frame.vantage));
+        assert_eq!(
+            (header.execution, &header.node, header.vantage),
+            (frame.execution, &frame.node, frame.vantage)
+        );
         assert_eq!((header.epoch, header.unix_minus_boot_ns), (3, config().unix_minus_boot_ns));
         assert_eq!(frame.is_seal, seq == 5);
         before = frame.digest;
@@ -46,7 +49,8 @@ fn frames_are_one_chain() {
 fn a_frame_is_flushed_by_size() {
     let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: 4096, ..config() });
     let paths: Vec<String> = (0..500).map(|n| format!("/some/where/file-{n:04}")).collect();
-    let frames: Vec<_> = paths.iter().zip(0..).filter_map(|(p, n)| writer.push(&open(n, 1, p.as_bytes()))).collect();
+    let frames: Vec<_> =
+        paths.iter().zip(0..).filter_map(|(p, n)| writer.push(&open(n, 1, p.as_bytes()))).collect();
     assert!(frames.len() > 2);
     for frame in &frames {
         assert!((2048..8192).contains(&frame.bytes.len()), "{} bytes", frame.bytes.len());
@@ -146,7 +150,8 @@ fn a_kernel_that_counted_too_few_is_not_believed() {
     let mut writer = writer();
     writer.push(&open(1, 1, b"/a"));
     writer.push(&open(1, 1, b"/b"));
-    let frames = writer.seal(SealTotals { observed: [0, 1, 0, 0, 0], lost: [0, 3, 0, 0, 0] }, Seal::default());
+    let frames =
+        writer.seal(SealTotals { observed: [0, 1, 0, 0, 0], lost: [0, 3, 0, 0, 0] }, Seal::default());
     assert_eq!(last_counters(&frames)[1], counters(5, 2, 0, 3));
 }
 

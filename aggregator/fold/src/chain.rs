@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use glasshouse_schema::Frame;
 use glasshouse_schema::event::{Class, Counters};
 use glasshouse_schema::frame::{Header, Seal};
 use glasshouse_schema::ids::{Digest, NodeId, Vantage};
-use glasshouse_schema::Frame;
 
 use crate::facts::Facts;
 
@@ -121,7 +121,10 @@ impl Chain {
         let missing = (u128::from(last) + 1).saturating_sub(self.links.len() as u128);
         if !self.links.is_empty() && missing > 0 {
             let first = self.contiguous;
-            faults.push(("frames_missing", format!("{missing} frames of the chain, the first with number {first}")));
+            faults.push((
+                "frames_missing",
+                format!("{missing} frames of the chain, the first with number {first}"),
+            ));
         }
         if let Some((seq, _)) = self.links.iter().find(|(_, frames)| frames.len() > 1) {
             faults.push(("chain_broken", format!("there are several frames with number {seq}")));
@@ -131,12 +134,15 @@ impl Chain {
             let prevs: BTreeSet<&Digest> = frames.values().collect();
             let links = match before {
                 _ if *seq == 0 => prevs.iter().all(|prev| **prev == Digest::ZERO),
-                Some((number, digests)) if number + 1 == *seq => prevs.iter().all(|prev| digests.contains_key(*prev)),
+                Some((number, digests)) if number + 1 == *seq => {
+                    prevs.iter().all(|prev| digests.contains_key(*prev))
+                }
                 // A gap: that frames are missing is said above.
                 _ => true,
             };
             if !links {
-                faults.push(("chain_broken", format!("frame {seq} does not follow from the frame before it")));
+                faults
+                    .push(("chain_broken", format!("frame {seq} does not follow from the frame before it")));
                 break;
             }
             before = Some((*seq, frames));

@@ -301,10 +301,15 @@ impl Facts {
         }
         for connect in &body.connects {
             let key = (destination(connect), protocol(connect));
-            self.sockets.change(&key, || key.clone(), 1, |socket| {
-                add(socket.results.entry(connect.result.clamp(LAST_ERRNO, 0)).or_default(), 1);
-                keep_first(&mut socket.pids, process(connect.process).tgid);
-            });
+            self.sockets.change(
+                &key,
+                || key.clone(),
+                1,
+                |socket| {
+                    add(socket.results.entry(connect.result.clamp(LAST_ERRNO, 0)).or_default(), 1);
+                    keep_first(&mut socket.pids, process(connect.process).tgid);
+                },
+            );
         }
     }
 

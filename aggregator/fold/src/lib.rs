@@ -22,7 +22,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use glasshouse_schema::frame::DecodeError;
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
-use glasshouse_schema::lifecycle::{Claimed, ClosedReason, LifecycleEvent, Phase, PhaseName, Profiled, Sealed, Step};
+use glasshouse_schema::lifecycle::{
+    Claimed, ClosedReason, LifecycleEvent, Phase, PhaseName, Profiled, Sealed, Step,
+};
 use glasshouse_schema::{Frame, Receipt};
 
 use chain::{Chain, ChainKey};
@@ -204,7 +206,8 @@ impl ExecutionFold {
             return None;
         }
         let Some(profiled) = self.profiled() else {
-            let attach_is_over = |step| matches!(step, Step::Release | Step::Wait | Step::Seal | Step::Cleanup);
+            let attach_is_over =
+                |step| matches!(step, Step::Release | Step::Wait | Step::Seal | Step::Cleanup);
             let attached_nothing = failed_at.is_some_and(|step| !attach_is_over(step)) && cleaned;
             return (self.has(PhaseName::Unprofiled) || attached_nothing).then_some(ClosedReason::Sealed);
         };
@@ -219,7 +222,10 @@ impl ExecutionFold {
         });
         // Of a disputed claim no frames are taken, so none can be waited for.
         let arrived = arrived || (self.claim_disputed && cleaned);
-        let all_sealed = profiled.attached.iter().all(|attached| sealed.vantages.iter().any(|told| told.vantage == attached.vantage));
+        let all_sealed = profiled
+            .attached
+            .iter()
+            .all(|attached| sealed.vantages.iter().any(|told| told.vantage == attached.vantage));
         (complete && arrived).then_some(match all_sealed && sealed.missing.is_empty() {
             true => ClosedReason::Sealed,
             false => ClosedReason::SealMissing,

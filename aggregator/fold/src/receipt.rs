@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use glasshouse_schema::canonical::MAX_INTEGER;
 use glasshouse_schema::errno::result_name;
 use glasshouse_schema::event::{Class, PathFlags};
-use glasshouse_schema::lifecycle::{Attached, ClosedReason, Exited, Failed, LifecycleEvent, Outcome, Phase, PhaseName};
+use glasshouse_schema::lifecycle::{
+    Attached, ClosedReason, Exited, Failed, LifecycleEvent, Outcome, Phase, PhaseName,
+};
 use glasshouse_schema::receipt::{
-    Artifacts, Attempt, Cap, ChainHead, ClassCoverage, Completeness, Connection, Coverage, Exec, Execution, File,
-    Filesystem, FlatProcess, Incomplete, MAX_RECEIPT_BYTES, Network, ProbeCost, Process, Provenance, Receipt, Redaction, Resources, Socket,
-    Syscalls, Timing, VantageCoverage,
+    Artifacts, Attempt, Cap, ChainHead, ClassCoverage, Completeness, Connection, Coverage, Exec, Execution,
+    File, Filesystem, FlatProcess, Incomplete, MAX_RECEIPT_BYTES, Network, ProbeCost, Process, Provenance,
+    Receipt, Redaction, Resources, Socket, Syscalls, Timing, VantageCoverage,
 };
 use glasshouse_schema::time::rfc3339;
 use glasshouse_schema::{ids::Vantage, version};
@@ -181,7 +183,14 @@ impl End {
 
     fn at(start_unix_ns: i128, end_unix_ns: i128, outcome: Outcome) -> Self {
         let duration_ms = u64::try_from((end_unix_ns - start_unix_ns) / 1_000_000).unwrap_or(0);
-        Self { outcome, start_unix_ns, end_unix_ns, duration_ms, resources: None, artifacts: Artifacts::default() }
+        Self {
+            outcome,
+            start_unix_ns,
+            end_unix_ns,
+            duration_ms,
+            resources: None,
+            artifacts: Artifacts::default(),
+        }
     }
 }
 
@@ -252,8 +261,11 @@ fn processes(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Process> 
         // Sorted by start, so a parent has been seen before its children.
         for (key, facts, events) in chain.facts.processes.iter() {
             let inherited = facts.fork.and_then(|(forked_at, parent)| {
-                let ran_then =
-                    chain.facts.processes.get(&parent).and_then(|parent| last_before(&parent.execs, forked_at));
+                let ran_then = chain
+                    .facts
+                    .processes
+                    .get(&parent)
+                    .and_then(|parent| last_before(&parent.execs, forked_at));
                 ran_then.or_else(|| ran_at_start.get(&parent).copied())
             });
             if let Some(exec) = inherited {
@@ -276,9 +288,10 @@ fn last_before(execs: &BTreeSet<ExecFact>, boot_ns: u64) -> Option<&ExecFact> {
 
 /// About what a process takes in `process_tree` and `processes`.
 fn process_bytes(process: &Process) -> u64 {
-    let execs = process.execs.iter().map(|exec| {
-        100 + json_bytes(&exec.exe) + json_bytes(&exec.working_dir) + all_json_bytes(&exec.argv)
-    });
+    let execs = process
+        .execs
+        .iter()
+        .map(|exec| 100 + json_bytes(&exec.exe) + json_bytes(&exec.working_dir) + all_json_bytes(&exec.argv));
     400 + json_bytes(&process.exe)
         + json_bytes(&process.working_dir)
         + 2 * all_json_bytes(&process.argv)
@@ -411,7 +424,11 @@ fn network(sockets: &[Socket]) -> Network {
             let (dst, protocol) = (dst.clone(), protocol.clone());
             // EINPROGRESS is a connect that was begun and whose end was not waited for.
             if matches!(result.as_str(), "ok" | "EINPROGRESS") {
-                connections.insert(Connection { dst: dst.clone(), protocol: protocol.clone(), attempted: true });
+                connections.insert(Connection {
+                    dst: dst.clone(),
+                    protocol: protocol.clone(),
+                    attempted: true,
+                });
             }
             attempts.insert(Attempt { dst, protocol, result: result.clone(), policy: String::new() });
         }
@@ -523,7 +540,11 @@ fn caps(chains: &[(Vantage, &Chain)], budgets: &[Budget]) -> Vec<Cap> {
             ("sockets", facts.sockets.limit(), facts.sockets.events_left_out()),
         ];
         let capped = lists.into_iter().filter(|(_, _, left_out)| *left_out > 0);
-        caps.extend(capped.map(|(list, limit, events_left_out)| Cap { list: list.into(), limit, events_left_out }));
+        caps.extend(capped.map(|(list, limit, events_left_out)| Cap {
+            list: list.into(),
+            limit,
+            events_left_out,
+        }));
     }
     caps.extend(budgets.iter().filter_map(Budget::cap));
     caps
@@ -547,7 +568,12 @@ fn incomplete(fold: &ExecutionFold, watched: &[Watched<'_>]) -> Vec<Incomplete> 
         say(None, "lifecycle_missing", None, "there is no `sealed` event".into());
     }
     if fold.claim_disputed {
-        say(None, "lifecycle_conflict", None, "two nodes claim the execution, so the frames of neither count".into());
+        say(
+            None,
+            "lifecycle_conflict",
+            None,
+            "two nodes claim the execution, so the frames of neither count".into(),
+        );
     }
     for phase in &fold.conflicting_phases {
         let detail = format!("there are several `{}` events that differ", phase.as_str());

@@ -40,7 +40,10 @@ pub(crate) struct Restart {
 
 impl Restart {
     /// Reads the checkpoint and gives where to begin.
-    pub(crate) async fn read(store: Checkpoints, stream: &StreamPosition) -> Result<(Self, StreamStart), Error> {
+    pub(crate) async fn read(
+        store: Checkpoints,
+        stream: &StreamPosition,
+    ) -> Result<(Self, StreamStart), Error> {
         let stored = store.get(KEY).await?;
         let parsed = stored.bytes.as_ref().and_then(|bytes| match serde_json::from_slice::<Stored>(bytes) {
             Ok(parsed) if parsed.version == VERSION => Some(parsed),
@@ -58,12 +61,17 @@ impl Restart {
             // A stream that is behind its checkpoint was restored from an older copy: what came later came anew.
             let fits = is_same && parsed.handled_seq <= stream.last_seq;
             if !fits {
-                tracing::warn!(is_same, handled_seq = parsed.handled_seq, "stream is not the checkpoint's, beginning anew");
+                tracing::warn!(
+                    is_same,
+                    handled_seq = parsed.handled_seq,
+                    "stream is not the checkpoint's, beginning anew"
+                );
             }
             fits
         });
         let start = fits.as_ref().map_or(StreamStart::Oldest, |fits| StreamStart::Sequence(fits.restart_seq));
-        let (handled_seq, open) = fits.map_or((0, HashSet::new()), |fits| (fits.handled_seq, fits.open.into_iter().collect()));
+        let (handled_seq, open) =
+            fits.map_or((0, HashSet::new()), |fits| (fits.handled_seq, fits.open.into_iter().collect()));
         let created = stream.created_unix_ns;
         let restart =
             Self { store, stored, stream_created_unix_ns: created, handled_seq, open, written: Vec::new() };

@@ -42,7 +42,9 @@ pub enum Error {
     #[error(transparent)]
     Bus(#[from] glasshouse_nats::Error),
     /// Another worker writes the same checkpoint.
-    #[error("another aggregator works on this server: it wrote the checkpoint meanwhile; stop one of the two")]
+    #[error(
+        "another aggregator works on this server: it wrote the checkpoint meanwhile; stop one of the two"
+    )]
     NotAlone,
     /// A document could not be written.
     #[error(transparent)]

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use glasshouse_fold::Rejected;
 use glasshouse_nats::{
-    Bus, Checkpoints, ClosedOutcome, ErrorKind, EventReader, Outcome, Publisher, PublisherOptions, StoredMessage,
+    Bus, Checkpoints, ClosedOutcome, ErrorKind, EventReader, Outcome, Publisher, PublisherOptions,
+    StoredMessage,
 };
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::{Digest, ExecutionId};
@@ -192,7 +193,9 @@ impl Worker {
         let outcome = retry(|| publisher.publish_closed(&event, traceparent.as_deref())).await?;
         match outcome {
             ClosedOutcome::Stored => tracing::debug!(execution_id = %execution, ?reason, "execution closed"),
-            ClosedOutcome::AlreadyClosed(_) => tracing::debug!(execution_id = %execution, "execution was closed before"),
+            ClosedOutcome::AlreadyClosed(_) => {
+                tracing::debug!(execution_id = %execution, "execution was closed before")
+            }
         }
         Ok(())
     }
@@ -241,12 +244,16 @@ impl Worker {
     }
 
     async fn dead(&mut self, message: &StoredMessage, kind: DeadKind, reason: String) -> Result<(), Error> {
-        tracing::warn!(subject = message.subject, stream_seq = message.stream_seq, reason, "event set aside as a dead letter");
+        tracing::warn!(
+            subject = message.subject,
+            stream_seq = message.stream_seq,
+            reason,
+            "event set aside as a dead letter"
+        );
         let position = (message.stream.as_str(), message.stream_seq);
         let letter = DeadLetter::new(kind, reason, &message.subject, position, &message.payload, &self.name);
         Ok(self.publisher.publish_dead(&letter, message.header(headers::TRACEPARENT)).await?)
     }
-
 }
 
 /// Tries until it succeeds or cannot: the events stay where they are meanwhile.

@@ -72,7 +72,9 @@ fn main() {
     ];
     match cannot_watch() {
         Some(reason) => println!("skipped: --profile host: {reason}"),
-        None => contestants.push(Contestant::new("… --profile host", Some(120), glasshouse(dir.path(), "host"))),
+        None => {
+            contestants.push(Contestant::new("… --profile host", Some(120), glasshouse(dir.path(), "host")))
+        }
     }
     match in_path("strace") {
         None => println!("skipped: strace: it is not installed"),
@@ -82,7 +84,10 @@ fn main() {
             command
         })),
     }
-    println!("{} running /bin/true, medians of {rounds} rounds after one to warm up", program("glasshouse").display());
+    println!(
+        "{} running /bin/true, medians of {rounds} rounds after one to warm up",
+        program("glasshouse").display()
+    );
     for round in 0..=rounds {
         for contestant in &mut contestants {
             let took = contestant.run();

@@ -37,7 +37,9 @@ pub fn command(name: &str) -> Command {
     let mut command = Command::new(program(name));
     for (key, _) in std::env::vars_os() {
         let key_text = key.to_string_lossy();
-        if key_text.starts_with("OTEL_") || (key_text.starts_with("GLASSHOUSE_") && key_text != "GLASSHOUSE_NATS_SERVER") {
+        if key_text.starts_with("OTEL_")
+            || (key_text.starts_with("GLASSHOUSE_") && key_text != "GLASSHOUSE_NATS_SERVER")
+        {
             command.env_remove(&key);
         }
     }
@@ -183,7 +185,9 @@ impl Pipeline {
         command.envs(env.iter().copied()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut up = Process::spawn(command);
         let log = up.0.stderr.take().expect("stderr is piped");
-        std::thread::spawn(move || BufReader::new(log).lines().map_while(Result::ok).for_each(|line| eprintln!("up: {line}")));
+        std::thread::spawn(move || {
+            BufReader::new(log).lines().map_while(Result::ok).for_each(|line| eprintln!("up: {line}"))
+        });
         let url = wait_for("glasshouse up is ready", || {
             assert!(matches!(up.0.try_wait(), Ok(None)), "glasshouse up ended before it was ready");
             std::fs::read_to_string(dir.path().join("nats.url")).ok().filter(|url| !url.trim().is_empty())

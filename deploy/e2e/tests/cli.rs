@@ -18,7 +18,13 @@ fn glasshouse(args: &[&str]) -> Output {
 
 #[test]
 fn the_exit_code_is_the_commands_own() {
-    for (script, code) in [("exit 0", 0), ("exit 3", 3), ("exit 125", 125), ("kill -TERM $$", 128 + 15), ("kill -9 $$", 128 + 9)] {
+    for (script, code) in [
+        ("exit 0", 0),
+        ("exit 3", 3),
+        ("exit 125", 125),
+        ("kill -TERM $$", 128 + 15),
+        ("kill -9 $$", 128 + 9),
+    ] {
         let output = glasshouse(&["run", "--", "sh", "-c", script]);
         assert_eq!(output.status.code(), Some(code), "{script}: {}", stderr(&output));
         // The line on stderr tells the command's own 125 from ours.
@@ -48,7 +54,9 @@ fn what_cannot_run_says_so() {
 fn streams_pass_through() {
     let mut run = command("glasshouse");
     run.args(["run", "--", "sh", "-c", "cat; echo err >&2"]);
-    run.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    run.stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
     let mut child = run.spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"through").unwrap();
     let output = child.wait_with_output().unwrap();
@@ -67,7 +75,12 @@ fn fails_open_and_closed(prefix: &[&str], options: &[&str], why: &str) {
         words.push(program.to_str().unwrap());
         let mut run = std::process::Command::new(words[0]);
         run.args(&words[1..]).args(["run", "--profile", "host", "--json", "--receipt"]).arg(&receipt);
-        run.args(options).args(required).args(["--", "sh", "-c", &format!("echo ran > {}; exit 5", marker.display())]);
+        run.args(options).args(required).args([
+            "--",
+            "sh",
+            "-c",
+            &format!("echo ran > {}; exit 5", marker.display()),
+        ]);
         output(run)
     };
     let marker = dir.path().join("open");
@@ -76,7 +89,8 @@ fn fails_open_and_closed(prefix: &[&str], options: &[&str], why: &str) {
     assert_eq!(open.status.code(), Some(5), "{said}");
     assert!(marker.exists(), "the command ran");
     assert!(said.contains("ran unwatched") && said.to_lowercase().contains(why.as_str()), "{said}");
-    let summary: serde_json::Value = serde_json::from_str(said.lines().find(|line| line.starts_with('{')).unwrap()).unwrap();
+    let summary: serde_json::Value =
+        serde_json::from_str(said.lines().find(|line| line.starts_with('{')).unwrap()).unwrap();
     assert!(summary["unprofiled"].as_str().unwrap().to_lowercase().contains(why.as_str()), "{summary}");
     assert!(!receipt.exists(), "there is no receipt");
 
@@ -119,14 +133,22 @@ fn without_btf_profiling_fails_open_and_closed() {
 fn with_broken_objects_profiling_fails_open_and_closed() {
     skip_unless_watching_works!();
     let dir = tempfile::tempdir().unwrap();
-    fails_open_and_closed(&["env"], &["--bpf-dir", dir.path().to_str().unwrap()], dir.path().to_str().unwrap());
+    fails_open_and_closed(
+        &["env"],
+        &["--bpf-dir", dir.path().to_str().unwrap()],
+        dir.path().to_str().unwrap(),
+    );
     for object in std::fs::read_dir(glasshouse_e2e::root().join("bpf/probe")).unwrap() {
         let name = object.unwrap().file_name().into_string().unwrap();
         if let Some(stem) = name.strip_suffix(".bpf.c") {
             std::fs::write(dir.path().join(format!("{stem}.bpf.o")), b"\x7fELF broken").unwrap();
         }
     }
-    fails_open_and_closed(&["env"], &["--bpf-dir", dir.path().to_str().unwrap()], dir.path().to_str().unwrap());
+    fails_open_and_closed(
+        &["env"],
+        &["--bpf-dir", dir.path().to_str().unwrap()],
+        dir.path().to_str().unwrap(),
+    );
 }
 
 #[test]
@@ -143,7 +165,8 @@ fn a_bad_policy_is_refused_with_line_and_column_before_anything_runs() {
     let marker = dir.path().join("ran");
     let text = "name: bad\nversion: v1\nrules:\n  - id: typo\n    expression: receipt.netwrok.attempts.size() == 0\n    message: m\n";
     std::fs::write(&policy, text).unwrap();
-    let output = glasshouse(&["run", "--policy", policy.to_str().unwrap(), "--", "touch", marker.to_str().unwrap()]);
+    let output =
+        glasshouse(&["run", "--policy", policy.to_str().unwrap(), "--", "touch", marker.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(125));
     assert!(stderr(&output).contains(&format!("{}:5:", policy.display())), "{}", stderr(&output));
     assert!(!marker.exists());
@@ -173,7 +196,19 @@ fn an_unreachable_or_too_old_server_is_said_within_five_seconds_and_the_receipt_
     for (address, word) in [(unreachable, "nats"), (old_address, "2.12")] {
         let url = format!("nats://{address}");
         let begin = Instant::now();
-        let output = glasshouse(&["run", "--profile", "host", "--nats", &url, "--receipt", receipt.to_str().unwrap(), "--", "sh", "-c", "exit 4"]);
+        let output = glasshouse(&[
+            "run",
+            "--profile",
+            "host",
+            "--nats",
+            &url,
+            "--receipt",
+            receipt.to_str().unwrap(),
+            "--",
+            "sh",
+            "-c",
+            "exit 4",
+        ]);
         assert!(begin.elapsed() < Duration::from_secs(8), "took {:?}", begin.elapsed());
         assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
         assert!(stderr(&output).to_lowercase().contains(word), "{}", stderr(&output));

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use glasshouse_e2e::{Pipeline, Process, command, output, root, skip_unless_watching_works, stderr, wait_for};
+use glasshouse_e2e::{
+    Pipeline, Process, command, output, root, skip_unless_watching_works, stderr, wait_for,
+};
 use glasshouse_nats::{Bus, ConnectOptions, NatsServer, ServerOptions, StreamStart, Topology};
 use glasshouse_schema::dead::DeadLetter;
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
@@ -52,12 +54,17 @@ async fn the_published_receipt_has_the_bytes_of_the_local_one_and_a_verdict() {
     let mut pipeline = Pipeline::start(&["--policy", policy.to_str().unwrap()], &[]);
     let dir = tempfile::tempdir().unwrap();
     let (id, local) = (execution(1), dir.path().join("receipt.json"));
-    let done = output(run(&pipeline.url, id, &local, &["sh", "-c", "echo x > /tmp/gh-e2e-$$; rm /tmp/gh-e2e-$$"]));
+    let done =
+        output(run(&pipeline.url, id, &local, &["sh", "-c", "echo x > /tmp/gh-e2e-$$; rm /tmp/gh-e2e-$$"]));
     assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
 
     let bus = connect(&pipeline.url).await;
     let published = bus.wait_receipt(id, Duration::from_secs(30)).await.unwrap().expect("a receipt");
-    assert_eq!(published.body, std::fs::read(&local).unwrap(), "in-process and on the bus give the same bytes");
+    assert_eq!(
+        published.body,
+        std::fs::read(&local).unwrap(),
+        "in-process and on the bus give the same bytes"
+    );
     let receipt = Receipt::decode(&published.body).unwrap();
     assert_eq!(receipt.encode().unwrap(), published.body, "a receipt is canonical");
 
@@ -133,7 +140,10 @@ async fn an_aggregator_killed_between_frames_and_seal_gives_one_receipt_with_the
         let mark = execution(number + 100);
         let marked = output(run(server.url(), mark, &work.join("mark.json"), &["true"]));
         assert!(marked.status.success());
-        bus.wait_receipt(mark, Duration::from_secs(30)).await.unwrap().expect("the third aggregator is past it");
+        bus.wait_receipt(mark, Duration::from_secs(30))
+            .await
+            .unwrap()
+            .expect("the third aggregator is past it");
         third.crash();
         let again = bus.get_receipt(id).await.unwrap().unwrap();
         assert_eq!((again.message.stream_seq, &again.body), (published.message.stream_seq, &published.body));
@@ -221,12 +231,14 @@ async fn one_trace_covers_engine_aggregator_and_policy_worker() {
     let spans = receiver.spans();
     let names: Vec<&str> =
         spans.iter().filter(|span| span.trace_id == trace_id).map(|span| span.name.as_str()).collect();
-    let steps = ["validate", "admit", "claim", "prepare", "start", "attach", "release", "wait", "seal", "cleanup"];
+    let steps =
+        ["validate", "admit", "claim", "prepare", "start", "attach", "release", "wait", "seal", "cleanup"];
     let steps = steps.map(|step| format!("engine.{step}"));
     for name in steps.iter().map(String::as_str).chain(["execution", "aggregate", "fold", "verdict"]) {
         assert!(names.contains(&name), "no span `{name}` in {names:?}");
     }
-    let by_name = |name: &str| spans.iter().find(|span| span.trace_id == trace_id && span.name == name).unwrap();
+    let by_name =
+        |name: &str| spans.iter().find(|span| span.trace_id == trace_id && span.name == name).unwrap();
     assert_eq!(by_name("fold").parent_span_id, by_name("aggregate").span_id);
     assert_eq!(by_name("verdict").parent_span_id, by_name("aggregate").span_id);
 }
@@ -245,14 +257,16 @@ async fn apply_creates_what_is_missing_and_check_prints_what_differs() {
     assert_eq!(applied.status.code(), Some(0), "{}", stderr(&applied));
     assert_eq!(nats("check").status.code(), Some(0));
     let bus = connect(server.url()).await;
-    let mut config = bus.jetstream().get_stream(glasshouse_nats::DEAD).await.unwrap().cached_info().config.clone();
+    let mut config =
+        bus.jetstream().get_stream(glasshouse_nats::DEAD).await.unwrap().cached_info().config.clone();
     config.max_bytes = 1_048_576;
     bus.jetstream().update_stream(config).await.unwrap();
     let differs = nats("apply");
     assert_eq!(differs.status.code(), Some(1));
     let said = String::from_utf8_lossy(&differs.stdout).into_owned();
     assert!(said.contains("GH_DEAD") && said.contains("max_bytes") && said.contains("1048576"), "{said}");
-    let kept = bus.jetstream().get_stream(glasshouse_nats::DEAD).await.unwrap().cached_info().config.max_bytes;
+    let kept =
+        bus.jetstream().get_stream(glasshouse_nats::DEAD).await.unwrap().cached_info().config.max_bytes;
     assert_eq!(kept, 1_048_576, "a difference is printed, never overwritten");
     server.stop().await;
 }

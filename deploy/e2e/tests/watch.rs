@@ -76,7 +76,9 @@ fn every_fact_of_a_program_is_in_its_receipt() {
     assert_eq!(file(&receipt, &root.join("relative.txt"))["renamed_to"][0], renamed.to_str().unwrap());
     let moved = root.join("sub/b.txt");
     assert_eq!(file(&receipt, &root.join("sub/a.txt"))["renamed_to"][0], moved.to_str().unwrap());
-    for (list, path) in [("reads", "renamed.txt"), ("writes", "child.txt"), ("writes", "copied.txt"), ("deletes", "gone.txt")] {
+    for (list, path) in
+        [("reads", "renamed.txt"), ("writes", "child.txt"), ("writes", "copied.txt"), ("deletes", "gone.txt")]
+    {
         let path = root.join(path).to_str().unwrap().to_owned();
         assert!(strings(&receipt, &format!("/filesystem/{list}")).contains(&path), "{path} is not in {list}");
     }
@@ -156,7 +158,10 @@ fn strace(root: &Path, argv: &[&str]) -> [BTreeSet<String>; 3] {
 fn assert_same(what: &str, ours: &BTreeSet<String>, theirs: &BTreeSet<String>) {
     let only_ours: Vec<_> = ours.difference(theirs).collect();
     let only_theirs: Vec<_> = theirs.difference(ours).collect();
-    assert!(only_ours.is_empty() && only_theirs.is_empty(), "{what}: only ours {only_ours:?}, only strace's {only_theirs:?}");
+    assert!(
+        only_ours.is_empty() && only_theirs.is_empty(),
+        "{what}: only ours {only_ours:?}, only strace's {only_theirs:?}"
+    );
     assert!(!ours.is_empty(), "{what}: nothing to compare");
 }
 
@@ -172,20 +177,24 @@ fn opens_execs_and_connects_are_those_that_strace_sees() {
     );
     // Once unwatched, so that caches such as __pycache__ are there for both.
     let argv = ["/bin/sh", "-c", &script];
-    assert!(output({
-        let mut plain = std::process::Command::new(argv[0]);
-        plain.args(&argv[1..]);
-        plain
-    })
-    .status
-    .success());
+    assert!(
+        output({
+            let mut plain = std::process::Command::new(argv[0]);
+            plain.args(&argv[1..]);
+            plain
+        })
+        .status
+        .success()
+    );
     let [opened, executed, connected] = strace(&root, &argv);
     let (receipt, run) = watched(&root, &[], &argv);
     assert_eq!(run.status.code(), Some(0), "{}", stderr(&run));
     assert_closed(&receipt);
 
     let files = receipt["files"].as_array().unwrap();
-    let seen = |file: &&Value| ["reads", "writes", "path_only"].iter().any(|kind| file[kind].as_u64().unwrap_or(0) > 0);
+    let seen = |file: &&Value| {
+        ["reads", "writes", "path_only"].iter().any(|kind| file[kind].as_u64().unwrap_or(0) > 0)
+    };
     let ours: BTreeSet<String> =
         files.iter().filter(seen).map(|file| file["path"].as_str().unwrap().to_owned()).collect();
     // A process's own /proc files carry its pid, which differs between two runs; pipes have no path.
@@ -223,7 +232,9 @@ fn fifty_at_once_hold_only_their_own_facts() {
                 let receipt = root.join(format!("receipt-{number}.json"));
                 let script = format!("echo {number} > {0} && cat {0} && rm {0}", own.display());
                 let mut run = command("glasshouse");
-                run.args(["run", "--profile", "host", "--receipt"]).arg(&receipt).args(["--", "sh", "-c", &script]);
+                run.args(["run", "--profile", "host", "--receipt"])
+                    .arg(&receipt)
+                    .args(["--", "sh", "-c", &script]);
                 let output = output(run);
                 assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
                 assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), number.to_string());
@@ -238,7 +249,8 @@ fn fifty_at_once_hold_only_their_own_facts() {
         let prefix = root.to_str().unwrap();
         for list in ["reads", "writes", "deletes"] {
             let paths = strings(&receipt, &format!("/filesystem/{list}"));
-            let foreign: Vec<_> = paths.iter().filter(|path| path.starts_with(prefix) && **path != own).collect();
+            let foreign: Vec<_> =
+                paths.iter().filter(|path| path.starts_with(prefix) && **path != own).collect();
             assert!(paths.contains(&own), "{own} is not in {list}");
             assert_eq!(foreign, Vec::<&String>::new(), "facts of others in {list}");
         }

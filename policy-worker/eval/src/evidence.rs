@@ -123,12 +123,16 @@ impl Gaps {
             }
         }
         for cap in &coverage.caps {
-            let list = cap.list.split('.').next().unwrap_or_default();
-            let evidence = match Evidence::of_field(list) {
+            // `files`, `process_tree[].execs`, `sockets (bytes)`: the field comes first.
+            let end = cap.list.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(cap.list.len());
+            let evidence = match Evidence::of_field(&cap.list[..end]) {
                 Evidence::NONE => Evidence::ALL,
                 evidence => evidence,
             };
-            let reason = format!("{} holds only {} entries, others were left out", cap.list, cap.limit);
+            let reason = format!(
+                "the cap of {} on {} left out entries that {} events are about",
+                cap.limit, cap.list, cap.events_left_out
+            );
             gaps.add(evidence, reason);
         }
         for entry in &coverage.incomplete {

@@ -34,7 +34,7 @@ const GAPS: &[Gap] = &[
         receipt.provenance = Provenance::Guest;
         receipt.coverage.vantages[0].attached.vantage = Vantage::Guest;
     }),
-    ("files holds only 4 entries", |receipt| {
+    ("the cap of 4 on files left out", |receipt| {
         receipt.coverage.caps.push(Cap { list: "files".into(), limit: 4, events_left_out: 7 });
     }),
     ("2 paths were cut short", |receipt| receipt.coverage.vantages[0].truncated_paths = 2),
@@ -135,6 +135,15 @@ fn loss_of_one_class_leaves_the_others_known() {
             lose(&mut receipt, lost, 1);
             let expected = if class == lost { UNKNOWN } else { PASSED };
             assert_eq!(result(rule, &receipt).0, expected, "{rule}, {lost} events lost");
+        }
+    }
+    for (list, open) in [("files (bytes)", "file"), ("process_tree.execs", "process"), ("sockets", "network")]
+    {
+        for (class, rule) in rules {
+            let mut receipt = receipt();
+            receipt.coverage.caps.push(Cap { list: list.into(), limit: 4, events_left_out: 7 });
+            let expected = if class == open { UNKNOWN } else { PASSED };
+            assert_eq!(result(rule, &receipt).0, expected, "{rule}, {list} capped");
         }
     }
     let mut receipt = receipt();

@@ -63,7 +63,9 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the manual page, or write one page per subcommand to a directory
-    #[command(after_help = "Examples:\n  glasshouse man | man -l -\n  glasshouse man /usr/local/share/man/man1")]
+    #[command(
+        after_help = "Examples:\n  glasshouse man | man -l -\n  glasshouse man /usr/local/share/man/man1"
+    )]
     Man {
         /// Directory to write to
         dir: Option<PathBuf>,
@@ -226,10 +228,14 @@ pub(crate) enum ReceiptAction {
     /// Show a receipt file as a process tree with files and network
     Show(ShowArgs),
     /// Fetch the receipt of an execution
-    #[command(after_help = "Example:\n  glasshouse receipt get 0198c0de-0000-7000-8000-000000000000 --wait --timeout 10s")]
+    #[command(
+        after_help = "Example:\n  glasshouse receipt get 0198c0de-0000-7000-8000-000000000000 --wait --timeout 10s"
+    )]
     Get(GetReceiptArgs),
     /// Follow receipts as they are published
-    #[command(after_help = "Examples:\n  glasshouse receipt tail\n  glasshouse receipt tail --all --json | jq .exit_code")]
+    #[command(
+        after_help = "Examples:\n  glasshouse receipt tail\n  glasshouse receipt tail --all --json | jq .exit_code"
+    )]
     Tail(TailArgs),
 }
 
@@ -303,7 +309,9 @@ pub(crate) enum VerdictAction {
     #[command(after_help = "Example:\n  glasshouse verdict get 0198c0de-0000-7000-8000-000000000000 --wait")]
     Get(GetVerdictArgs),
     /// Follow verdicts as they are published
-    #[command(after_help = "Example:\n  glasshouse verdict tail --json | jq 'select(.decision == \"denied\")'")]
+    #[command(
+        after_help = "Example:\n  glasshouse verdict tail --json | jq 'select(.decision == \"denied\")'"
+    )]
     Tail(TailArgs),
 }
 
@@ -329,8 +337,10 @@ pub(crate) struct PolicyCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyAction {
     /// Evaluate a policy over a receipt file
-    #[command(after_help = "Exit codes: 0 allowed, 1 denied, 2 unknown, 125 the policy or the receipt cannot be read\n\n\
-        Example:\n  glasshouse policy eval deploy/policies/baseline.yaml receipt.json")]
+    #[command(
+        after_help = "Exit codes: 0 allowed, 1 denied, 2 unknown, 125 the policy or the receipt cannot be read\n\n\
+        Example:\n  glasshouse policy eval deploy/policies/baseline.yaml receipt.json"
+    )]
     Eval(EvalArgs),
     /// Check a policy without a receipt
     #[command(after_help = "Example:\n  glasshouse policy check deploy/policies/baseline.yaml")]
@@ -413,7 +423,8 @@ fn absolute(text: &str) -> Result<String, String> {
 /// `250ms`, `10s`, `5m`, `1h`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 = digits.parse().map_err(|_| format!("`{text}` is not a duration: write 250ms, 10s, 5m or 1h"))?;
+    let number: f64 =
+        digits.parse().map_err(|_| format!("`{text}` is not a duration: write 250ms, 10s, 5m or 1h"))?;
     let seconds = match &text[digits.len()..] {
         "ms" => number / 1000.0,
         "" | "s" => number,

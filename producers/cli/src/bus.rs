@@ -44,7 +44,8 @@ impl BusSink {
         match self.claims.take(execution, node).await {
             Ok(ClaimOutcome::Taken { epoch }) => Ok(epoch),
             Ok(ClaimOutcome::Held { claim, .. }) => {
-                let holder = claim.map_or_else(|| "somebody".to_owned(), |claim| format!("node {}", claim.node));
+                let holder =
+                    claim.map_or_else(|| "somebody".to_owned(), |claim| format!("node {}", claim.node));
                 Err(failed(format!("{holder} claimed it before, and an execution never runs twice")))
             }
             Err(error) => Err(failed(error.to_string())),

@@ -44,10 +44,13 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { dir } => shell::man(dir.as_deref()),
         Command::Policy(args) => policy::main(args),
-        Command::Receipt(args::ReceiptCommand { action: args::ReceiptAction::Show(args) }) => receipt::show(args),
+        Command::Receipt(args::ReceiptCommand { action: args::ReceiptAction::Show(args) }) => {
+            receipt::show(args)
+        }
         Command::Run(args) => run::main(args, &log),
         other => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             runtime.block_on(async {
                 let telemetry = commands::telemetry("glasshouse", &log)?;
                 let result = match other {
@@ -56,9 +59,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                     Command::Verdict(args) => verdict::main(args).await,
                     Command::Doctor(args) => doctor::main(args).await,
                     Command::Nats(args) => nats::main(args).await,
-                    Command::Completions { .. } | Command::Man { .. } | Command::Policy(_) | Command::Run(_) => {
-                        Ok(ExitCode::SUCCESS)
-                    }
+                    Command::Completions { .. }
+                    | Command::Man { .. }
+                    | Command::Policy(_)
+                    | Command::Run(_) => Ok(ExitCode::SUCCESS),
                 };
                 telemetry.shutdown();
                 result

@@ -155,9 +155,19 @@ fn shell_word(word: &str) -> String {
 
 /// Paths that every program reads to start up.
 fn is_noise(path: &str) -> bool {
-    ["/usr/lib", "/lib", "/usr/share", "/etc/ld.so", "/proc/", "/sys/", "/dev/", "/usr/include", "/usr/local/lib"]
-        .iter()
-        .any(|prefix| path.starts_with(prefix))
+    [
+        "/usr/lib",
+        "/lib",
+        "/usr/share",
+        "/etc/ld.so",
+        "/proc/",
+        "/sys/",
+        "/dev/",
+        "/usr/include",
+        "/usr/local/lib",
+    ]
+    .iter()
+    .any(|prefix| path.starts_with(prefix))
 }
 
 fn file_line(file: &File, all: bool) -> Option<String> {
@@ -184,7 +194,8 @@ fn file_line(file: &File, all: bool) -> Option<String> {
     let changes = file.writes + file.deletes > 0 || renamed.is_some();
     if did.is_empty() {
         let refused = errors.iter().any(|error| error.ends_with("EACCES") || error.ends_with("EPERM"));
-        return ((all && !errors.is_empty()) || refused).then(|| format!("{} {}", errors.join(", "), file.path));
+        return ((all && !errors.is_empty()) || refused)
+            .then(|| format!("{} {}", errors.join(", "), file.path));
     }
     if !changes && !all && is_noise(&file.path) {
         return None;
@@ -208,7 +219,8 @@ fn summary(out: &mut String, receipt: &Receipt, all: bool) {
     counts.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), (*name).clone()));
     let shown = if all { counts.len() } else { 8 };
     let top: Vec<String> = counts.iter().take(shown).map(|(name, count)| format!("{name} {count}")).collect();
-    let _ = writeln!(out, "syscalls: {}", if top.is_empty() { "none counted".into() } else { top.join(", ") });
+    let _ =
+        writeln!(out, "syscalls: {}", if top.is_empty() { "none counted".into() } else { top.join(", ") });
     if !receipt.syscalls.denied.is_empty() {
         let _ = writeln!(out, "denied syscalls: {}", receipt.syscalls.denied.join(", "));
     }
@@ -226,7 +238,8 @@ fn summary(out: &mut String, receipt: &Receipt, all: bool) {
         }
     }
     for chain in &receipt.chain {
-        let _ = writeln!(out, "chain of {}: {} frames, head {}", chain.vantage, chain.frames, chain.head.short());
+        let _ =
+            writeln!(out, "chain of {}: {} frames, head {}", chain.vantage, chain.frames, chain.head.short());
     }
 }
 

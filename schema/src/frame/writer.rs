@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::{
-    Body, Connect, Delete, Exec, Exit, Fork, Header, MAX_FRAME_BYTES, Open, Rename, Seal, codec,
-};
+use super::{Body, Connect, Delete, Exec, Exit, Fork, Header, MAX_FRAME_BYTES, Open, Rename, Seal, codec};
 use crate::event::{Address, Class, Counters, Event, Fact, PathFlags, PathRef};
 use crate::ids::{Digest, ExecutionId, NodeId, ProcessKey, Vantage};
 

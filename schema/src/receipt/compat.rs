@@ -302,11 +302,7 @@ impl From<ReceiptV03> for Receipt {
                 kernel: String::new(),
                 sandbox: old.environment.sandbox,
             },
-            execution: Execution {
-                backend: execution.backend,
-                isolation: execution.isolation,
-                node: None,
-            },
+            execution: Execution { backend: execution.backend, isolation: execution.isolation, node: None },
             artifacts: old.artifacts,
             exit_code: old.exit_code,
             duration_ms: old.duration_ms,

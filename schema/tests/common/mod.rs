@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use glasshouse_schema::frame::{Cost, FrameWriterConfig, Seal};
 use glasshouse_schema::{
-    Address, EncodedFrame, Event, ExecutionId, Fact, FrameWriter, NodeId, PathFlags, PathRef, ProcessKey, Vantage,
+    Address, EncodedFrame, Event, ExecutionId, Fact, FrameWriter, NodeId, PathFlags, PathRef, ProcessKey,
+    Vantage,
 };
 
 pub(crate) fn execution() -> ExecutionId {
@@ -52,7 +53,11 @@ pub(crate) fn every_event() -> Vec<Event<'static>> {
         Fact::Open { path: PathRef::resolved(b"/etc/passwd"), flags: 0o2_000_000, result: 0 },
         Fact::Open { path: PathRef::resolved(b"/etc/passwd"), flags: 0o2_000_000, result: 0 },
         Fact::Open { path: flagged(b"/work/\xffile", PathFlags::UNRESOLVED), flags: 0o101, result: -2 },
-        Fact::Open { path: flagged(b"/l", PathFlags::TRUNCATED.with(PathFlags::MASKED)), flags: 2, result: 0 },
+        Fact::Open {
+            path: flagged(b"/l", PathFlags::TRUNCATED.with(PathFlags::MASKED)),
+            flags: 2,
+            result: 0,
+        },
         Fact::Delete { path: PathRef::resolved(b"/work/old"), directory: false, result: 0 },
         Fact::Delete { path: PathRef::resolved(b"/work/dir"), directory: true, result: -39 },
         Fact::Rename { from: PathRef::resolved(b"/work/a"), to: PathRef::resolved(b"/work/b"), result: 0 },

@@ -47,7 +47,8 @@ pub(crate) fn read_policies(paths: &[std::path::PathBuf]) -> anyhow::Result<Vec<
         .iter()
         .map(|path| {
             let bytes = read_bounded(path, 1024 * 1024, "policy")?;
-            let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
+            let text =
+                String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
             Policy::parse(&text, &path.display().to_string()).map_err(|error| anyhow::anyhow!("{error}"))
         })
         .collect()

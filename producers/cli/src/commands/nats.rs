@@ -31,7 +31,10 @@ pub(crate) async fn main(command: NatsCommand) -> anyhow::Result<ExitCode> {
             super::print(format!("{difference}\n"))?;
         }
         if differences.is_empty() {
-            super::print(format!("{} streams and buckets are as they should be\n", topology.names().count()))?;
+            super::print(format!(
+                "{} streams and buckets are as they should be\n",
+                topology.names().count()
+            ))?;
         }
     }
     Ok(ExitCode::from(u8::from(!differences.is_empty())))

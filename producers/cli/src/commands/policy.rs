@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
+use glasshouse_schema::Receipt;
 use glasshouse_schema::ids::Digest;
 use glasshouse_schema::receipt::MAX_RECEIPT_BYTES;
 use glasshouse_schema::verdict::Decision;
-use glasshouse_schema::Receipt;
 
 use crate::args::{PolicyAction, PolicyCommand};
 use crate::render;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use glasshouse_backends::process::ProcessBackend;
-use glasshouse_eval::Policy;
 use glasshouse_backends::signals::SignalForwarder;
+use glasshouse_eval::Policy;
 use glasshouse_execution::engine::system_unix_ns;
 use glasshouse_execution::{
     Engine, EngineReport, ExecutionBackend, ExecutionSpec, ProfilingController, StdStreams,
@@ -95,7 +95,8 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("the kernel gave no random bytes: {error}"))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| anyhow::anyhow!("the kernel gave no random bytes: {error}"))?;
     Ok(bytes)
 }
 
@@ -174,10 +175,11 @@ fn verdicts(
 
 fn exit_code(args: &RunArgs, report: &EngineReport, verdicts: &[Verdict]) -> ExitCode {
     let code = u8::try_from(report.outcome.exit_code).unwrap_or(EXIT_GLASSHOUSE_FAILED);
-    let fails = |verdict: &Verdict| match (args.fail_on, verdict.decision) {
-        (Some(_), Decision::Denied) => true,
-        (Some(FailOn::Unknown), Decision::Unknown) => true,
-        _ => false,
+    let fails = |verdict: &Verdict| {
+        matches!(
+            (args.fail_on, verdict.decision),
+            (Some(_), Decision::Denied) | (Some(FailOn::Unknown), Decision::Unknown)
+        )
     };
     match code == 0 && verdicts.iter().any(fails) {
         true => ExitCode::from(EXIT_VERDICT),

@@ -35,9 +35,12 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     let policy_worker = glasshouse_policy_worker::Config::new(&url, "up", policies);
     let mut policy_worker = tokio::spawn(glasshouse_policy_worker::run(policy_worker, stopped()));
 
-    std::fs::write(&url_file, format!("{url}\n")).with_context(|| format!("cannot write {}", url_file.display()))?;
+    std::fs::write(&url_file, format!("{url}\n"))
+        .with_context(|| format!("cannot write {}", url_file.display()))?;
     eprintln!("glasshouse: ready at {url}; data in {}; Ctrl-C stops", args.dir.display());
-    eprintln!("glasshouse: try `sudo glasshouse run --profile host --nats {url} -- ls` and `glasshouse receipt tail --nats {url}`");
+    eprintln!(
+        "glasshouse: try `sudo glasshouse run --profile host --nats {url} -- ls` and `glasshouse receipt tail --nats {url}`"
+    );
 
     let ended: anyhow::Result<()> = tokio::select! {
         () = glasshouse_telemetry::stop_signal() => Ok(()),

@@ -1,1 +1,3 @@
-pub(crate) async fn main(_: crate::args::DoctorArgs) -> anyhow::Result<std::process::ExitCode> { Ok(std::process::ExitCode::SUCCESS) }
+pub(crate) async fn main(_: crate::args::DoctorArgs) -> anyhow::Result<std::process::ExitCode> {
+    Ok(std::process::ExitCode::SUCCESS)
+}

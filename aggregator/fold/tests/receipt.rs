@@ -1,0 +1,145 @@
+//! What a realistic execution folds to.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{Scenario, at, config, exec, frames, process, scenario, seal};
+use glasshouse_schema::frame::Seal;
+use glasshouse_schema::receipt::{Completeness, Process};
+use glasshouse_schema::{Event, Fact, PathFlags, PathRef, ProcessKey, Receipt};
+
+/// The receipt of [`common::events`], to the byte: a change of this file is a change of what receipts say.
+#[test]
+fn the_golden_receipt() {
+    let receipt = scenario(8).receipt();
+    assert_eq!(receipt.completeness, Completeness::Closed);
+    insta::assert_json_snapshot!(receipt);
+    let bytes = receipt.encode().unwrap();
+    assert_eq!(Receipt::decode(&bytes).unwrap(), receipt);
+    insta::assert_snapshot!("digest", glasshouse_schema::Digest::of(&bytes).to_string());
+}
+
+fn tree(events: &[Event<'_>]) -> Vec<Process> {
+    Scenario::profiled(frames(config(), events, 3, Seal::default())).receipt().process_tree
+}
+
+fn names(tree: &[Process]) -> Vec<(u32, u32, &str, bool)> {
+    tree.iter().map(|process| (process.pid, process.ppid, process.exe.as_str(), process.forked_only)).collect()
+}
+
+#[test]
+fn a_fork_without_an_exec_runs_what_its_parent_ran_then() {
+    let argv: &[&[u8]] = &[b"a"];
+    let tree = tree(&[
+        at(0, 10, exec(1, b"/bin/first", argv)),
+        at(1, 10, Fact::Fork { child: process(11) }),
+        // A fork of a fork, made before its parent runs something else.
+        at(2, 11, Fact::Fork { child: process(12) }),
+        at(3, 10, exec(1, b"/bin/second", argv)),
+        at(4, 10, Fact::Fork { child: process(13) }),
+        at(5, 11, exec(10, b"/bin/own", argv)),
+        at(6, 11, Fact::Fork { child: process(14) }),
+    ]);
+    assert_eq!(
+        names(&tree),
+        [
+            (10, 1, "/bin/second", false),
+            (11, 10, "/bin/own", false),
+            (12, 11, "/bin/first", true),
+            (13, 10, "/bin/second", true),
+            (14, 11, "/bin/own", true),
+        ]
+    );
+    assert_eq!((tree[2].argv.clone(), tree[2].working_dir.as_str(), tree[2].uid), (vec!["a".into()], "/work", Some(1000)));
+}
+
+#[test]
+fn every_program_of_a_process_is_told_in_order() {
+    let argv: &[&[u8]] = &[b"a", b"\xff"];
+    let tree = tree(&[
+        at(0, 10, exec(1, b"/bin/first", argv)),
+        at(9, 10, exec(1, b"/bin/third", argv)),
+        at(5, 10, exec(1, b"/bin/second", argv)),
+        at(5, 10, Fact::Fork { child: process(11) }),
+        at(6, 11, exec(10, b"/bin/only", argv)),
+    ]);
+    let execs: Vec<&str> = tree[0].execs.iter().map(|exec| exec.exe.as_str()).collect();
+    assert_eq!((tree[0].exe.as_str(), execs), ("/bin/third", vec!["/bin/first", "/bin/second", "/bin/third"]));
+    assert_eq!(tree[0].argv, ["a", "\u{fffd}"]);
+    // One program is not told twice.
+    assert!(tree[1].execs.is_empty());
+}
+
+#[test]
+fn a_reused_pid_is_another_process() {
+    let later = ProcessKey { tgid: 10, start_boot_ns: process(99).start_boot_ns };
+    let argv: &[&[u8]] = &[b"a"];
+    let as_later = |event| Event { process: later, ..event };
+    let tree = tree(&[
+        at(0, 10, exec(1, b"/bin/before", argv)),
+        at(1, 10, Fact::Exit { code: 1, signal: 0, core_dumped: false }),
+        at(2, 50, Fact::Fork { child: later }),
+        as_later(at(3, 10, exec(50, b"/bin/after", argv))),
+        as_later(at(4, 10, Fact::Exit { code: 0, signal: 15, core_dumped: true })),
+    ]);
+    assert_eq!(names(&tree), [(10, 1, "/bin/before", false), (10, 50, "/bin/after", false)]);
+    assert_eq!((tree[0].exit_code, tree[0].signal), (Some(1), None));
+    assert_eq!((tree[1].exit_code, tree[1].signal), (None, Some(15)));
+    assert!(tree[0].start_time < tree[1].start_time && tree[0].end_time < tree[1].end_time);
+}
+
+/// A chain that ties a knot, or is as deep as it is long, ends all the same.
+#[test]
+fn forks_in_a_circle_and_deep_forks_end() {
+    let argv: &[&[u8]] = &[b"a"];
+    let mut events = vec![
+        at(0, 10, Fact::Fork { child: process(11) }),
+        at(0, 11, Fact::Fork { child: process(10) }),
+        at(0, 12, Fact::Fork { child: process(12) }),
+        at(1, 20, exec(1, b"/bin/deep", argv)),
+    ];
+    events.extend((20..30_000).map(|n| at(u64::from(n), n, Fact::Fork { child: process(n + 1) })));
+    let receipt = Scenario::profiled(frames(config(), &events, 5_000, Seal::default())).receipt();
+    assert_eq!(names(&receipt.process_tree[..3]), [(10, 11, "", true), (11, 10, "", true), (12, 12, "", true)]);
+    assert!(receipt.process_tree[3..].iter().all(|process| process.exe == "/bin/deep"));
+    assert_eq!(receipt.process_tree.len(), 3 + 29_981);
+}
+
+#[test]
+fn paths_keep_what_is_known_of_them() {
+    let flagged = |bytes, flags| Fact::Open { path: PathRef { bytes, flags }, flags: 0, result: 0 };
+    let events = [
+        at(0, 10, flagged(b"/work/\xff", PathFlags::TRUNCATED)),
+        // The same path again, in another frame: it is one path.
+        at(1, 10, flagged(b"/work/\xff", PathFlags::TRUNCATED.with(PathFlags::MASKED))),
+        at(2, 10, flagged(b"memfd:x", PathFlags::UNLINKED)),
+        at(3, 10, flagged(b"/dev/raw", PathFlags::UNRESOLVED)),
+    ];
+    let receipt = Scenario::profiled(frames(config(), &events, 1, Seal::default())).receipt();
+    let files: Vec<_> = receipt.files.iter().map(|file| (file.path.as_str(), file.flags.join(" "))).collect();
+    assert_eq!(
+        files,
+        [
+            ("/dev/raw", "unresolved".to_owned()),
+            ("/work/\u{fffd}", "masked truncated".to_owned()),
+            ("memfd:x", "unlinked".to_owned()),
+        ]
+    );
+    assert_eq!(receipt.files[1].path_hex.as_deref(), Some("2f776f726b2fff"));
+    assert_eq!(receipt.coverage.vantages[0].truncated_paths, 1);
+}
+
+#[test]
+fn open_flags_say_what_was_done() {
+    let paths: [(&[u8], u32); 6] =
+        [(b"/r", 0), (b"/w", 1), (b"/rw", 2), (b"/p", 0o10_000_000), (b"/c", 0o101), (b"/t", 0o20_200_002)];
+    let events: Vec<_> = paths.iter().map(|(path, flags)| at(0, 10, common::open(path, *flags, 0))).collect();
+    let receipt = Scenario::profiled(frames(config(), &events, 99, seal())).receipt();
+    assert_eq!(receipt.filesystem.reads, ["/r", "/rw", "/t"]);
+    assert_eq!(receipt.filesystem.writes, ["/c", "/rw", "/t", "/w"]);
+    let creates: Vec<&str> =
+        receipt.files.iter().filter(|file| file.creates > 0).map(|file| file.path.as_str()).collect();
+    assert_eq!(creates, ["/c", "/t"]);
+    assert_eq!(receipt.files.iter().find(|file| file.path == "/p").unwrap().path_only, 1);
+}
