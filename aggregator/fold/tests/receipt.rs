@@ -25,7 +25,9 @@ fn tree(events: &[Event<'_>]) -> Vec<Process> {
 }
 
 fn names(tree: &[Process]) -> Vec<(u32, u32, &str, bool)> {
-    tree.iter().map(|process| (process.pid, process.ppid, process.exe.as_str(), process.forked_only)).collect()
+    tree.iter()
+        .map(|process| (process.pid, process.ppid, process.exe.as_str(), process.forked_only))
+        .collect()
 }
 
 #[test]
@@ -51,7 +53,10 @@ fn a_fork_without_an_exec_runs_what_its_parent_ran_then() {
             (14, 11, "/bin/own", true),
         ]
     );
-    assert_eq!((tree[2].argv.clone(), tree[2].working_dir.as_str(), tree[2].uid), (vec!["a".into()], "/work", Some(1000)));
+    assert_eq!(
+        (tree[2].argv.clone(), tree[2].working_dir.as_str(), tree[2].uid),
+        (vec!["a".into()], "/work", Some(1000))
+    );
 }
 
 #[test]
@@ -65,7 +70,10 @@ fn every_program_of_a_process_is_told_in_order() {
         at(6, 11, exec(10, b"/bin/only", argv)),
     ]);
     let execs: Vec<&str> = tree[0].execs.iter().map(|exec| exec.exe.as_str()).collect();
-    assert_eq!((tree[0].exe.as_str(), execs), ("/bin/third", vec!["/bin/first", "/bin/second", "/bin/third"]));
+    assert_eq!(
+        (tree[0].exe.as_str(), execs),
+        ("/bin/third", vec!["/bin/first", "/bin/second", "/bin/third"])
+    );
     assert_eq!(tree[0].argv, ["a", "\u{fffd}"]);
     // One program is not told twice.
     assert!(tree[1].execs.is_empty());
@@ -101,7 +109,10 @@ fn forks_in_a_circle_and_deep_forks_end() {
     ];
     events.extend((20..30_000).map(|n| at(u64::from(n), n, Fact::Fork { child: process(n + 1) })));
     let receipt = Scenario::profiled(frames(config(), &events, 5_000, Seal::default())).receipt();
-    assert_eq!(names(&receipt.process_tree[..3]), [(10, 11, "", true), (11, 10, "", true), (12, 12, "", true)]);
+    assert_eq!(
+        names(&receipt.process_tree[..3]),
+        [(10, 11, "", true), (11, 10, "", true), (12, 12, "", true)]
+    );
     assert!(receipt.process_tree[3..].iter().all(|process| process.exe == "/bin/deep"));
     assert_eq!(receipt.process_tree.len(), 3 + 29_981);
 }

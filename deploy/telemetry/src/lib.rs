@@ -24,6 +24,7 @@
 pub mod receiver;
 
 use std::collections::HashMap;
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use opentelemetry::Context;
@@ -112,7 +113,9 @@ impl Drop for Guard {
 /// libraries are shown from `warn` on. A filter in the environment replaces both.
 pub fn init(service: &'static str, level: &str, json: bool) -> Result<Guard, TelemetryError> {
     let level: LevelFilter = level.parse().map_err(|_| TelemetryError::Level(level.to_owned()))?;
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let logs: Box<dyn Layer<Registry> + Send + Sync> = match (log_filter()?, json) {
         (Some(filter), true) => logs.json().with_filter(filter).boxed(),
         (Some(filter), false) => logs.with_target(false).with_filter(filter).boxed(),

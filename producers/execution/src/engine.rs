@@ -421,7 +421,7 @@ impl Run<'_> {
         }
         if !unavailable.is_empty() {
             let reason = joined(&unavailable);
-            tracing::warn!(execution_id = %self.spec.id, reason, "profiling is not available");
+            tracing::info!(execution_id = %self.spec.id, reason, "profiling is not available");
             if self.spec.profile_required {
                 return Err(
                     self.fails(span, BackendError::failed("profiling is required and not available", reason))

@@ -9,13 +9,13 @@ use glasshouse_schema::frame::{Cost, FrameWriterConfig, Seal, SealTotals};
 use glasshouse_schema::ids::Digest;
 use glasshouse_schema::lifecycle::{
     Admitted, Attached, Claimed, Cleaned, Closed, ClosedReason, Environment, Exited, Failed, Isolation,
-    LifecycleEvent, Outcome, Phase, PhaseName, Prepared, Profiled, ProfilingMode, RedactionRules, Requested, Rusage,
-    Sandbox, Sealed, SealedVantage, Started, Step, Unprofiled,
+    LifecycleEvent, Outcome, Phase, PhaseName, Prepared, Profiled, ProfilingMode, RedactionRules, Requested,
+    Rusage, Sandbox, Sealed, SealedVantage, Started, Step, Unprofiled,
 };
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_schema::{
-    Address, EncodedFrame, Event, ExecutionId, Fact, FrameWriter, NodeId, PathFlags, PathRef, ProcessKey, Receipt,
-    Vantage, version,
+    Address, EncodedFrame, Event, ExecutionId, Fact, FrameWriter, NodeId, PathFlags, PathRef, ProcessKey,
+    Receipt, Vantage, version,
 };
 
 pub(crate) const EPOCH: u64 = 4;
@@ -54,7 +54,12 @@ pub(crate) fn config() -> FrameWriterConfig {
 }
 
 /// The frames of one chain that holds `events`, at most `per_frame` in each.
-pub(crate) fn frames(config: FrameWriterConfig, events: &[Event<'_>], per_frame: usize, seal: Seal) -> Vec<EncodedFrame> {
+pub(crate) fn frames(
+    config: FrameWriterConfig,
+    events: &[Event<'_>],
+    per_frame: usize,
+    seal: Seal,
+) -> Vec<EncodedFrame> {
     let mut writer = FrameWriter::new(config);
     let mut frames = Vec::new();
     for chunk in events.chunks(per_frame.max(1)) {
@@ -81,7 +86,8 @@ pub(crate) fn events() -> Vec<Event<'static>> {
     const SHELL: &[&[u8]] = &[b"sh", b"-c", b"cat input > copy; exec cat copy"];
     const CAT: &[&[u8]] = &[b"cat", b"copy"];
     let unresolved = PathRef { bytes: b"/work/missing/../x", flags: PathFlags::UNRESOLVED };
-    let rename = |from, to, result| Fact::Rename { from: PathRef::resolved(from), to: PathRef::resolved(to), result };
+    let rename =
+        |from, to, result| Fact::Rename { from: PathRef::resolved(from), to: PathRef::resolved(to), result };
     let delete = |path, directory, result| Fact::Delete { path: PathRef::resolved(path), directory, result };
     let connect = |address, protocol, result| Fact::Connect { address, protocol, result };
     vec![
@@ -110,7 +116,11 @@ pub(crate) fn events() -> Vec<Event<'static>> {
         at(29, 101, Fact::Exit { code: 0, signal: 9, core_dumped: false }),
         at(40, 100, connect(Address::V4([127, 0, 0, 1], 8080), 6, -111)),
         at(41, 100, connect(Address::V4([93, 184, 216, 34], 443), 6, -115)),
-        at(42, 100, connect(Address::V6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 53), 17, 0)),
+        at(
+            42,
+            100,
+            connect(Address::V6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 53), 17, 0),
+        ),
         at(43, 100, connect(Address::Unix(b"/run/dbus/socket"), 0, 0)),
         at(44, 100, connect(Address::Unix(b"\0abstract"), 0, -111)),
         at(60, 100, Fact::Exit { code: 3, signal: 0, core_dumped: false }),
@@ -306,4 +316,11 @@ pub(crate) fn reasons(receipt: &Receipt) -> Vec<&str> {
     reasons.dedup();
     assert_eq!(receipt.completeness == Completeness::Closed, reasons.is_empty());
     reasons
+}
+
+/// Failures that were found are kept beside the test and committed.
+pub(crate) fn proptest_config(cases: u32) -> proptest::test_runner::Config {
+    use proptest::test_runner::{Config, FileFailurePersistence};
+    let persistence = FileFailurePersistence::WithSource("regressions");
+    Config { cases, failure_persistence: Some(Box::new(persistence)), ..Config::default() }
 }

@@ -72,7 +72,7 @@ impl Record {
     }
 
     fn note(&self, error: SinkError) {
-        tracing::warn!(execution_id = %self.execution, error = %error, "an event could not be stored");
+        tracing::info!(execution_id = %self.execution, error = %error, "an event could not be stored");
         self.told().sink_errors.push(error);
     }
 }
