@@ -87,8 +87,10 @@ impl Bus {
 
 /// Connects, or says within the timeout why not.
 pub async fn connect(options: ConnectOptions) -> Result<Bus, Error> {
-    let ConnectOptions { url, credentials, name, timeout } = options;
-    let addresses = url
+    let ConnectOptions { url: addresses, credentials, name, timeout } = options;
+    // What is printed from here on holds no password.
+    let url = without_secrets(&addresses);
+    let addresses = addresses
         .split(',')
         .map(|address| address.trim().parse::<async_nats::ServerAddr>())
         .collect::<Result<Vec<_>, _>>()
@@ -126,7 +128,7 @@ pub async fn connect(options: ConnectOptions) -> Result<Bus, Error> {
                 _ => unreachable(error.to_string()),
             });
         }
-        Err(_) => return Err(unreachable("it accepts connections but does not speak NATS".into())),
+        Err(_) => return Err(unreachable("the time is over and nothing that speaks NATS has answered".into())),
     };
 
     let info = client.server_info();
@@ -139,6 +141,18 @@ pub async fn connect(options: ConnectOptions) -> Result<Bus, Error> {
     let jetstream =
         ContextBuilder::new().timeout(timeout).backpressure_on_inflight(true).build(client.clone());
     Ok(Bus { client, jetstream, timeout, connections })
+}
+
+/// The addresses as they may be printed: what stands before an `@` is a password or a token.
+pub fn without_secrets(url: &str) -> String {
+    let shown = |address: &str| match address.rsplit_once('@') {
+        Some((secret, host)) => {
+            let scheme = secret.find("://").map_or("", |end| &secret[..end + 3]);
+            format!("{scheme}***@{host}")
+        }
+        None => address.to_owned(),
+    };
+    url.split(',').map(shown).collect::<Vec<_>>().join(",")
 }
 
 /// The major and minor version; `None` for what is no version.
@@ -161,6 +175,13 @@ fn log(event: &Event) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_secret_is_printed() {
+        let url = "nats://ana:s3cret@one:4222, token@two";
+        assert_eq!(without_secrets(url), "nats://***@one:4222,***@two");
+        assert_eq!(without_secrets("nats://one"), "nats://one");
+    }
 
     #[test]
     fn versions_are_read_as_servers_write_them() {

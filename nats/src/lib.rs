@@ -34,7 +34,7 @@ pub mod topology;
 pub mod trace;
 
 pub use body::{Document, MANIFEST_TYPE, MAX_INLINE_BYTES, Manifest};
-pub use connect::{Bus, ConnectOptions, MIN_SERVER_VERSION, connect};
+pub use connect::{Bus, ConnectOptions, MIN_SERVER_VERSION, connect, without_secrets};
 pub use error::{Error, ErrorKind};
 pub use keys::{Checkpoint, CheckpointPut, Checkpoints, Claim, ClaimOutcome, Claims};
 pub use publisher::{ClosedOutcome, Outcome, Publisher, PublisherOptions, partition_of};
