@@ -128,7 +128,9 @@ pub async fn connect(options: ConnectOptions) -> Result<Bus, Error> {
                 _ => unreachable(error.to_string()),
             });
         }
-        Err(_) => return Err(unreachable("the time is over and nothing that speaks NATS has answered".into())),
+        Err(_) => {
+            return Err(unreachable("the time is over and nothing that speaks NATS has answered".into()));
+        }
     };
 
     let info = client.server_info();

@@ -105,6 +105,7 @@ pub(crate) struct ExecFact {
     pub(crate) boot_ns: u64,
     pub(crate) ppid: u32,
     pub(crate) exe: Path,
+    pub(crate) exe_flags: u8,
     pub(crate) cwd: Path,
     pub(crate) argv: Vec<Vec<u8>>,
     pub(crate) argv_truncated: bool,
@@ -139,6 +140,52 @@ impl Operation {
     }
 }
 
+/// What a process did with a file, as bits.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+pub(crate) enum Deed {
+    Read = 1,
+    Write = 1 << 1,
+    Path = 1 << 2,
+    Create = 1 << 3,
+    Delete = 1 << 4,
+    Rename = 1 << 5,
+    Failed = 1 << 6,
+}
+
+impl Deed {
+    pub(crate) const NAMES: [(Self, &'static str); 7] = [
+        (Self::Read, "read"),
+        (Self::Write, "write"),
+        (Self::Path, "path"),
+        (Self::Create, "create"),
+        (Self::Delete, "delete"),
+        (Self::Rename, "rename"),
+        (Self::Failed, "failed"),
+    ];
+
+    const fn or_failed(self, result: i32) -> u8 {
+        if result < 0 { Self::Failed as u8 } else { self as u8 }
+    }
+
+    /// What an open did. 3 as access mode asks for ioctl access only; it can neither read nor write, and reading is
+    /// the nearest.
+    const fn of_open(open: &Open) -> u8 {
+        if open.result < 0 {
+            return Self::Failed as u8;
+        }
+        if open.flags & O_PATH != 0 {
+            return Self::Path as u8;
+        }
+        let access = match open.flags & O_ACCMODE {
+            O_WRONLY => Self::Write as u8,
+            O_RDWR => Self::Read as u8 | Self::Write as u8,
+            _ => Self::Read as u8,
+        };
+        if open.flags & (O_CREAT | O_TMPFILE) != 0 { access | Self::Create as u8 } else { access }
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FileFacts {
     pub(crate) reads: u64,
@@ -150,13 +197,18 @@ pub(crate) struct FileFacts {
     pub(crate) renamed_from: BTreeSet<Path>,
     /// Failures per operation and negated errno.
     pub(crate) errors: BTreeMap<(Operation, i32), u64>,
-    pub(crate) pids: BTreeSet<u32>,
+    /// What each process did, as bits of [`Deed`].
+    pub(crate) deeds: BTreeMap<u32, u8>,
     pub(crate) flags: u8,
 }
 
 impl FileFacts {
-    fn touched(&mut self, pid: u32, flags: PathFlags) {
-        keep_first(&mut self.pids, pid);
+    /// Notes what a process did; of the processes those that sort first are kept.
+    fn did(&mut self, pid: u32, deeds: u8, flags: PathFlags) {
+        *self.deeds.entry(pid).or_default() |= deeds;
+        if self.deeds.len() > MAX_NAMED {
+            self.deeds.pop_last();
+        }
         self.flags |= flags.0;
     }
 
@@ -170,21 +222,16 @@ impl FileFacts {
             self.failed(Operation::Open, open.result, count);
             return;
         }
-        if open.flags & O_PATH != 0 {
-            add(&mut self.path_only, count);
-            return;
-        }
-        match open.flags & O_ACCMODE {
-            O_WRONLY => add(&mut self.writes, count),
-            O_RDWR => {
-                add(&mut self.reads, count);
-                add(&mut self.writes, count);
+        let deeds = Deed::of_open(open);
+        for (deed, sum) in [
+            (Deed::Read, &mut self.reads),
+            (Deed::Write, &mut self.writes),
+            (Deed::Path, &mut self.path_only),
+            (Deed::Create, &mut self.creates),
+        ] {
+            if deeds & deed as u8 != 0 {
+                add(sum, count);
             }
-            // 3 asks for ioctl access only; it can neither read nor write, and reading is the nearest.
-            _ => add(&mut self.reads, count),
-        }
-        if open.flags & (O_CREAT | O_TMPFILE) != 0 {
-            add(&mut self.creates, count);
         }
     }
 }
@@ -249,6 +296,7 @@ impl Facts {
                 boot_ns: at(exec.after_ns),
                 ppid: exec.ppid,
                 exe: paths.own(exec.exe),
+                exe_flags: paths.get(exec.exe).flags.0,
                 cwd: paths.own(exec.cwd),
                 argv: exec.argv.iter().map(|argument| argument.to_vec()).collect(),
                 argv_truncated: exec.argv_truncated,
@@ -265,7 +313,7 @@ impl Facts {
             let pid = process(open.process).tgid;
             let flags = paths.get(open.path).flags;
             self.file(&mut paths, open.path, open.count, |file| {
-                file.touched(pid, flags);
+                file.did(pid, Deed::of_open(open), flags);
                 file.opened(open);
             });
         }
@@ -274,7 +322,7 @@ impl Facts {
             let flags = paths.get(delete.path).flags;
             let operation = if delete.directory { Operation::Rmdir } else { Operation::Delete };
             self.file(&mut paths, delete.path, 1, |file| {
-                file.touched(pid, flags);
+                file.did(pid, Deed::Delete.or_failed(delete.result), flags);
                 match delete.result {
                     0.. => add(&mut file.deletes, 1),
                     error => file.failed(operation, error, 1),
@@ -286,7 +334,7 @@ impl Facts {
             let (from, to) = (paths.own(rename.from), paths.own(rename.to));
             let (from_flags, to_flags) = (paths.get(rename.from).flags, paths.get(rename.to).flags);
             self.file(&mut paths, rename.from, 1, |file| {
-                file.touched(pid, from_flags);
+                file.did(pid, Deed::Rename.or_failed(rename.result), from_flags);
                 match rename.result {
                     0.. => keep_first(&mut file.renamed_to, to),
                     error => file.failed(Operation::Rename, error, 1),
@@ -294,7 +342,7 @@ impl Facts {
             });
             if rename.result >= 0 {
                 self.file(&mut paths, rename.to, 1, |file| {
-                    file.touched(pid, to_flags);
+                    file.did(pid, Deed::Rename as u8, to_flags);
                     keep_first(&mut file.renamed_from, from);
                 });
             }

@@ -18,7 +18,7 @@ use glasshouse_schema::{ids::Vantage, version};
 
 use crate::ExecutionFold;
 use crate::chain::{Chain, ChainKey};
-use crate::facts::{self, ByStart, ExecFact, FileFacts, ProcessFacts};
+use crate::facts::{self, ByStart, Deed, ExecFact, FileFacts, ProcessFacts};
 
 /// Bytes of JSON that `process_tree`, `files` and `sockets`, each with the established lists made from it, may take:
 /// together they and the rest stay below what a reader takes. One long argument list and a hundred thousand forks
@@ -334,6 +334,7 @@ fn process(
         execs: if facts.execs.len() > 1 { facts.execs.iter().map(exec).collect() } else { Vec::new() },
         forked_only: last.is_none(),
         argv_truncated: program.is_some_and(|exec| exec.argv_truncated),
+        exe_flags: program.map(|exec| flags(PathFlags(exec.exe_flags))).unwrap_or_default(),
         uid: program.map(|exec| exec.uid),
         gid: program.map(|exec| exec.gid),
         vantage,
@@ -377,7 +378,16 @@ fn file_bytes(file: &File) -> u64 {
         + file.path_hex.as_deref().map_or(0, json_bytes)
         + all_json_bytes(file.renamed_to.iter().chain(&file.renamed_from))
         + 40 * file.errors.len() as u64
-        + 11 * file.pids.len() as u64
+        + 11 * file.by.values().map(Vec::len).sum::<usize>() as u64
+}
+
+/// Which processes did what, turned around to be read by deed.
+fn by(deeds: &BTreeMap<u32, u8>) -> BTreeMap<String, Vec<u32>> {
+    let pids = |deed: Deed| -> Vec<u32> {
+        deeds.iter().filter(|(_, deeds)| **deeds & deed as u8 != 0).map(|(pid, _)| *pid).collect()
+    };
+    let named = Deed::NAMES.into_iter().map(|(deed, name)| (name.to_owned(), pids(deed)));
+    named.filter(|(_, pids)| !pids.is_empty()).collect()
 }
 
 fn file(vantage: Vantage, path: &[u8], file: &FileFacts) -> File {
@@ -397,7 +407,7 @@ fn file(vantage: Vantage, path: &[u8], file: &FileFacts) -> File {
         renamed_to: file.renamed_to.iter().map(|path| text(path)).collect(),
         renamed_from: file.renamed_from.iter().map(|path| text(path)).collect(),
         errors: errors.collect(),
-        pids: file.pids.iter().copied().collect(),
+        by: by(&file.deeds),
         flags: flags(PathFlags(file.flags)),
         vantage,
     }

@@ -200,7 +200,7 @@ fn what_a_small_list_keeps_does_not_depend_on_the_order() {
         let receipt = scenario.receipt();
         let root = &receipt.process_tree[0];
         assert_eq!((root.execs.len(), root.exe.as_str()), (1_000, "/bin/last"));
-        assert_eq!(receipt.files[0].pids, (200..264).collect::<Vec<_>>());
+        assert_eq!(receipt.files[0].by["read"], (200..264).collect::<Vec<_>>());
         let cap = &receipt.coverage.caps[0];
         assert_eq!((cap.list.as_str(), cap.limit), ("process_tree[].execs", 1_000));
         assert!(cap.events_left_out >= 101);

@@ -5,12 +5,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use glasshouse_fold::Rejected;
 use glasshouse_nats::{
-    Bus, Checkpoints, ClosedOutcome, ErrorKind, EventReader, Outcome, Publisher, PublisherOptions,
+    Bus, Checkpoints, Claims, ClosedOutcome, ErrorKind, EventReader, Outcome, Publisher, PublisherOptions,
     StoredMessage,
 };
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::{Digest, ExecutionId};
-use glasshouse_schema::lifecycle::{Closed, ClosedReason, Phase, PhaseName};
+use glasshouse_schema::lifecycle::{Claimed, Closed, ClosedReason, Phase, PhaseName};
 use glasshouse_schema::subject::{self, EventSubject, EventSubjectKind};
 use glasshouse_schema::{LifecycleEvent, headers, version};
 use tracing::Instrument;
@@ -29,6 +29,7 @@ pub struct Worker {
     bus: Bus,
     name: String,
     publisher: Publisher,
+    claims: Claims,
     reader: EventReader,
     restart: Restart,
     executions: Executions,
@@ -43,6 +44,7 @@ impl Worker {
         tracing::info!(worker = name, ?start, last_seq = position.last_seq, "aggregator started");
         Ok(Self {
             bus: bus.clone(),
+            claims: Claims::new(bus),
             publisher: Publisher::new(bus, PublisherOptions::default()),
             reader: bus.events(start, Vec::new()).await?,
             restart,
@@ -152,6 +154,12 @@ impl Worker {
                 _ => self.dead(message, DeadKind::Lifecycle, Rejected::AfterClose.to_string()).await,
             };
         }
+        if let Phase::Claimed(claimed) = &event.phase
+            && !self.holds_claim(subject.execution, claimed).await?
+        {
+            let reason = "the node does not hold the claim that the event speaks of".to_owned();
+            return self.dead(message, DeadKind::Lifecycle, reason).await;
+        }
         let open = self.executions.open(subject.execution, message.stream_seq);
         remember_trace(open, message);
         if let Err(error) = open.fold.lifecycle(&event) {
@@ -161,6 +169,16 @@ impl Worker {
             PhaseName::Closed => self.finish(subject.execution, message.stream_seq).await,
             _ => self.close_if_complete(subject.execution).await,
         }
+    }
+
+    /// Whether the bucket of claims agrees: anybody may publish a `claimed` event, but only one node holds the claim, and
+    /// the fold takes frames only from that one.
+    async fn holds_claim(&mut self, execution: ExecutionId, claimed: &Claimed) -> Result<bool, Error> {
+        let claims = self.claims.clone();
+        let held = retry(|| claims.get(execution)).await?;
+        Ok(held.is_some_and(|(claim, epoch)| {
+            epoch == claimed.epoch && claim.is_none_or(|claim| claim.node == claimed.node)
+        }))
     }
 
     /// Whether the execution's `closed` event stands before `seq` in the stream.

@@ -55,7 +55,7 @@ fn each_rule_catches_what_it_is_for() {
         ("no-credentials", |receipt| receipt.files[0].path = "/etc/shadow".into()),
         ("no-system-writes", |receipt| receipt.filesystem.deletes.push("/etc/passwd".into())),
         ("no-other-user", |receipt| receipt.process_tree[2].uid = Some(1000)),
-        ("no-hidden-programs", |receipt| receipt.process_tree[1].exe = "memfd:payload".into()),
+        ("no-hidden-programs", |receipt| receipt.process_tree[1].exe_flags = vec!["unlinked".into()]),
         ("no-kernel-interfaces", |receipt| {
             receipt.syscalls.counts.insert("ptrace".into(), 1);
         }),

@@ -1,6 +1,6 @@
 //! Receipts and verdicts for a person: a process tree with what each process touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use glasshouse_schema::receipt::{Completeness, File, Process, Receipt};
@@ -70,7 +70,8 @@ impl<'r> Tree<'r> {
         }
         let mut files: BTreeMap<u32, Vec<&File>> = BTreeMap::new();
         for file in &receipt.files {
-            for pid in &file.pids {
+            let pids: BTreeSet<&u32> = file.by.values().flatten().collect();
+            for pid in pids {
                 files.entry(*pid).or_default().push(file);
             }
         }
@@ -116,7 +117,8 @@ impl<'r> Tree<'r> {
 
     fn facts(&self, process: &Process) -> Vec<String> {
         let files = self.files.get(&process.pid).map(Vec::as_slice).unwrap_or_default();
-        let mut lines: Vec<String> = files.iter().filter_map(|file| file_line(file, self.all)).collect();
+        let mut lines: Vec<String> =
+            files.iter().filter_map(|file| file_line(file, process.pid, self.all)).collect();
         lines.extend(self.sockets.get(&process.pid).into_iter().flatten().cloned());
         if !self.all && lines.len() > LIST_LINES {
             let more = lines.len() - LIST_LINES;
@@ -170,38 +172,34 @@ fn is_noise(path: &str) -> bool {
     .any(|prefix| path.starts_with(prefix))
 }
 
-fn file_line(file: &File, all: bool) -> Option<String> {
-    let mut did = Vec::new();
-    if file.reads > 0 {
-        did.push("read");
+/// What one process did with a file, in one line; `None` for what is usually noise.
+fn file_line(file: &File, pid: u32, all: bool) -> Option<String> {
+    let did = |deed: &str| file.by.get(deed).is_some_and(|pids| pids.contains(&pid));
+    let mut deeds: Vec<&str> =
+        ["read", "write", "delete", "rename"].into_iter().filter(|deed| did(deed)).collect();
+    if did("create")
+        && let Some(write) = deeds.iter_mut().find(|deed| **deed == "write")
+    {
+        *write = "create";
     }
-    if file.creates > 0 && file.writes > 0 {
-        did.push("create");
-    } else if file.writes > 0 {
-        did.push("write");
+    if did("path") && all {
+        deeds.push("path");
     }
-    if file.path_only > 0 && all {
-        did.push("path");
+    let errors = file.errors.keys().cloned().collect::<Vec<_>>().join(", ");
+    if deeds.is_empty() {
+        let refused = errors.contains("EACCES") || errors.contains("EPERM");
+        return (did("failed") && (all || refused)).then(|| format!("{errors} {}", file.path));
     }
-    if file.deletes > 0 {
-        did.push("delete");
-    }
-    let renamed = file.renamed_to.first().map(|to| format!(" -> {to}"));
-    if renamed.is_some() {
-        did.push("rename");
-    }
-    let errors: Vec<String> = file.errors.keys().cloned().collect();
-    let changes = file.writes + file.deletes > 0 || renamed.is_some();
-    if did.is_empty() {
-        let refused = errors.iter().any(|error| error.ends_with("EACCES") || error.ends_with("EPERM"));
-        return ((all && !errors.is_empty()) || refused)
-            .then(|| format!("{} {}", errors.join(", "), file.path));
-    }
-    if !changes && !all && is_noise(&file.path) {
+    if deeds == ["read"] && !all && is_noise(&file.path) {
         return None;
     }
-    let errors = if all && !errors.is_empty() { format!(" ({})", errors.join(", ")) } else { String::new() };
-    Some(format!("{} {}{}{errors}", did.join("+"), file.path, renamed.unwrap_or_default()))
+    let renamed = match (did("rename"), file.renamed_to.first(), file.renamed_from.first()) {
+        (true, Some(to), _) => format!(" -> {to}"),
+        (true, None, Some(from)) => format!(" <- {from}"),
+        _ => String::new(),
+    };
+    let errors = if all && did("failed") { format!(" ({errors})") } else { String::new() };
+    Some(format!("{} {}{renamed}{errors}", deeds.join("+"), file.path))
 }
 
 fn summary(out: &mut String, receipt: &Receipt, all: bool) {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{Body, Frame, Header, Seal};
 use crate::version;
 
-/// Largest frame that is written or read: a NATS server's default `max_payload`.
-pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
+/// Largest frame that is written or read: with room for headers below a NATS server's default `max_payload`, 1 MiB.
+pub const MAX_FRAME_BYTES: usize = 1024 * 1024 - 16 * 1024;
 
 /// MessagePack of a 5-element array whose first element is the 3-character string `ghf`.
 const MAGIC: [u8; 5] = [0x95, 0xa3, b'g', b'h', b'f'];

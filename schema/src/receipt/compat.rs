@@ -258,6 +258,7 @@ impl From<ReceiptV03> for Receipt {
             execs: Vec::new(),
             forked_only: false,
             argv_truncated: false,
+            exe_flags: Vec::new(),
             uid: None,
             gid: None,
             vantage,

@@ -179,6 +179,9 @@ pub struct Process {
     /// Its arguments were longer than the probe carries.
     #[serde(default, skip_serializing_if = "is_false")]
     pub argv_truncated: bool,
+    /// How `exe` was learnt, as in `files[].flags`: `unlinked` is a program run from memory or a deleted file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exe_flags: Vec<String>,
     /// Effective user id at its last exec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
@@ -471,8 +474,9 @@ pub struct File {
     /// Failed attempts, per operation and errno, such as `open ENOENT`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<String, u64>,
-    /// Processes that touched it.
-    pub pids: Vec<u32>,
+    /// Which processes did what: `read`, `write`, `path` (`O_PATH`), `create`, `delete`, `rename`, `failed`, each with
+    /// the ids of those that did. A create may find the file there, see `creates`.
+    pub by: BTreeMap<String, Vec<u32>>,
     /// Any of `truncated`, `unresolved`, `unlinked`, `masked`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,

@@ -53,10 +53,10 @@ pub(crate) fn receipt() -> Receipt {
             "incomplete": [],
         },
         "files": [
-            {"path": "/etc/hostname", "reads": 1, "pids": [10], "vantage": "host"},
-            {"path": "/tmp/work/draft.txt", "writes": 1, "creates": 1, "deletes": 1, "pids": [10, 12], "vantage": "host"},
-            {"path": "/tmp/work/hello", "writes": 2, "pids": [11], "vantage": "host"},
-            {"path": "/tmp/work/hello.c", "reads": 1, "writes": 1, "pids": [10, 11], "vantage": "host"},
+            {"path": "/etc/hostname", "reads": 1, "by": {"read": [10]}, "vantage": "host"},
+            {"path": "/tmp/work/draft.txt", "writes": 1, "creates": 1, "deletes": 1, "by": {"write": [10], "delete": [12]}, "vantage": "host"},
+            {"path": "/tmp/work/hello", "writes": 2, "by": {"write": [11]}, "vantage": "host"},
+            {"path": "/tmp/work/hello.c", "reads": 1, "writes": 1, "by": {"read": [11], "write": [10]}, "vantage": "host"},
         ],
         "sockets": [
             {"dst": "127.0.0.1:9", "protocol": "tcp", "results": {"ECONNREFUSED": 1}, "pids": [12], "vantage": "host"},
