@@ -10,7 +10,7 @@ bash scripts/setup.sh --for build
 use_rust || die "Rust $(wanted_rust) or newer is needed" "scripts/setup.sh"
 
 cargo build --release -p glasshouse
-printf '\n=== what `glasshouse run` adds\n'
+printf '\n=== what glasshouse run adds\n'
 cargo bench -q -p glasshouse-e2e --bench run
 printf '\n=== codec\n'
 cargo bench -q -p glasshouse-schema --bench codec

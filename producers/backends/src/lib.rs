@@ -2,7 +2,7 @@
 //!
 //! - [`process`]: a process of this node in its own cgroup v2 (Linux; elsewhere it says so).
 //! - [`fake`]: scripted, for tests of everything above a backend.
-//! - [`conformance`]: `conformance!`, run on both here and usable by any other crate's backend.
+//! - [`mod@conformance`]: `conformance!`, run on both here and usable by any other crate's backend.
 //! - [`signals`]: forwards the caller's signals to the command while it runs.
 
 #![cfg_attr(

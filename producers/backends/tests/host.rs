@@ -1,6 +1,6 @@
 //! The process backend against a real host: terminals, signals, namespaces, missing cgroups, leaks.
 //!
-//! Has no libtest harness, because it runs itself: as `host run …` it is a minimal runner around engine and backend,
+//! Has a harness of its own, because it runs itself: as `host run …` it is a minimal runner around engine and backend,
 //! which the checks start under a pty, in namespaces, and send signals to. What the host cannot do is printed as
 //! skipped with the reason.
 
@@ -16,7 +16,7 @@ fn main() -> std::process::ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next() {
         Some(first) if first == "run" => runner::run(arguments),
-        first => checks::run(first.filter(|first| !first.to_string_lossy().starts_with('-'))),
+        _ => checks::run(),
     }
 }
 

@@ -1,9 +1,7 @@
 //! The checks.
 
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::Arc;
@@ -14,6 +12,7 @@ use glasshouse_backends::conformance::spec;
 use glasshouse_backends::fake::RecordingSink;
 use glasshouse_execution::Engine;
 use glasshouse_schema::ids::Digest;
+use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -43,21 +42,19 @@ const CHECKS: [Named; 16] = [
     ("fifty_at_once_leave_nothing", fifty_at_once_leave_nothing),
 ];
 
-pub(crate) fn run(filter: Option<OsString>) -> ExitCode {
-    let filter = filter.unwrap_or_default().to_string_lossy().into_owned();
-    let mut failed = 0;
-    for (name, check) in CHECKS.iter().filter(|(name, _)| name.contains(&filter)) {
-        match std::panic::catch_unwind(AssertUnwindSafe(check)) {
-            Ok(Ok(())) => println!("test {name} ... ok"),
-            Ok(Err(reason)) => println!("test {name} ... SKIPPED: {reason}"),
-            Err(_) => {
-                failed += 1;
-                println!("test {name} ... FAILED");
+pub(crate) fn run() -> ExitCode {
+    let trial = |(name, check): &Named| {
+        let (name, check) = (*name, *check);
+        Trial::test(name, move || {
+            if let Err(reason) = check() {
+                eprintln!("skipped: {name}: {reason}");
             }
-        }
-    }
-    println!("\n{failed} failed");
-    ExitCode::from(u8::from(failed > 0))
+            Ok(())
+        })
+    };
+    // One after the other: some of them count the processes and descriptors that are left.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, CHECKS.iter().map(trial).collect()).exit_code()
 }
 
 fn runner() -> PathBuf {
