@@ -66,16 +66,16 @@ impl LocalFold {
     }
 }
 
-/// The fold in this process, and the bus when there is one.
+/// The fold in this process when there will be a receipt, and the bus when there is one.
 pub(crate) struct RunSink {
-    pub(crate) local: LocalFold,
+    pub(crate) local: Option<LocalFold>,
     pub(crate) bus: Option<BusSink>,
 }
 
 #[async_trait]
 impl EventSink for RunSink {
     async fn lifecycle(&self, event: &LifecycleEvent) -> Result<(), SinkError> {
-        let local = self.local.lifecycle(event);
+        let local = self.local.as_ref().map_or(Ok(()), |local| local.lifecycle(event));
         if let Some(bus) = &self.bus {
             bus.lifecycle(event).await?;
         }
@@ -83,7 +83,9 @@ impl EventSink for RunSink {
     }
 
     fn frame(&self, frame: EncodedFrame) {
-        self.local.frame(&frame);
+        if let Some(local) = &self.local {
+            local.frame(&frame);
+        }
         if let Some(bus) = &self.bus {
             bus.frame(frame);
         }

@@ -65,7 +65,8 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
         },
     };
     let bus_failed = args.bus.nats.is_some() && bus.is_none();
-    let sink = Arc::new(RunSink { local: LocalFold::new(execution), bus });
+    let local = (spec.profile != ProfilingMode::Disabled).then(|| LocalFold::new(execution));
+    let sink = Arc::new(RunSink { local, bus });
     let backend: Arc<dyn ExecutionBackend> = Arc::new(ProcessBackend::new());
     let signals = SignalForwarder::install(Arc::clone(&backend)).context("cannot forward signals")?;
     let engine = Engine { controllers: controllers(&args), ..Engine::new(backend, sink.clone()) };
@@ -77,7 +78,7 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
         eprintln!("glasshouse: error: {error}");
     }
     say_what_went_unwatched(&args, &report);
-    let receipt = sink.local.close()?;
+    let receipt = sink.local.as_ref().map(LocalFold::close).transpose()?.flatten();
     if let Some(receipt) = &receipt {
         std::fs::write(&args.receipt, &receipt.bytes)
             .with_context(|| format!("cannot write the receipt to {}", args.receipt.display()))?;
