@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -74,14 +75,17 @@ impl Redactor {
         self.counts.iter().map(|(rule, count)| (rule.clone(), *count)).collect()
     }
 
-    /// The path with what lies under a masked prefix replaced by its mark.
+    /// The path with what lies under a masked prefix replaced by its mark, and names in it that are tokens.
     pub fn path<'a>(&mut self, path: &'a [u8]) -> Cow<'a, [u8]> {
         let under = |prefix: &&String| {
             let prefix = prefix.trim_end_matches('/').as_bytes();
             path.strip_prefix(prefix).is_some_and(|rest| rest.first() == Some(&b'/') && rest.len() > 1)
         };
         let Some(rule) = self.rules.path_prefixes.iter().find(under).cloned() else {
-            return Cow::Borrowed(path);
+            return match self.rules.tokens {
+                true => self.without(path, tokens(path)),
+                false => Cow::Borrowed(path),
+            };
         };
         let prefix = rule.trim_end_matches('/');
         let mark = self.mark(&path[prefix.len() + 1..], &rule);
@@ -109,7 +113,7 @@ impl Redactor {
 
     fn argument<'a>(&mut self, argument: &'a [u8]) -> Cow<'a, [u8]> {
         if self.rules.tokens
-            && let Some(masked) = self.secret_parts(argument)
+            && let Cow::Owned(masked) = self.without(argument, secrets(argument))
         {
             return Cow::Owned(masked);
         }
@@ -122,60 +126,26 @@ impl Redactor {
         }
     }
 
-    /// Masks the secret parts of one argument: `--token=VALUE`, `Authorization: Bearer VALUE`, `scheme://user:VALUE@`,
-    /// and words that look like a token of a well-known issuer.
-    fn secret_parts(&mut self, argument: &[u8]) -> Option<Vec<u8>> {
-        let mut masked = Vec::new();
-        let mut changed = false;
-        let mut header_value = false;
-        for (index, line) in argument.split(|byte| *byte == b' ').enumerate() {
-            if index > 0 {
-                masked.push(b' ');
+    /// The text with each span replaced by its mark. Spans may overlap; what is masked already stays.
+    fn without<'a>(&mut self, text: &'a [u8], mut spans: Vec<Range<usize>>) -> Cow<'a, [u8]> {
+        spans.retain(|span| !span.is_empty() && !text[span.start..].starts_with(MARK.as_bytes()));
+        if spans.is_empty() {
+            return Cow::Borrowed(text);
+        }
+        spans.sort_by_key(|span| (span.start, std::cmp::Reverse(span.end)));
+        let mut masked = Vec::with_capacity(text.len());
+        let mut done = 0;
+        for span in spans {
+            if span.end <= done {
+                continue;
             }
-            let (kept, secret, tail) = self.split_secret(line, header_value);
-            header_value = line.eq_ignore_ascii_case(b"bearer")
-                || line.eq_ignore_ascii_case(b"basic")
-                || (line.ends_with(b":") && names_a_secret(line));
-            masked.extend_from_slice(kept);
-            if !secret.is_empty() {
-                changed = true;
-                masked.extend_from_slice(&self.token_mark(secret));
-            }
-            masked.extend_from_slice(tail);
+            let start = span.start.max(done);
+            masked.extend_from_slice(&text[done..start]);
+            masked.extend_from_slice(&self.token_mark(&text[start..span.end]));
+            done = span.end;
         }
-        changed.then_some(masked)
-    }
-
-    /// A word as what stays before, the secret (empty for none), and what stays after.
-    fn split_secret<'a>(&self, word: &'a [u8], is_header_value: bool) -> (&'a [u8], &'a [u8], &'a [u8]) {
-        let whole = (word, &word[word.len()..], &word[word.len()..]);
-        let already = word.windows(MARK.len()).any(|window| window == MARK.as_bytes());
-        if word.is_empty() || already {
-            return whole;
-        }
-        if is_header_value && !word.eq_ignore_ascii_case(b"bearer") && !word.eq_ignore_ascii_case(b"basic") {
-            return (&word[..0], word, &word[word.len()..]);
-        }
-        if let Some(at) = find(word, b"://") {
-            let authority = &word[at + 3..];
-            let end = authority.iter().position(|byte| *byte == b'/').unwrap_or(authority.len());
-            if let Some(user_end) = authority[..end].iter().rposition(|byte| *byte == b'@')
-                && let Some(colon) = authority[..user_end].iter().position(|byte| *byte == b':')
-            {
-                let (from, to) = (at + 3 + colon + 1, at + 3 + user_end);
-                return (&word[..from], &word[from..to], &word[to..]);
-            }
-        }
-        if let Some(at) = word.iter().position(|byte| *byte == b'=') {
-            let value = &word[at + 1..];
-            if !value.is_empty() && (names_a_secret(&word[..at]) || looks_like_token(value)) {
-                return (&word[..=at], value, &word[word.len()..]);
-            }
-        }
-        if looks_like_token(word) {
-            return (&word[..0], word, &word[word.len()..]);
-        }
-        whole
+        masked.extend_from_slice(&text[done..]);
+        Cow::Owned(masked)
     }
 
     fn token_mark(&mut self, value: &[u8]) -> Vec<u8> {
@@ -203,15 +173,92 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 fn names_a_secret(name: &[u8]) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_WORDS.iter().any(|word| find(&name, word.as_bytes()).is_some())
-        || name.starts_with(b"authorization")
+        || find(&name, b"authorization").is_some()
 }
 
-fn looks_like_token(word: &[u8]) -> bool {
-    let plain =
-        |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+' | b'/' | b'=');
-    TOKEN_PREFIXES.iter().any(|(prefix, least)| {
-        word.len() >= *least && word.starts_with(prefix.as_bytes()) && word.iter().all(plain)
-    })
+/// Bytes of a name such as `X-Api-Key` or of a token.
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
+}
+
+/// What must not leave the node in an argument: tokens of well-known issuers, values of names that say they are secret
+/// (`--token=VALUE`, `"password": "VALUE"`, `Authorization: Bearer VALUE`), and passwords in addresses
+/// (`scheme://user:VALUE@`).
+fn secrets(text: &[u8]) -> Vec<Range<usize>> {
+    let mut spans = tokens(text);
+    spans.extend(passwords(text));
+    for (at, _) in text.iter().enumerate().filter(|(_, byte)| matches!(byte, b'=' | b':')) {
+        let quotes = text[..at].iter().rev().take_while(|byte| matches!(byte, b'"' | b'\'')).count();
+        let end = at - quotes;
+        let name = text[..end].iter().rev().take_while(|byte| is_word(**byte)).count();
+        if names_a_secret(&text[end - name..end]) {
+            spans.push(value(text, at + 1));
+        }
+    }
+    spans
+}
+
+/// The value that begins at or after `from`: past blanks, quotes and the name of an authentication scheme, up to what
+/// ends a word.
+fn value(text: &[u8], from: usize) -> Range<usize> {
+    let skip = |from: usize| {
+        from + text[from..].iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'"' | b'\'')).count()
+    };
+    let mut start = skip(from);
+    for scheme in [&b"bearer"[..], b"basic", b"token"] {
+        let rest = &text[start..];
+        let is_scheme = rest.len() > scheme.len()
+            && rest[..scheme.len()].eq_ignore_ascii_case(scheme)
+            && matches!(rest[scheme.len()], b' ' | b'\t');
+        if is_scheme {
+            start = skip(start + scheme.len());
+            break;
+        }
+    }
+    let ends =
+        |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b',' | b'&' | b';' | b'}');
+    let length = text[start..].iter().position(ends).unwrap_or(text.len() - start);
+    start..start + length
+}
+
+/// `scheme://user:PASSWORD@host`, wherever it stands.
+fn passwords(text: &[u8]) -> Vec<Range<usize>> {
+    let mut spans = Vec::new();
+    let mut from = 0;
+    while let Some(at) = find(&text[from..], b"://") {
+        let begin = from + at + 3;
+        let ends = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'/' | b'"' | b'\'');
+        let authority = &text[begin..];
+        let authority = &authority[..authority.iter().position(ends).unwrap_or(authority.len())];
+        if let Some(user_end) = authority.iter().rposition(|byte| *byte == b'@')
+            && let Some(colon) = authority[..user_end].iter().position(|byte| *byte == b':')
+        {
+            spans.push(begin + colon + 1..begin + user_end);
+        }
+        from = begin;
+    }
+    spans
+}
+
+/// Tokens of well-known issuers, wherever a word begins.
+fn tokens(text: &[u8]) -> Vec<Range<usize>> {
+    let mut spans = Vec::new();
+    let mut at = 0;
+    while at < text.len() {
+        let begins = at == 0 || !text[at - 1].is_ascii_alphanumeric();
+        let known = |(prefix, least): &(&str, usize)| {
+            let length = text[at..].iter().take_while(|byte| is_word(**byte)).count();
+            (text[at..].starts_with(prefix.as_bytes()) && length >= *least).then_some(length)
+        };
+        match begins.then(|| TOKEN_PREFIXES.iter().find_map(known)).flatten() {
+            Some(length) => {
+                spans.push(at..at + length);
+                at += length;
+            }
+            None => at += 1,
+        }
+    }
+    spans
 }
 
 #[cfg(test)]
@@ -239,13 +286,20 @@ mod tests {
             &["curl", "https://ana:hunter2secret@example.org/x"],
             &["env", "GITHUB_TOKEN=hunter2secret", "sh"],
             &["sh", "-c", "API_KEY=hunter2secret make"],
+            &["curl", "-H", "X-Api-Key:hunter2secret"],
+            &["curl", "--data", r#"{"user": "ana", "password": "hunter2secret"}"#],
+            &["git", "clone", "--config=http.extraHeader=Authorization: Basic hunter2secret"],
         ] {
             let masked = masked(secret);
             assert!(!masked.concat().contains("hunter2secret"), "{masked:?}");
             assert!(masked.concat().contains(MARK), "{masked:?}");
             assert_eq!(masked[0], secret[0]);
         }
-        assert!(masked(&["ghp_abcdefghijklmnopqrstuv"])[0].starts_with(MARK));
+        let token = "ghp_abcdefghijklmnopqrstuv";
+        for text in ["T", "echo 1\nT", "curl\tT", r#"{"x":"T"}"#, "git:T@example.org", "/tmp/T", "a,T;b"] {
+            let masked = masked(&[&text.replace('T', token)]);
+            assert!(!masked[0].contains(token) && masked[0].contains(MARK), "{masked:?}");
+        }
         for plain in
             ["make -j4", "--author=Ana", "eyJ", "https://example.org/a@b", "sk-learn", "/usr/bin/env"]
         {

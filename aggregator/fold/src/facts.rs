@@ -16,7 +16,7 @@ pub(crate) const MAX_EXECS: usize = 1_000;
 pub(crate) const MAX_FILES: usize = 100_000;
 pub(crate) const MAX_SOCKETS: usize = 10_000;
 /// Processes named at one file or socket, and names that a file was renamed to or from.
-const MAX_NAMED: usize = 64;
+pub(crate) const MAX_NAMED: usize = 64;
 
 /// Negated `MAX_ERRNO` (`include/linux/err.h`): no result is below it.
 const LAST_ERRNO: i32 = -4095;
@@ -26,6 +26,7 @@ const O_ACCMODE: u32 = 0o3;
 const O_WRONLY: u32 = 0o1;
 const O_RDWR: u32 = 0o2;
 const O_CREAT: u32 = 0o100;
+const O_TRUNC: u32 = 0o1000;
 const O_PATH: u32 = 0o10_000_000;
 /// `O_TMPFILE` without its `O_DIRECTORY` bit, which differs between architectures.
 const O_TMPFILE: u32 = 0o20_000_000;
@@ -180,6 +181,8 @@ impl Deed {
         let access = match open.flags & O_ACCMODE {
             O_WRONLY => Self::Write as u8,
             O_RDWR => Self::Read as u8 | Self::Write as u8,
+            // Emptying a file is writing to it, whatever it is opened for.
+            _ if open.flags & O_TRUNC != 0 => Self::Read as u8 | Self::Write as u8,
             _ => Self::Read as u8,
         };
         if open.flags & (O_CREAT | O_TMPFILE) != 0 { access | Self::Create as u8 } else { access }
@@ -193,22 +196,19 @@ pub(crate) struct FileFacts {
     pub(crate) path_only: u64,
     pub(crate) creates: u64,
     pub(crate) deletes: u64,
-    pub(crate) renamed_to: BTreeSet<Path>,
-    pub(crate) renamed_from: BTreeSet<Path>,
+    pub(crate) renamed_to: Named<Path>,
+    pub(crate) renamed_from: Named<Path>,
     /// Failures per operation and negated errno.
     pub(crate) errors: BTreeMap<(Operation, i32), u64>,
     /// What each process did, as bits of [`Deed`].
-    pub(crate) deeds: BTreeMap<u32, u8>,
+    pub(crate) deeds: Named<u32, u8>,
     pub(crate) flags: u8,
 }
 
 impl FileFacts {
     /// Notes what a process did; of the processes those that sort first are kept.
     fn did(&mut self, pid: u32, deeds: u8, flags: PathFlags) {
-        *self.deeds.entry(pid).or_default() |= deeds;
-        if self.deeds.len() > MAX_NAMED {
-            self.deeds.pop_last();
-        }
+        self.deeds.change(pid, |known| *known |= deeds);
         self.flags |= flags.0;
     }
 
@@ -239,14 +239,43 @@ impl FileFacts {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SocketFacts {
     pub(crate) results: BTreeMap<i32, u64>,
-    pub(crate) pids: BTreeSet<u32>,
+    pub(crate) pids: Named<u32>,
 }
 
-/// Inserts, and keeps the [`MAX_NAMED`] entries that sort first.
-fn keep_first<T: Ord>(set: &mut BTreeSet<T>, value: T) {
-    set.insert(value);
-    if set.len() > MAX_NAMED {
-        set.pop_last();
+/// What is named at one file or socket: the [`MAX_NAMED`] that sort first, and whether there were more.
+#[derive(Debug, Clone)]
+pub(crate) struct Named<K, V = ()> {
+    entries: BTreeMap<K, V>,
+    pub(crate) has_more: bool,
+}
+
+impl<K, V> Default for Named<K, V> {
+    fn default() -> Self {
+        Self { entries: BTreeMap::new(), has_more: false }
+    }
+}
+
+impl<K: Ord, V: Default> Named<K, V> {
+    fn change(&mut self, key: K, change: impl FnOnce(&mut V)) {
+        change(self.entries.entry(key).or_default());
+        if self.entries.len() > MAX_NAMED {
+            self.entries.pop_last();
+            self.has_more = true;
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.entries.iter()
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.entries.keys()
+    }
+}
+
+impl<K: Ord> Named<K> {
+    fn insert(&mut self, key: K) {
+        self.change(key, |()| ());
     }
 }
 
@@ -336,14 +365,14 @@ impl Facts {
             self.file(&mut paths, rename.from, 1, |file| {
                 file.did(pid, Deed::Rename.or_failed(rename.result), from_flags);
                 match rename.result {
-                    0.. => keep_first(&mut file.renamed_to, to),
+                    0.. => file.renamed_to.insert(to),
                     error => file.failed(Operation::Rename, error, 1),
                 }
             });
             if rename.result >= 0 {
                 self.file(&mut paths, rename.to, 1, |file| {
                     file.did(pid, Deed::Rename as u8, to_flags);
-                    keep_first(&mut file.renamed_from, from);
+                    file.renamed_from.insert(from);
                 });
             }
         }
@@ -355,7 +384,7 @@ impl Facts {
                 1,
                 |socket| {
                     add(socket.results.entry(connect.result.clamp(LAST_ERRNO, 0)).or_default(), 1);
-                    keep_first(&mut socket.pids, process(connect.process).tgid);
+                    socket.pids.insert(process(connect.process).tgid);
                 },
             );
         }
@@ -376,18 +405,18 @@ impl Facts {
     }
 }
 
-/// `address:port` (IPv6 in brackets), a unix socket's path, or `@name` for an abstract one.
+/// `address:port` (IPv6 in brackets; an IPv4 address in IPv6 clothes is that IPv4 address, so that one rule covers both),
+/// a unix socket's path, or `@name` for an abstract one.
 fn destination(connect: &Connect<'_>) -> String {
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-    let port = connect.port.unwrap_or_default();
-    match (connect.port, connect.address) {
-        (Some(_), &[a, b, c, d]) => SocketAddr::from((Ipv4Addr::new(a, b, c, d), port)).to_string(),
-        (Some(_), address) => match <[u8; 16]>::try_from(address) {
-            Ok(address) => SocketAddr::from((Ipv6Addr::from(address), port)).to_string(),
-            Err(_) => String::from_utf8_lossy(address).into_owned(),
-        },
-        (None, [0, name @ ..]) => format!("@{}", String::from_utf8_lossy(name)),
-        (None, path) => String::from_utf8_lossy(path).into_owned(),
+    use std::net::{IpAddr, SocketAddr};
+    let address: Option<IpAddr> = match *connect.address {
+        [a, b, c, d] => Some(IpAddr::from([a, b, c, d])),
+        ref address => <[u8; 16]>::try_from(address).ok().map(IpAddr::from),
+    };
+    match (connect.port, address, connect.address) {
+        (Some(port), Some(address), _) => SocketAddr::new(address.to_canonical(), port).to_string(),
+        (None, _, [0, name @ ..]) => format!("@{}", String::from_utf8_lossy(name)),
+        (_, _, path) => String::from_utf8_lossy(path).into_owned(),
     }
 }
 

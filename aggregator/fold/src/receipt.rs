@@ -18,7 +18,7 @@ use glasshouse_schema::{ids::Vantage, version};
 
 use crate::ExecutionFold;
 use crate::chain::{Chain, ChainKey};
-use crate::facts::{self, ByStart, Deed, ExecFact, FileFacts, ProcessFacts};
+use crate::facts::{self, ByStart, Deed, ExecFact, FileFacts, Named, ProcessFacts};
 
 /// Bytes of JSON that `process_tree`, `files` and `sockets`, each with the established lists made from it, may take:
 /// together they and the rest stay below what a reader takes. One long argument list and a hundred thousand forks
@@ -382,7 +382,7 @@ fn file_bytes(file: &File) -> u64 {
 }
 
 /// Which processes did what, turned around to be read by deed.
-fn by(deeds: &BTreeMap<u32, u8>) -> BTreeMap<String, Vec<u32>> {
+fn by(deeds: &Named<u32, u8>) -> BTreeMap<String, Vec<u32>> {
     let pids = |deed: Deed| -> Vec<u32> {
         deeds.iter().filter(|(_, deeds)| **deeds & deed as u8 != 0).map(|(pid, _)| *pid).collect()
     };
@@ -404,8 +404,8 @@ fn file(vantage: Vantage, path: &[u8], file: &FileFacts) -> File {
         path_only: file.path_only,
         creates: file.creates,
         deletes: file.deletes,
-        renamed_to: file.renamed_to.iter().map(|path| text(path)).collect(),
-        renamed_from: file.renamed_from.iter().map(|path| text(path)).collect(),
+        renamed_to: file.renamed_to.keys().map(|path| text(path)).collect(),
+        renamed_from: file.renamed_from.keys().map(|path| text(path)).collect(),
         errors: errors.collect(),
         by: by(&file.deeds),
         flags: flags(PathFlags(file.flags)),
@@ -461,7 +461,7 @@ fn sockets(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Socket> {
                     dst: dst.clone(),
                     protocol: protocol.clone(),
                     results: results.collect(),
-                    pids: socket.pids.iter().copied().collect(),
+                    pids: socket.pids.keys().copied().collect(),
                     vantage: *vantage,
                 };
                 let bytes = socket_bytes(&socket);
@@ -543,7 +543,16 @@ fn caps(chains: &[(Vantage, &Chain)], budgets: &[Budget]) -> Vec<Cap> {
     for (_, chain) in chains {
         let facts = &chain.facts;
         let execs_left_out = facts.processes.iter().map(|(_, process, _)| process.execs_left_out()).sum();
+        let cut = |is_cut: fn(&FileFacts) -> bool| {
+            facts.files.iter().filter(|(_, file, _)| is_cut(file)).count() as u64
+        };
+        let cut_sockets = facts.sockets.iter().filter(|(_, socket, _)| socket.pids.has_more).count() as u64;
+        let named = facts::MAX_NAMED as u64;
         let lists = [
+            ("files[].by", named, cut(|file| file.deeds.has_more)),
+            ("files[].renamed_to", named, cut(|file| file.renamed_to.has_more)),
+            ("files[].renamed_from", named, cut(|file| file.renamed_from.has_more)),
+            ("sockets[].pids", named, cut_sockets),
             ("process_tree", facts.processes.limit(), facts.processes.events_left_out()),
             ("process_tree[].execs", facts::MAX_EXECS as u64, execs_left_out),
             ("files", facts.files.limit(), facts.files.events_left_out()),
@@ -558,6 +567,16 @@ fn caps(chains: &[(Vantage, &Chain)], budgets: &[Budget]) -> Vec<Cap> {
     }
     caps.extend(budgets.iter().filter_map(Budget::cap));
     caps
+}
+
+/// Whether the exec that released the command is among the facts. On the host the engine knows the root's id.
+fn saw_root_exec(fold: &ExecutionFold, vantage: Vantage, chain: &Chain) -> bool {
+    let root = match fold.event(PhaseName::Started).map(|event| &event.phase) {
+        Some(Phase::Started(started)) if vantage == Vantage::Host => started.root_pid,
+        _ => None,
+    };
+    let mut execs = chain.facts.processes.iter().filter(|(_, facts, _)| !facts.execs.is_empty());
+    execs.any(|(process, _, _)| root.is_none_or(|root| root == process.tgid))
 }
 
 /// Why the receipt is not closed. Empty only when completeness is shown.
@@ -629,6 +648,10 @@ fn incomplete(fold: &ExecutionFold, watched: &[Watched<'_>]) -> Vec<Incomplete> 
         }
         for (reason, detail) in chain.faults() {
             say(vantage, reason, None, detail);
+        }
+        if fold.has(PhaseName::Exited) && !saw_root_exec(fold, attached.vantage, chain) {
+            let detail = "the command ended, but its program was never seen to start".to_owned();
+            say(vantage, "exec_missing", Some(Class::Process), detail);
         }
         let told = fold.sealed().into_iter().flat_map(|sealed| &sealed.vantages);
         let told: Vec<_> = told.filter(|told| told.vantage == attached.vantage).collect();

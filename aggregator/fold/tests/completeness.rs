@@ -59,8 +59,13 @@ fn closed_when_all_of_it_holds() {
             assert_eq!(class.observed, class.delivered + class.collapsed + class.lost);
         }
     }
-    // An execution without a single event is complete too.
-    assert!(reasons(&Scenario::profiled(frames(config(), &[], 1, Seal::default())).receipt()).is_empty());
+}
+
+/// A record without the exec that let the command go has missed all that came after.
+#[test]
+fn exec_missing_of_a_command_that_ended() {
+    let receipt = Scenario::profiled(frames(config(), &[], 1, Seal::default())).receipt();
+    assert_eq!(reasons(&receipt), ["exec_missing"]);
 }
 
 #[test]
@@ -104,7 +109,7 @@ fn lost_events_are_named_by_their_class() {
         let mut writer = FrameWriter::new(config());
         writer.count_lost(class, 3);
         let receipt = Scenario::profiled(writer.seal(SealTotals::default(), Seal::default())).receipt();
-        assert_eq!(reasons(&receipt), ["lost_events"]);
+        assert_eq!(reasons(&receipt), ["exec_missing", "lost_events"]);
         assert_eq!(why(&receipt, "lost_events")[0].class, Some(class));
         assert_eq!(receipt.coverage.vantages[0].classes[class.as_str()].lost, 3);
     }
@@ -342,6 +347,7 @@ fn the_words_are_those_that_are_documented() {
     let text = schema["$defs"]["Incomplete"]["properties"]["reason"]["description"].as_str().unwrap();
     let documented: Vec<&str> = text.split('`').skip(1).step_by(2).collect();
     let tested = [
+        "exec_missing",
         "seal_missing",
         "lost_events",
         "chain_broken",

@@ -117,7 +117,9 @@ proptest! {
         keys in vec(any::<u32>(), 1..60),
     ) {
         let straight = Scenario::profiled(frames(config(), &events, per_frame, seal()));
-        prop_assert!(common::reasons(&straight.receipt()).is_empty());
+        // Events at random may lack the exec that a command cannot end without.
+        let reasons = common::reasons(&straight.receipt());
+        prop_assert!(reasons.iter().all(|reason| *reason == "exec_missing"), "{:?}", reasons);
         prop_assert_eq!(bytes(&shuffled(&straight.deliveries, &keys)), bytes(&straight.deliveries));
     }
 
@@ -201,8 +203,9 @@ fn what_a_small_list_keeps_does_not_depend_on_the_order() {
         let root = &receipt.process_tree[0];
         assert_eq!((root.execs.len(), root.exe.as_str()), (1_000, "/bin/last"));
         assert_eq!(receipt.files[0].by["read"], (200..264).collect::<Vec<_>>());
-        let cap = &receipt.coverage.caps[0];
-        assert_eq!((cap.list.as_str(), cap.limit), ("process_tree[].execs", 1_000));
-        assert!(cap.events_left_out >= 101);
+        let cap = |list: &str| receipt.coverage.caps.iter().find(|cap| cap.list == list).unwrap();
+        assert_eq!((cap("files[].by").limit, cap("files[].by").events_left_out), (64, 1));
+        assert_eq!(cap("process_tree[].execs").limit, 1_000);
+        assert!(cap("process_tree[].execs").events_left_out >= 101);
     }
 }

@@ -1,7 +1,7 @@
 //! What `glasshouse run` adds to a command, beside a plain spawn and beside strace, in one run.
 //!
-//! Not a criterion bench: what is timed is a whole process, and the contestants take turns so that a noisy neighbour
-//! hits them alike. Prints medians of RUNS rounds.
+//! Not a criterion bench: what is timed is a whole process, and each contestant takes turns with a plain spawn, so
+//! that a noisy neighbour hits both alike. Prints medians of RUNS rounds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 
@@ -24,6 +24,24 @@ struct Contestant {
 impl Contestant {
     fn new(name: &'static str, goal_ms: Option<u64>, make: impl Fn() -> Command + 'static) -> Self {
         Self { name, goal: goal_ms.map(Duration::from_millis), make: Box::new(make), took: Vec::new() }
+    }
+
+    fn print(&self, plain: Duration) {
+        let ms = |took: Duration| took.as_secs_f64() * 1e3;
+        let over = median(&self.took).saturating_sub(plain);
+        let goal = match self.goal {
+            Some(goal) if over <= goal => format!("<= {} ms: met", goal.as_millis()),
+            Some(goal) => format!("<= {} ms: NOT met", goal.as_millis()),
+            None => String::new(),
+        };
+        println!(
+            "{:<18} {:>9.2} {:>9.2} {:>9.2} {:>9.2}  {goal}",
+            self.name,
+            ms(*self.took.iter().min().unwrap()),
+            ms(median(&self.took)),
+            ms(*self.took.iter().max().unwrap()),
+            ms(over),
+        );
     }
 
     fn run(&self) -> Duration {
@@ -66,10 +84,8 @@ fn main() {
     let is_test = std::env::args().any(|argument| argument == "--test");
     let rounds = if is_test { 1 } else { RUNS };
     let dir = tempfile::tempdir().unwrap();
-    let mut contestants = vec![
-        Contestant::new("plain spawn", None, || Command::new("/bin/true")),
-        Contestant::new("glasshouse run", Some(3), glasshouse(dir.path(), "disabled")),
-    ];
+    let mut contestants =
+        vec![Contestant::new("glasshouse run", Some(3), glasshouse(dir.path(), "disabled"))];
     match cannot_watch() {
         Some(reason) => println!("skipped: --profile host: {reason}"),
         None => {
@@ -88,31 +104,21 @@ fn main() {
         "{} running /bin/true, medians of {rounds} rounds after one to warm up",
         program("glasshouse").display()
     );
-    for round in 0..=rounds {
-        for contestant in &mut contestants {
-            let took = contestant.run();
-            if round > 0 {
-                contestant.took.push(took);
+    println!("{:<18} {:>9} {:>9} {:>9} {:>9}  goal", "", "min ms", "median", "max", "over");
+    // Each beside a plain spawn of its own, taking turns with nothing else: a contestant that loads megabytes of kernel
+    // types leaves cold caches to whoever comes next.
+    for contestant in &mut contestants {
+        let mut plain = Contestant::new("plain spawn", None, || Command::new("/bin/true"));
+        for round in 0..=rounds {
+            for contestant in [&mut plain, &mut *contestant] {
+                let took = contestant.run();
+                if round > 0 {
+                    contestant.took.push(took);
+                }
             }
         }
-    }
-    let plain = median(&contestants[0].took);
-    println!("{:<18} {:>9} {:>9} {:>9} {:>9}  goal", "", "min ms", "median", "max", "over");
-    for contestant in &contestants {
-        let ms = |took: Duration| took.as_secs_f64() * 1e3;
-        let over = median(&contestant.took).saturating_sub(plain);
-        let goal = match contestant.goal {
-            Some(goal) if over <= goal => format!("<= {} ms: met", goal.as_millis()),
-            Some(goal) => format!("<= {} ms: NOT met", goal.as_millis()),
-            None => String::new(),
-        };
-        println!(
-            "{:<18} {:>9.2} {:>9.2} {:>9.2} {:>9.2}  {goal}",
-            contestant.name,
-            ms(*contestant.took.iter().min().unwrap()),
-            ms(median(&contestant.took)),
-            ms(*contestant.took.iter().max().unwrap()),
-            ms(over),
-        );
+        let baseline = median(&plain.took);
+        plain.print(baseline);
+        contestant.print(baseline);
     }
 }

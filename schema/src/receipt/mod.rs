@@ -418,7 +418,7 @@ pub struct Incomplete {
     /// The vantage point it is about, where it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vantage: Option<Vantage>,
-    /// A stable word: `seal_missing`, `lost_events`, `chain_broken`, `frames_missing`, `counters_differ`,
+    /// A stable word: `exec_missing`, `seal_missing`, `lost_events`, `chain_broken`, `frames_missing`, `counters_differ`,
     /// `tasks_escaped`, `vantage_unavailable`, `producer_dead`, `lifecycle_missing`, `lifecycle_conflict`,
     /// `several_epochs`, `bypassed`; `counters_unknown` in a receipt of an older grammar.
     pub reason: String,
@@ -436,7 +436,8 @@ pub struct Cap {
     pub list: String,
     /// How many entries it may have, or bytes of text where the list is named `… (bytes)`. Those that sort first stay.
     pub limit: u64,
-    /// How many events are about entries that were left out.
+    /// How many events are about entries that were left out; for a list inside an entry (`files[].by`), how many
+    /// entries have it cut.
     #[serde(with = "decimal")]
     #[schemars(with = "String")]
     pub events_left_out: u64,
