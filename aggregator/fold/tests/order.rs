@@ -118,7 +118,8 @@ proptest! {
     ) {
         let straight = Scenario::profiled(frames(config(), &events, per_frame, seal()));
         // Events at random may lack the exec that a command cannot end without.
-        let reasons = common::reasons(&straight.receipt());
+        let receipt = straight.receipt();
+        let reasons = common::reasons(&receipt);
         prop_assert!(reasons.iter().all(|reason| *reason == "exec_missing"), "{:?}", reasons);
         prop_assert_eq!(bytes(&shuffled(&straight.deliveries, &keys)), bytes(&straight.deliveries));
     }
