@@ -190,7 +190,9 @@ fn file_line(file: &File, pid: u32, all: bool) -> Option<String> {
         let refused = errors.contains("EACCES") || errors.contains("EPERM");
         return (did("failed") && (all || refused)).then(|| format!("{errors} {}", file.path));
     }
-    if deeds == ["read"] && !all && is_noise(&file.path) {
+    let is_new_name = deeds == ["rename"] && file.renamed_to.is_empty();
+    // A rename is told at the old name.
+    if !all && (is_new_name || (deeds == ["read"] && is_noise(&file.path))) {
         return None;
     }
     let renamed = match (did("rename"), file.renamed_to.first(), file.renamed_from.first()) {
