@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Only who holds the claim may speak for an execution: `requested` and `admitted` are published once it is held, in
-//! their order, and nothing at all if it is refused. `failed` says that Glasshouse, not the command, stopped at a step; `cleaned` always follows. `sealed` names the
-//! chain heads that every attached vantage point ended with and is published only when profiling was attached.
+//! their order, and nothing at all if it is refused. `failed` says that Glasshouse, not the command, stopped at a step;
+//! `cleaned` always follows. `sealed` names the chain heads that every attached vantage point ended with and is published
+//! only when profiling was attached.
 
 use std::collections::BTreeMap;
 
