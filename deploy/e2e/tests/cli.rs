@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use glasshouse_e2e::{command, output, skip_unless_watching_works, stderr};
+use glasshouse_e2e::{Pipeline, Process, command, output, skip_unless_watching_works, stderr, wait_for};
+use nix::sys::signal::Signal;
 
 fn glasshouse(args: &[&str]) -> Output {
     let mut run = command("glasshouse");
@@ -226,4 +227,194 @@ fn completions_and_manual_pages_are_made() {
     let man = glasshouse(&["man", dir.path().to_str().unwrap()]);
     assert!(man.status.success());
     assert!(dir.path().join("glasshouse.1").exists() && dir.path().join("glasshouse-run.1").exists());
+}
+
+/// A command under watch whose script runs in `dir`.
+fn watched_in(dir: &Path, options: &[&str], script: &str) -> Command {
+    let mut run = command("glasshouse");
+    run.current_dir(dir).args(["run", "--profile", "host"]).args(options).args(["--", "sh", "-c", script]);
+    run
+}
+
+/// Says that it has started and waits to be let go.
+const HELD: &str = "touch started; until [ -e go ]; do sleep 0.01; done; exit 9";
+
+fn started(dir: &Path) {
+    wait_for("the command starts", || dir.join("started").exists().then_some(()));
+}
+
+fn new_id() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let random = (now.as_nanos() as u64).to_le_bytes();
+    let random = [&random[..], &[0; 2]].concat().try_into().unwrap();
+    glasshouse_schema::ids::ExecutionId::from_parts(now.as_millis() as u64, random).to_string()
+}
+
+#[test]
+fn a_refused_second_run_leaves_the_record_of_the_first_alone() {
+    skip_unless_watching_works!();
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = Pipeline::start(&[], &[]);
+    let id = new_id();
+    let options = ["--nats", &pipeline.url, "--id", &id];
+    let mut first = Process::spawn(watched_in(dir.path(), &options, HELD));
+    started(dir.path());
+    let second = output(watched_in(dir.path(), &options, "touch again"));
+    assert_eq!(second.status.code(), Some(125), "{}", stderr(&second));
+    assert!(stderr(&second).contains("never runs twice"), "{}", stderr(&second));
+    assert!(!dir.path().join("again").exists());
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    assert_eq!(first.0.wait().unwrap().code(), Some(9));
+    let get = glasshouse(&["receipt", "get", &id, "--wait", "--json", "--nats", &pipeline.url]);
+    let receipt: serde_json::Value = serde_json::from_slice(&get.stdout).unwrap();
+    assert_eq!((&receipt["exit_code"], &receipt["completeness"]), (&9.into(), &"closed".into()));
+    assert_eq!(get.stdout, std::fs::read(dir.path().join("receipt.json")).unwrap());
+}
+
+#[test]
+fn a_closed_stderr_changes_no_exit_code() {
+    for (options, code) in
+        [(&["--json"][..], 9), (&["--profile", "guest"], 9), (&["--backend", "cloud"], 125)]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut run = command("glasshouse");
+        run.arg("run").args(options).args(["--", "sh", "-c", "exit 9"]);
+        let status = run.stdout(Stdio::null()).stderr(writer).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{options:?}");
+    }
+}
+
+#[test]
+fn what_the_command_plants_is_neither_waited_for_nor_followed() {
+    skip_unless_watching_works!();
+    for plant in ["mkfifo receipt.json", "ln -s precious receipt.json"] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("precious"), "precious").unwrap();
+        let done = output(watched_in(dir.path(), &[], &format!("{plant}; exit 9")));
+        assert_eq!(done.status.code(), Some(9), "{plant}: {}", stderr(&done));
+        let receipt = dir.path().join("receipt.json");
+        assert!(receipt.symlink_metadata().unwrap().is_file(), "{plant}");
+        let receipt: serde_json::Value = serde_json::from_slice(&std::fs::read(receipt).unwrap()).unwrap();
+        assert_eq!(receipt["exit_code"], 9);
+        assert_eq!(std::fs::read(dir.path().join("precious")).unwrap(), b"precious");
+    }
+}
+
+#[test]
+fn a_receipt_that_cannot_be_written_is_said_before_or_does_not_hide_the_end() {
+    skip_unless_watching_works!();
+    let dir = tempfile::tempdir().unwrap();
+    let before = output(watched_in(dir.path(), &["--receipt", "missing/receipt.json"], "touch ran"));
+    assert_eq!(before.status.code(), Some(125));
+    assert!(stderr(&before).contains("missing/receipt.json"), "{}", stderr(&before));
+    assert!(!dir.path().join("ran").exists(), "the command ran");
+
+    let policy = glasshouse_e2e::root().join("deploy/policies/baseline.yaml");
+    for spoil in ["mkdir receipt.json", "rm -r ../here"] {
+        let here = dir.path().join("here");
+        std::fs::create_dir(&here).unwrap();
+        let options = ["--json", "--policy", policy.to_str().unwrap()];
+        let after = output(watched_in(&here, &options, &format!("{spoil}; exit 9")));
+        let said = stderr(&after);
+        assert_eq!(after.status.code(), Some(125), "{spoil}: {said}");
+        assert!(said.contains("the command ended with 9"), "{spoil}: {said}");
+        let summary = said.lines().find(|line| line.starts_with('{')).unwrap();
+        let summary: serde_json::Value = serde_json::from_str(summary).unwrap();
+        assert_eq!(summary["outcome"]["exit_code"], 9);
+        assert!(summary["receipt_error"].as_str().unwrap().contains("receipt.json"), "{summary}");
+        assert_eq!(summary["verdicts"].as_array().unwrap().len(), 1);
+        let _ = std::fs::remove_dir_all(&here);
+    }
+}
+
+/// The process whose command line names `text`.
+fn process_with(text: &str) -> nix::unistd::Pid {
+    let mut pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let is_server = line.split(|byte| *byte == 0).next()?.ends_with(b"nats-server");
+        (is_server && String::from_utf8_lossy(&line).contains(text)).then_some(pid)
+    });
+    nix::unistd::Pid::from_raw(pids.next().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_that_stops_answering_costs_seconds_and_no_receipt() {
+    skip_unless_watching_works!();
+    use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology};
+    let data = tempfile::tempdir().unwrap();
+    let server = NatsServer::start(ServerOptions::new(data.path())).await.unwrap();
+    let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
+    Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
+    let server_pid = process_with(data.path().to_str().unwrap());
+    for interrupts in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = watched_in(dir.path(), &["--json", "--nats", server.url()], HELD);
+        let mut run = Process::spawn({
+            run.stderr(Stdio::piped());
+            run
+        });
+        started(dir.path());
+        nix::sys::signal::kill(server_pid, Signal::SIGSTOP).unwrap();
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        let begin = Instant::now();
+        let receipt = dir.path().join("receipt.json");
+        wait_for("the receipt", || receipt.exists().then_some(()));
+        let written = begin.elapsed();
+        if interrupts {
+            run.signal(Signal::SIGTERM);
+        }
+        let code = run.0.wait().unwrap().code();
+        let ended = begin.elapsed();
+        nix::sys::signal::kill(server_pid, Signal::SIGCONT).unwrap();
+        let said = std::io::read_to_string(run.0.stderr.take().unwrap()).unwrap();
+        assert_eq!(code, Some(9), "{said}");
+        assert_eq!(said.lines().count(), 2, "one line of ours and the summary: {said}");
+        assert!(said.contains("could not be stored"), "{said}");
+        assert!(said.contains("\"published\":false"), "{said}");
+        assert!(written < Duration::from_secs(3), "the receipt took {written:?}");
+        let limit = if interrupts { 3 } else { 8 };
+        assert!(ended < Duration::from_secs(limit), "took {ended:?}: {said}");
+        let receipt: serde_json::Value = serde_json::from_slice(&std::fs::read(receipt).unwrap()).unwrap();
+        assert_eq!((&receipt["exit_code"], &receipt["completeness"]), (&9.into(), &"closed".into()));
+    }
+    server.stop().await;
+}
+
+#[test]
+fn a_caller_that_does_not_read_can_still_end_us() {
+    skip_unless_watching_works!();
+    let dir = tempfile::tempdir().unwrap();
+    let script = "head -c 100000 /dev/zero; touch started; exit 9";
+    let mut run = watched_in(dir.path(), &[], script);
+    run.stdout(Stdio::piped());
+    let mut run = Process::spawn(run);
+    started(dir.path());
+    // A signal that comes before the end of the root is for the root.
+    std::thread::sleep(Duration::from_millis(300));
+    run.signal(Signal::SIGTERM);
+    let begin = Instant::now();
+    assert_eq!(run.0.wait().unwrap().code(), Some(9));
+    assert!(begin.elapsed() < Duration::from_secs(5), "took {:?}", begin.elapsed());
+    assert!(dir.path().join("receipt.json").exists());
+}
+
+#[test]
+fn a_tail_ends_with_its_reader() {
+    skip_unless_watching_works!();
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = Pipeline::start(&[], &[]);
+    let done = output(watched_in(dir.path(), &["--nats", &pipeline.url], "exit 9"));
+    assert_eq!(done.status.code(), Some(9), "{}", stderr(&done));
+    let mut tail = command("glasshouse");
+    tail.args(["receipt", "tail", "--all", "--nats", &pipeline.url]).stdout(Stdio::piped());
+    let mut tail = Process::spawn(tail);
+    let mut lines = BufReader::new(tail.0.stdout.take().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert!(line.contains("exit 9"), "{line}");
+    drop(lines);
+    let status = wait_for("the tail ends", || tail.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
 }

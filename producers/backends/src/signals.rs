@@ -5,6 +5,9 @@
 //! sends ^C and ^\ to the whole group by itself, so what the kernel sent is not sent a second time. What somebody sent
 //! with kill(2) always is.
 //!
+//! Once the root has ended, what is left of an execution is ours to shorten: the backend ends it ([`ExecutionBackend::kill`]
+//! again), and [`SignalForwarder::stop`] tells whoever waits for something else.
+//!
 //! A signal that comes before the command exists is kept by the backend and ends the held process before its first
 //! instruction; see [`ExecutionBackend::kill`].
 
@@ -19,6 +22,7 @@ use glasshouse_execution::backend::{ExecutionBackend, StopSignal};
 use nix::fcntl::OFlag;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
@@ -39,9 +43,23 @@ static ACTIVE: AtomicBool = AtomicBool::new(false);
 pub struct SignalForwarder {
     task: JoinHandle<()>,
     before: Vec<(i32, libc::sigaction)>,
+    /// How many came that ask for an end.
+    stops: watch::Receiver<u64>,
 }
 
 impl SignalForwarder {
+    /// Returns at the next signal that asks for an end: SIGINT, SIGTERM, SIGHUP or SIGQUIT. Those that came before the
+    /// call were for the command.
+    pub fn stop(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut stops = self.stops.clone();
+        stops.mark_unchanged();
+        async move {
+            if stops.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Begins to forward to the backend's command. One at a time: a second while the first lives is refused. Has to be
     /// called in a tokio runtime.
     pub fn install(backend: Arc<dyn ExecutionBackend>) -> io::Result<Self> {
@@ -49,8 +67,9 @@ impl SignalForwarder {
             return Err(io::Error::other("signals are being forwarded to another execution already"));
         }
         let pipe = pipe().inspect_err(|_| ACTIVE.store(false, Ordering::SeqCst))?;
-        let task = tokio::spawn(forward(pipe, backend).in_current_span());
-        let mut forwarder = Self { task, before: Vec::new() };
+        let (stopped, stops) = watch::channel(0);
+        let task = tokio::spawn(forward(pipe, backend, stopped).in_current_span());
+        let mut forwarder = Self { task, before: Vec::new(), stops };
         for signal in FORWARDED {
             // SAFETY: sigaction with valid pointers; the handler is async-signal-safe.
             unsafe {
@@ -115,7 +134,7 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_v
     }
 }
 
-async fn forward(pipe: AsyncFd<OwnedFd>, backend: Arc<dyn ExecutionBackend>) {
+async fn forward(pipe: AsyncFd<OwnedFd>, backend: Arc<dyn ExecutionBackend>, stopped: watch::Sender<u64>) {
     let mut records = [0; 64];
     loop {
         let Ok(mut ready) = pipe.readable().await else { return };
@@ -128,6 +147,9 @@ async fn forward(pipe: AsyncFd<OwnedFd>, backend: Arc<dyn ExecutionBackend>) {
         };
         for record in records[..read].chunks_exact(2) {
             let (signal, from_kernel) = (i32::from(record[0]), record[1] == 1);
+            if matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT) {
+                stopped.send_modify(|stops| *stops += 1);
+            }
             if from_kernel && backend.shares_process_group() {
                 continue;
             }

@@ -13,4 +13,9 @@ impl SignalForwarder {
     pub fn install(_: Arc<dyn ExecutionBackend>) -> std::io::Result<Self> {
         Ok(Self)
     }
+
+    /// Never returns: no signal is caught here.
+    pub fn stop(&self) -> impl Future<Output = ()> + Send + 'static {
+        std::future::pending()
+    }
 }

@@ -76,7 +76,8 @@ const RUN_HELP: &str = "\
 Exit codes:
   the command's own; 128+n when signal n ended it
   124  --fail-on matched the verdict and the command itself succeeded
-  125  Glasshouse failed (a line on stderr says how; the receipt's outcome.error too)
+  125  Glasshouse failed (a line on stderr says how; the receipt's outcome.error too); when only the receipt could not
+       be written, stderr and --json say how the command ended
   126  the command cannot be executed
   127  the command was not found
 
@@ -130,7 +131,8 @@ pub(crate) struct RunArgs {
     /// Directory to run the command in
     #[arg(long, value_name = "DIR")]
     pub(crate) workdir: Option<PathBuf>,
-    /// Wait for every process of the command instead of ending those that outlive it
+    /// Wait for every process of the command instead of ending those that outlive it; a signal then goes to all of them,
+    /// a second one ends them
     #[arg(long)]
     pub(crate) wait_descendants: bool,
     /// Directory with compiled BPF objects to use instead of the built-in ones

@@ -6,10 +6,12 @@
     test,
     allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")
 )]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod args;
 mod bus;
 mod commands;
+mod receipt_file;
 mod render;
 mod sink;
 
@@ -25,12 +27,18 @@ pub(crate) const EXIT_GLASSHOUSE_FAILED: u8 = 125;
 /// Exit code for `--fail-on` when the verdict says so and the command itself succeeded.
 pub(crate) const EXIT_VERDICT: u8 = 124;
 
+/// Says a line on stderr. A caller that closed it loses the words and nothing else: `eprintln!` would end us there.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("glasshouse: error: {error:#}");
+            say(format_args!("glasshouse: error: {error:#}"));
             ExitCode::from(EXIT_GLASSHOUSE_FAILED)
         }
     }

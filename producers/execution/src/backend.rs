@@ -145,14 +145,15 @@ pub trait ExecutionBackend: Send + Sync {
     async fn drain(&self, wait_for_descendants: bool) -> Result<OutputReport, BackendError>;
 
     /// Ends a started command, from any task. Fine to call at any time, any number of times: before `start` the
-    /// signal is kept and given to the command while it is held, after the end it does nothing.
+    /// signal is kept and given to the command while it is held. After the root's end a signal is for what `drain` still
+    /// waits for: the rest of the execution first, the copying of its output when there is no rest.
     async fn kill(&self, signal: StopSignal) -> Result<(), BackendError>;
 
     /// Removes what is left; gives what could not be removed, in words.
     async fn cleanup(&self) -> Vec<String>;
 
     /// Whether the command runs in the caller's own process group, so that the caller's terminal gives it ^C by
-    /// itself. False before `start`.
+    /// itself. False before `start` and after the root's end.
     fn shares_process_group(&self) -> bool {
         false
     }

@@ -9,6 +9,9 @@
 //!
 //! Invariants:
 //! - `requested` comes first and `cleaned` last, whatever happens in between; the backend's `cleanup` always runs.
+//! - Nothing is published before the claim is held: `requested` and `admitted` wait for it and go out ahead of
+//!   `claimed`. An execution that is not valid, not admitted or not ours to run publishes nothing at all, because
+//!   whoever holds the claim under the same id would find its record ended by us; the report alone says what failed.
 //! - Profiling fails open: whatever goes wrong with it, the command runs and the record says why it ran unobserved.
 //!   Only [`ExecutionSpec::profile_required`] turns that into `failed` at `attach`, and then the command never runs.
 //! - The command's first instruction comes after `profiled` or `unprofiled` was handed to the sink.
@@ -19,8 +22,8 @@
 //!
 //! Cancellation: a future of [`Engine::run`] that is dropped (or unwound by a panic) before its end kills the command
 //! and cleans up in a task of its own, and that task publishes what is missing of the record: `failed` at the step it
-//! was in, `sealed` with every vantage point missing, `cleaned`. Dropped outside of a tokio runtime, nothing can be
-//! awaited: then only the backend's own `Drop` ends the command.
+//! was in, `sealed` with every vantage point missing, `cleaned`; nothing without the claim. Dropped outside of a tokio
+//! runtime, nothing can be awaited: then only the backend's own `Drop` ends the command.
 
 mod mask;
 mod record;
@@ -83,7 +86,7 @@ pub struct EngineReport {
     pub unprofiled: Option<Unprofiled>,
     /// What was published as `sealed`.
     pub sealed: Option<Sealed>,
-    /// What was published as `failed`.
+    /// What was published as `failed`; without the claim it is told here only.
     pub failed: Option<Failed>,
     /// What the command printed, as far as it went through the backend.
     pub output: OutputReport,
@@ -263,6 +266,7 @@ impl Run<'_> {
                 return Err(self.fails(&span, BackendError::failed("claiming the execution", panic)));
             }
         };
+        record.claimed();
         record.publish(Phase::Claimed(Claimed { node: spec.node.clone(), epoch })).await;
 
         let backend = self.backend;

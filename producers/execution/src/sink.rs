@@ -28,7 +28,8 @@ pub trait EventSink: Send + Sync {
     /// Returns when everything taken so far is stored, or says what is not.
     async fn flush(&self) -> Result<(), SinkError>;
 
-    /// Takes the claim on the execution before anything is started and gives its epoch. The default is for sinks
+    /// Takes the claim on the execution before anything is started and gives its epoch. Before it is held, and after it was
+    /// refused, the engine hands no event of the execution to the sink. The default is for sinks
     /// with nobody to compete with.
     async fn claim(
         &self,

@@ -1,4 +1,10 @@
 //! The cgroup v2 of one execution: `<our own cgroup>/glasshouse/<execution id>`.
+//!
+//! Whoever runs an execution holds a lock (flock(2)) on its cgroup's directory, which the kernel lets go of when that
+//! process ends, however it ends. A process's first execution looks through the siblings: one that is named as an
+//! execution and that nobody holds was left by a process that was killed, and what runs in it is ended. The folder itself
+//! is locked while cgroups are made (shared) and looked through (exclusively), so that none is taken for left before its
+//! lock is held.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -6,21 +12,61 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use glasshouse_schema::ids::ExecutionId;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::io::Interest;
 
+use super::group;
 use crate::fd::watch;
 
 /// The folder of all executions below our own cgroup. It stays: it is empty and others may be about to use it.
 const PARENT: &str = "glasshouse";
+/// How long to wait for the folder's lock, which anybody who can read the folder can hold.
+const LOCK_WITHIN: Duration = Duration::from_millis(500);
+/// How long killed processes may take until their cgroup can be removed; longer ones are left to the next start.
+const LEFT_WITHIN: Duration = Duration::from_millis(200);
+/// Between two tries of either.
+const RETRY_AFTER: Duration = Duration::from_millis(2);
 
 /// A cgroup that exists until [`Cgroup::remove`].
 #[derive(Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
-    dir: File,
+    dir: Dir,
     id: u64,
+}
+
+/// The cgroup's directory.
+#[derive(Debug)]
+enum Dir {
+    /// Says that the execution has a runner.
+    Locked(Flock<File>),
+    /// Where the kernel takes no locks on it; then nobody else gets one either.
+    Open(File),
+}
+
+impl Dir {
+    fn new(dir: File) -> io::Result<Self> {
+        match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => Ok(Self::Locked(locked)),
+            Err((_, Errno::EWOULDBLOCK)) => Err(Errno::EWOULDBLOCK.into()),
+            Err((dir, errno)) => {
+                tracing::debug!(error = %errno, "the execution's cgroup is not locked");
+                Ok(Self::Open(dir))
+            }
+        }
+    }
+
+    fn file(&self) -> &File {
+        match self {
+            Self::Locked(dir) => dir,
+            Self::Open(dir) => dir,
+        }
+    }
 }
 
 impl Cgroup {
@@ -49,19 +95,19 @@ impl Cgroup {
             };
             format!("making the cgroup {}: {error}{hint}", path.display())
         };
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                match fs::create_dir(&parent) {
-                    Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(explain(error)),
-                    _ => {}
-                }
-                fs::create_dir(&path).map_err(explain)?;
-            }
-            made => made.map_err(explain)?,
+        match fs::create_dir(&parent) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(explain(error)),
+            _ => {}
         }
-        let dir = File::open(&path).map_err(explain)?;
+        sweep(&parent);
+        let _making = lock_folder(&parent, FlockArg::LockSharedNonblock, LOCK_WITHIN);
+        fs::create_dir(&path).map_err(explain)?;
+        let dir = File::open(&path).and_then(Dir::new).map_err(|error| {
+            let _ = fs::remove_dir(&path);
+            explain(error)
+        })?;
         // The inode of the directory is what the kernel calls the cgroup's id.
-        let id = dir.metadata().map_err(explain)?.ino();
+        let id = dir.file().metadata().map_err(explain)?.ino();
         Ok(Self { path, dir, id })
     }
 
@@ -75,7 +121,7 @@ impl Cgroup {
 
     /// The directory, to start a process in.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.dir.as_fd()
+        self.dir.file().as_fd()
     }
 
     /// Moves a process in.
@@ -85,25 +131,12 @@ impl Cgroup {
 
     /// SIGKILL to every process in it and below.
     pub(super) fn kill(&self) -> io::Result<()> {
-        match File::options().write(true).open(self.path.join("cgroup.kill")) {
-            Ok(mut kill) => kill.write_all(b"1"),
-            // Older than Linux 5.14. A process that forks meanwhile is caught by the next round of `empty`.
-            Err(error) if error.kind() == ErrorKind::NotFound && self.path.exists() => self.kill_one_by_one(),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
+        kill(&self.path)
     }
 
-    fn kill_one_by_one(&self) -> io::Result<()> {
-        for dir in self.below() {
-            for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
-                if let Ok(pid) = pid.parse::<i32>() {
-                    let _ =
-                        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
-                }
-            }
-        }
-        Ok(())
+    /// A signal to every process in it and below.
+    pub(super) fn signal(&self, number: i32) {
+        signal(&self.path, number);
     }
 
     /// Returns once no process is left in it and below; kills those that are there when asked to.
@@ -131,29 +164,115 @@ impl Cgroup {
 
     /// Removes it and what the command made below it; gives what is left.
     pub(super) fn remove(&self) -> Vec<String> {
-        // Children come before their parents.
-        let removed = self.below().into_iter().rev().map(|dir| match fs::remove_dir(&dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Some(format!("the cgroup {} is left: {error}", dir.display()))
-            }
-            _ => None,
-        });
-        removed.flatten().collect()
+        remove(&self.path)
     }
+}
 
-    /// The directory and every one below it, parents first.
-    fn below(&self) -> Vec<PathBuf> {
-        let mut found = vec![self.path.clone()];
-        let mut next = 0;
-        while let Some(dir) = found.get(next) {
-            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-            let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-            let dirs: Vec<PathBuf> = dirs.map(|entry| entry.path()).collect();
-            found.extend(dirs);
-            next += 1;
+/// The lock on the folder of all executions, or none when it could not be had in time.
+fn lock_folder(parent: &Path, how: FlockArg, within: Duration) -> Option<Flock<File>> {
+    let mut folder = File::open(parent).ok()?;
+    let end = Instant::now() + within;
+    loop {
+        match Flock::lock(folder, how) {
+            Ok(lock) => return Some(lock),
+            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < end => folder = back,
+            Err((_, errno)) => {
+                tracing::debug!(folder = %parent.display(), error = %errno, "the folder of executions is not locked");
+                return None;
+            }
         }
-        found
+        std::thread::sleep(RETRY_AFTER);
     }
+}
+
+/// Ends what executions of killed processes left in `parent`; once per process, and only if nobody is busy there.
+fn sweep(parent: &Path) {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.swap(true, Ordering::Relaxed) {
+        sweep_now(parent);
+    }
+}
+
+fn sweep_now(parent: &Path) {
+    let Some(_looking) = lock_folder(parent, FlockArg::LockExclusiveNonblock, Duration::ZERO) else { return };
+    let mut left = Vec::new();
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_execution = entry.file_name().to_str().is_some_and(|name| name.parse::<ExecutionId>().is_ok());
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if !is_execution || !is_dir {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(dir) = File::open(&path) else { continue };
+        if let Ok(lock) = Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
+            tracing::warn!(cgroup = %path.display(), "an execution has lost its runner: it is ended");
+            match kill(&path) {
+                Ok(()) => left.push((path, lock)),
+                Err(error) => {
+                    tracing::warn!(cgroup = %path.display(), %error, "it cannot be ended");
+                }
+            }
+        }
+    }
+    let end = Instant::now() + LEFT_WITHIN;
+    loop {
+        left.retain(|(path, _)| !remove(path).is_empty());
+        if left.is_empty() || Instant::now() >= end {
+            return;
+        }
+        std::thread::sleep(RETRY_AFTER);
+    }
+}
+
+/// SIGKILL to every process in a cgroup and below.
+fn kill(path: &Path) -> io::Result<()> {
+    match File::options().write(true).open(path.join("cgroup.kill")) {
+        Ok(mut kill) => kill.write_all(b"1"),
+        // Older than Linux 5.14. A process that forks meanwhile is caught by the next round of `empty`.
+        Err(error) if error.kind() == ErrorKind::NotFound && path.exists() => {
+            signal(path, libc::SIGKILL);
+            Ok(())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A signal to every process in a cgroup and below.
+fn signal(path: &Path, number: i32) {
+    for dir in below(path) {
+        for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+            // 0 is a process of another pid namespace, and to kill(2) our own group.
+            if let Some(pid) = pid.parse::<i32>().ok().filter(|pid| *pid > 0) {
+                group::send(pid, number);
+            }
+        }
+    }
+}
+
+fn remove(path: &Path) -> Vec<String> {
+    // Children come before their parents.
+    let removed = below(path).into_iter().rev().map(|dir| match fs::remove_dir(&dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Some(format!("the cgroup {} is left: {error}", dir.display()))
+        }
+        _ => None,
+    });
+    removed.flatten().collect()
+}
+
+/// The directory and every one below it, parents first.
+fn below(path: &Path) -> Vec<PathBuf> {
+    let mut found = vec![path.to_owned()];
+    let mut next = 0;
+    while let Some(dir) = found.get(next) {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let dirs: Vec<PathBuf> = dirs.map(|entry| entry.path()).collect();
+        found.extend(dirs);
+        next += 1;
+    }
+    found
 }
 
 fn populated(events: impl AsFd) -> io::Result<bool> {

@@ -2,7 +2,7 @@
 //!
 //! A process that leaves both is not found; the backend says so when it falls back to this.
 
-#![allow(unsafe_code, reason = "pidfd_open has no safe API")]
+#![allow(unsafe_code, reason = "pidfd_open has no safe API, nor has kill with any number")]
 
 use std::fs;
 use std::io;
@@ -33,6 +33,21 @@ pub(super) async fn empty(leader: i32, kill_them: bool) -> io::Result<()> {
             }
             let _ = pidfd.readable().await?;
         }
+    }
+}
+
+/// A signal to every living process of the group or session, the leader excepted.
+pub(super) fn signal(leader: i32, number: i32) {
+    for member in members(leader) {
+        send(member, number);
+    }
+}
+
+/// A signal to a process that may be gone, or be another's.
+pub(super) fn send(pid: i32, number: i32) {
+    // SAFETY: plain system call with two integers.
+    unsafe {
+        libc::kill(pid, number);
     }
 }
 

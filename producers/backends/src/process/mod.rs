@@ -32,6 +32,7 @@ use glasshouse_schema::lifecycle::{Environment, Isolation, Rusage, Sandbox};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::unix::pipe;
+use tokio::sync::watch;
 
 use self::cgroup::Cgroup;
 use self::resolve::Program;
@@ -59,6 +60,25 @@ struct State {
     streams: Option<Running>,
     /// A signal that came before there was a process.
     pending: Option<i32>,
+    rest: Rest,
+    /// True once somebody asked for an end and nothing of the command is left to be asked.
+    abort: watch::Sender<bool>,
+}
+
+/// What a signal means once the root has ended.
+enum Rest {
+    /// Nobody has asked for the end of the rest yet: these signals wait for that.
+    NotYet(Vec<i32>),
+    /// What the root left behind is being waited for, and so many signals have asked it to end.
+    Waiting(usize),
+    /// Nobody is left, or all that is left is being killed.
+    Over,
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self::NotYet(Vec::new())
+    }
 }
 
 /// The command's root.
@@ -171,6 +191,38 @@ impl ProcessBackend {
     }
 }
 
+impl State {
+    /// A signal that comes when the root has ended: the rest of the command gets it, and from the second on it is
+    /// killed. With nobody left to get it, it ends what is done with the output.
+    fn end_rest(&mut self, child: &Child, number: i32) -> io::Result<()> {
+        let asks_to_end = matches!(number, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT);
+        match &mut self.rest {
+            Rest::NotYet(signals) => signals.push(number),
+            Rest::Waiting(asked) if *asked > 0 && asks_to_end => {
+                self.abort.send_replace(true);
+                ProcessBackend::kill_all(self.cgroup.as_deref(), Some(child))?;
+            }
+            Rest::Waiting(asked) => {
+                *asked += usize::from(asks_to_end);
+                match &self.cgroup {
+                    Some(cgroup) => cgroup.signal(number),
+                    None if child.leads && child.gate().root.is_some() => group::signal(child.pid, number),
+                    None => {}
+                }
+            }
+            Rest::Over if asks_to_end => {
+                self.abort.send_replace(true);
+            }
+            Rest::Over => {}
+        }
+        Ok(())
+    }
+}
+
+fn still_there() -> io::Error {
+    io::Error::other(format!("processes of the command are there {} s after SIGKILL", GONE_WITHIN.as_secs()))
+}
+
 impl Child {
     fn new(held: &Held, program: Program, shares_group: bool, leads: bool) -> io::Result<Self> {
         let gate = Gate { barrier: None, report: None, exit: None, root: Some(guest::Root::new(held.pid)) };
@@ -180,6 +232,11 @@ impl Child {
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the root has ended, noticed by `wait` or not: a signal to a zombie is lost without a word.
+    fn has_ended(&self) -> bool {
+        matches!(self.exit(false), Ok(Some(_)))
     }
 
     /// A signal to the root. One that has ended takes none, which is no error.
@@ -364,15 +421,41 @@ impl ExecutionBackend for ProcessBackend {
 
     async fn drain(&self, wait_for_descendants: bool) -> Result<OutputReport, BackendError> {
         let child = self.child()?;
-        let cgroup = self.state().cgroup.clone();
         let ending = |error: io::Error| BackendError::failed("ending what the command left running", error);
-        Self::empty(cgroup.as_deref(), Some(&child), !wait_for_descendants).await.map_err(ending)?;
-        child.exit(true).map_err(ending)?;
-        let streams = self.state().streams.take();
-        match streams {
-            Some(mut streams) => streams.finish().await,
+        let (cgroup, abort, mut killed) = {
+            let mut state = self.state();
+            let rest = if wait_for_descendants { Rest::Waiting(0) } else { Rest::Over };
+            if let Rest::NotYet(signals) = std::mem::replace(&mut state.rest, rest) {
+                for signal in signals {
+                    state.end_rest(&child, signal).map_err(ending)?;
+                }
+            }
+            (state.cgroup.clone(), state.abort.subscribe(), state.abort.subscribe())
+        };
+        let empty = Self::empty(cgroup.as_deref(), Some(&child), !wait_for_descendants);
+        let too_late = async {
+            if wait_for_descendants && killed.wait_for(|killed| *killed).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(GONE_WITHIN).await;
+        };
+        let emptied = tokio::select! {
+            biased;
+            emptied = empty => emptied,
+            // One in an uninterruptible sleep does not die.
+            () = too_late => Err(still_there()),
+        };
+        let emptied = emptied.and_then(|()| child.exit(true)).map_err(ending);
+        let streams = {
+            let mut state = self.state();
+            state.rest = Rest::Over;
+            state.streams.take()
+        };
+        let output = match streams {
+            Some(mut streams) => streams.finish(abort).await,
             None => Ok(OutputReport::default()),
-        }
+        };
+        emptied.and(output)
     }
 
     async fn kill(&self, signal: StopSignal) -> Result<(), BackendError> {
@@ -382,12 +465,15 @@ impl ExecutionBackend for ProcessBackend {
             StopSignal::Terminate => libc::SIGTERM,
             StopSignal::Number(number) => number,
         };
-        let Some(child) = &state.child else {
+        let Some(child) = state.child.clone() else {
             state.pending = Some(number);
             return Ok(());
         };
         let killed = match signal {
-            StopSignal::Kill => Self::kill_all(state.cgroup.as_deref(), Some(child)),
+            StopSignal::Kill => Self::kill_all(state.cgroup.as_deref(), Some(&child)),
+            StopSignal::Terminate | StopSignal::Number(_) if child.has_ended() => {
+                state.end_rest(&child, number)
+            }
             StopSignal::Terminate | StopSignal::Number(_) => child.signal(number),
         };
         killed.map_err(|error| BackendError::failed(format!("sending signal {number} to the command"), error))
@@ -416,10 +502,7 @@ impl ExecutionBackend for ProcessBackend {
         match tokio::time::timeout(GONE_WITHIN, gone).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => left.push(format!("ending the command's processes: {error}")),
-            Err(_) => left.push(format!(
-                "processes of the command are there {} s after SIGKILL",
-                GONE_WITHIN.as_secs()
-            )),
+            Err(_) => left.push(still_there().to_string()),
         }
         if let Some(cgroup) = &cgroup {
             let kept = cgroup.remove();
@@ -432,7 +515,7 @@ impl ExecutionBackend for ProcessBackend {
     }
 
     fn shares_process_group(&self) -> bool {
-        self.state().child.as_ref().is_some_and(|child| child.shares_group)
+        self.state().child.as_ref().is_some_and(|child| child.shares_group && !child.has_ended())
     }
 
     fn pidfd(&self) -> Option<OwnedFd> {

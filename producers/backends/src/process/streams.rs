@@ -12,6 +12,10 @@
 //! A copy is a thread with blocking writes: the caller's streams may be shared with others, so they are never made
 //! non-blocking, and a caller that does not read holds the command up as it would without us. A caller that stops
 //! reading (EPIPE) makes us close our end, and the command gets its SIGPIPE; what was then copied has no hash.
+//!
+//! A caller that neither reads nor leaves would hold us up for ever once the command has ended, and its signals find
+//! nobody any more. So a signal then gives up the copies that do not end within [`GIVEN_UP_AFTER`]: their threads stay
+//! in their writes until the process ends, and what they copied has no hash.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -27,7 +31,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::pty::{self, Proxy, Pty};
 
@@ -37,6 +41,9 @@ pub const CAPTURE_BYTES: usize = 16 * 1024 * 1024;
 const CHUNK_BYTES: usize = 64 * 1024;
 /// How long a pty may take to hand on what was written to it, once nobody is left to write.
 const PTY_GRACE: Duration = Duration::from_millis(200);
+
+/// How long the copies may go on once somebody asked for an end: a caller that reads takes what is left by then.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(1);
 
 /// Where a copy goes.
 enum Target {
@@ -169,12 +176,37 @@ impl Prepared {
 impl Running {
     /// Reads what the command left in its streams. To be called when nobody is left to write: then all of it is there,
     /// and a descriptor that somebody outside of the execution still holds does not matter.
-    pub(super) async fn finish(&mut self) -> Result<OutputReport, BackendError> {
+    ///
+    /// Once `abort` is true, what cannot be copied soon is given up.
+    pub(super) async fn finish(
+        &mut self,
+        mut abort: watch::Receiver<bool>,
+    ) -> Result<OutputReport, BackendError> {
         self.no_more();
         let mut report = OutputReport::default();
+        let given_up = async {
+            if abort.wait_for(|abort| *abort).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(GIVEN_UP_AFTER).await;
+        };
+        let mut given_up = std::pin::pin!(given_up);
+        let mut is_given_up = false;
         for (stream, copy) in self.copies.iter_mut().enumerate() {
             let Some(copy) = copy.take() else { continue };
-            let copied = copy.await.map_err(|_| {
+            if is_given_up {
+                continue;
+            }
+            let copied = tokio::select! {
+                biased;
+                copied = copy => copied,
+                () = &mut given_up => {
+                    tracing::warn!("the caller does not read: what is left of the output is given up");
+                    is_given_up = true;
+                    continue;
+                }
+            };
+            let copied = copied.map_err(|_| {
                 BackendError::failed("reading the command's output", "the thread that copies it is gone")
             })?;
             match stream {

@@ -23,7 +23,7 @@ type Check = Result<(), String>;
 
 type Named = (&'static str, fn() -> Check);
 
-const CHECKS: [Named; 16] = [
+const CHECKS: [Named; 20] = [
     ("pipes_are_passed_through_and_hashed", pipes_are_passed_through_and_hashed),
     ("input_is_passed_through", input_is_passed_through),
     ("a_reader_that_leaves_ends_the_writer", a_reader_that_leaves_ends_the_writer),
@@ -39,6 +39,10 @@ const CHECKS: [Named; 16] = [
     ("guest_prep_is_refused_elsewhere", guest_prep_is_refused_elsewhere),
     ("without_a_cgroup_the_command_runs_and_is_ended", without_a_cgroup_the_command_runs_and_is_ended),
     ("a_killed_runner_leaves_no_held_process", a_killed_runner_leaves_no_held_process),
+    ("a_killed_runners_execution_is_ended_by_the_next", a_killed_runners_execution_is_ended_by_the_next),
+    ("a_caller_that_does_not_read_can_end_us", a_caller_that_does_not_read_can_end_us),
+    ("signals_reach_what_the_root_left_behind", signals_reach_what_the_root_left_behind),
+    ("a_signal_after_the_end_costs_a_reader_nothing", a_signal_after_the_end_costs_a_reader_nothing),
     ("fifty_at_once_leave_nothing", fifty_at_once_leave_nothing),
 ];
 
@@ -435,6 +439,107 @@ fn find_dir(base: &Path, name: &str) -> Option<PathBuf> {
         true => Some(dir),
         false => find_dir(&dir, name),
     })
+}
+
+fn a_killed_runners_execution_is_ended_by_the_next() -> Check {
+    let script = "echo ready; readlink /proc/self; cat /proc/self/cgroup; sleep 1000 & echo $!; wait";
+    let start = || {
+        let mut child = Run::new("disabled", "plain", &["sh", "-c", script]).command.spawn().unwrap();
+        let mut stdout = ready(&mut child);
+        let mut lines = Vec::new();
+        while lines.len() < 3 || lines.last().is_none_or(|line: &String| line.trim().parse::<u32>().is_err())
+        {
+            let mut line = String::new();
+            assert!(stdout.read_line(&mut line).unwrap() > 0, "{lines:?}");
+            lines.push(line);
+        }
+        let cgroup = lines.iter().find_map(|line| line.trim().strip_prefix("0::")).map(str::to_owned);
+        (child, cgroup, lines.pop().unwrap())
+    };
+    let (mut killed, cgroup, left) = start();
+    let Some(id) = cgroup.filter(|path| path.contains("/glasshouse/")) else {
+        killed.kill().unwrap();
+        return Err("no cgroup of its own".into());
+    };
+    let id = id.rsplit('/').next().unwrap().to_owned();
+    let (mut alive, _, kept) = start();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(is_alive(&left), "nobody ends it yet");
+    let output = Run::new("disabled", "plain", &["true"]).output();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    eventually("what was left is ended", || !is_alive(&left));
+    assert!(is_alive(&kept), "an execution with a runner was ended");
+    eventually("its cgroup is removed", || {
+        Run::new("disabled", "plain", &["true"]).output();
+        find_dir(Path::new("/sys/fs/cgroup"), &id).is_none()
+    });
+    kill(Pid::from_raw(alive.id() as i32), Signal::SIGTERM).unwrap();
+    alive.wait().unwrap();
+    Ok(())
+}
+
+/// More than the caller's pipe and ours hold together, from a root that does not wait for it to be read.
+const UNREAD: &str = "head -c 100000 /dev/zero; echo ready >&2; exit 3";
+
+fn a_caller_that_does_not_read_can_end_us() -> Check {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut run = Run::new("host", "plain", &["sh", "-c", UNREAD]);
+        let mut child = run.command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        // The root may not have ended yet, and then the signal is for it.
+        eventually("it ends", || {
+            kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            std::fs::metadata(&run.report).is_ok_and(|report| report.len() > 0)
+        });
+        child.wait().unwrap();
+        assert!(run.field("phases").ends_with("exited sealed cleaned"), "{}", run.field("phases"));
+        assert_eq!(run.field("stdout"), "", "a hash of a part is no hash");
+    }
+    Ok(())
+}
+
+fn root_has_ended(runner: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{runner}/task")).unwrap().flatten();
+    let children =
+        tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    !children.collect::<Vec<_>>().join(" ").split_whitespace().any(is_alive)
+}
+
+fn a_signal_after_the_end_costs_a_reader_nothing() -> Check {
+    let mut run = Run::new("host", "plain", &["sh", "-c", UNREAD]);
+    let mut child = run.command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    eventually("the root ends", || root_has_ended(child.id()));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 100_000));
+    assert_ne!(run.field("stdout"), "");
+    Ok(())
+}
+
+fn signals_reach_what_the_root_left_behind() -> Check {
+    for (trap, signals) in [("trap 'echo told; exit' TERM", 1), ("trap 'echo told' TERM", 2)] {
+        let script = format!("({trap}; echo ready; while :; do sleep 0.01; done) & exit 6");
+        let mut run = Run::new("disabled", "wait", &["sh", "-c", &script]);
+        let mut child = run.command.spawn().unwrap();
+        let mut stdout = ready(&mut child);
+        eventually("the root ends", || root_has_ended(child.id()));
+        let mut told = String::new();
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+        stdout.read_line(&mut told).unwrap();
+        assert_eq!(told, "told\n");
+        if signals == 2 {
+            kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(6));
+        assert_eq!(run.field("left"), "");
+    }
+    Ok(())
 }
 
 fn fifty_at_once_leave_nothing() -> Check {

@@ -1,22 +1,31 @@
 //! One module per subcommand.
 
+#[allow(clippy::print_stderr, reason = "to be moved to `say`")]
 pub(crate) mod doctor;
 pub(crate) mod nats;
 pub(crate) mod policy;
 pub(crate) mod receipt;
 pub(crate) mod run;
 pub(crate) mod shell;
+#[allow(clippy::print_stderr, reason = "to be moved to `say`")]
 pub(crate) mod up;
+#[allow(clippy::print_stderr, reason = "to be moved to `say`")]
 pub(crate) mod verdict;
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use glasshouse_eval::Policy;
 use glasshouse_nats::{Document, ErrorKind, StreamStart, Tail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::watch;
 
 use crate::args::LogArgs;
+use crate::say;
 
 /// Sets up logs on stderr, and OpenTelemetry when the standard `OTEL_*` variables ask for it.
 pub(crate) fn telemetry(service: &'static str, log: &LogArgs) -> anyhow::Result<glasshouse_telemetry::Guard> {
@@ -54,11 +63,16 @@ pub(crate) fn read_policies(paths: &[std::path::PathBuf]) -> anyhow::Result<Vec<
         .collect()
 }
 
-/// Writes to standard output; a reader that went away (`| head`) is no error.
+/// Writes to standard output; a reader that went away (`| head`) is no error, and ends what follows a stream.
 pub(crate) fn print(text: impl AsRef<[u8]>) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            if let Some(stop) = STOP.get() {
+                stop.send_replace(true);
+            }
+            Ok(())
+        }
         result => result.context("cannot write to standard output"),
     }
 }
@@ -75,15 +89,62 @@ pub(crate) fn start(all: bool) -> StreamStart {
     if all { StreamStart::Oldest } else { StreamStart::New }
 }
 
-/// The next document, or `None` once Ctrl-C or SIGTERM asks to stop. A document that cannot be read is named and passed
-/// by.
+/// Whether to stop following a stream: somebody asked us to, or nobody reads what we print.
+static STOP: OnceLock<watch::Sender<bool>> = OnceLock::new();
+
+/// Listens from the first call on, so that no signal falls between two documents.
+fn stopping() -> watch::Receiver<bool> {
+    let stop = STOP.get_or_init(|| {
+        let stop = watch::Sender::new(false);
+        let tell = stop.clone();
+        tokio::spawn(async move {
+            glasshouse_telemetry::stop_signal().await;
+            tell.send_replace(true);
+        });
+        let tell = stop.clone();
+        // It ends with the process; without it only the next document finds out.
+        let watcher = std::thread::Builder::new().name("glasshouse-reader".into()).stack_size(128 * 1024);
+        let watcher = watcher.spawn(move || {
+            if reader_left() {
+                tell.send_replace(true);
+            }
+        });
+        if let Err(error) = watcher {
+            tracing::warn!(%error, "standard output's reader is not watched");
+        }
+        stop
+    });
+    stop.subscribe()
+}
+
+/// Returns once standard output is a pipe or a terminal that nobody is behind any more: never for a file.
+fn reader_left() -> bool {
+    let stdout = std::io::stdout();
+    loop {
+        let mut watched = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+        match poll(&mut watched, PollTimeout::NONE) {
+            Ok(_) => {
+                let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+                return watched[0].revents().is_some_and(|events| events.intersects(gone));
+            }
+            Err(Errno::EINTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// The next document, or `None` once Ctrl-C, SIGTERM or a reader that went away asks to stop. A document that cannot be
+/// read is named and passed by.
 pub(crate) async fn next_unless_stopped(tail: &mut Tail) -> anyhow::Result<Option<Document>> {
+    let mut stopping = stopping();
     loop {
         tokio::select! {
-            () = glasshouse_telemetry::stop_signal() => return Ok(None),
+            biased;
+            // The sender is never dropped.
+            _ = stopping.wait_for(|stop| *stop) => return Ok(None),
             next = tail.next() => match next {
                 Ok(document) => return Ok(Some(document)),
-                Err(error) if error.kind() == ErrorKind::Poison => eprintln!("glasshouse: {error}"),
+                Err(error) if error.kind() == ErrorKind::Poison => say(format_args!("glasshouse: {error}")),
                 Err(error) => return Err(error.into()),
             },
         }

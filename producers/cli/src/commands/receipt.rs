@@ -6,7 +6,7 @@ use glasshouse_schema::receipt::{Completeness, MAX_RECEIPT_BYTES, ReceiptV03};
 use glasshouse_schema::{Receipt, version};
 
 use crate::args::{GetReceiptArgs, ReceiptAction, ReceiptCommand, ShowArgs, TailArgs};
-use crate::{bus, render};
+use crate::{bus, render, say};
 
 pub(crate) fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
     let bytes = super::read_bounded(&args.file, MAX_RECEIPT_BYTES, "receipt")?;
@@ -58,7 +58,9 @@ async fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
         }
         match Receipt::decode(&document.body) {
             Ok(receipt) => super::print(line(&receipt, &document.digest.short()))?,
-            Err(error) => eprintln!("glasshouse: receipt {} is unreadable: {error}", document.digest.short()),
+            Err(error) => {
+                say(format_args!("glasshouse: receipt {} is unreadable: {error}", document.digest.short()));
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

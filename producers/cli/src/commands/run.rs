@@ -20,8 +20,9 @@ use tracing::Instrument;
 
 use crate::args::{FailOn, LogArgs, RunArgs};
 use crate::bus::BusSink;
+use crate::receipt_file::ReceiptFile;
 use crate::sink::{LocalFold, LocalReceipt, RunSink};
-use crate::{EXIT_GLASSHOUSE_FAILED, EXIT_VERDICT, render};
+use crate::{EXIT_GLASSHOUSE_FAILED, EXIT_VERDICT, render, say};
 
 pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode> {
     // What is wrong with the request is said before anything is started.
@@ -36,7 +37,7 @@ pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode
         true => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?,
         false => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
     };
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         let telemetry = super::telemetry("glasshouse", log)?;
         // The trace of whoever calls goes on here.
         let span = tracing::info_span!("glasshouse run");
@@ -46,7 +47,11 @@ pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode
         let code = run(*args, policies).instrument(span).await;
         telemetry.shutdown();
         code
-    })
+    });
+    // The process ends here. Taking the runtime down first would only make the bus's client complain of every message
+    // that was given up.
+    std::mem::forget(runtime);
+    code
 }
 
 async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
@@ -58,40 +63,81 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
             Ok(bus) => Some(bus),
             // Fail-open: the command still runs and its receipt is still written here.
             Err(error) => {
-                eprintln!("glasshouse: error: {error:#}");
-                eprintln!("glasshouse: nothing is published; the receipt of this run stays local");
+                say(format_args!("glasshouse: error: {error:#}"));
+                say(format_args!("glasshouse: nothing is published; the receipt of this run stays local"));
                 None
             }
         },
     };
     let bus_failed = args.bus.nats.is_some() && bus.is_none();
-    let local = (spec.profile != ProfilingMode::Disabled).then(|| LocalFold::new(execution));
+    // Found out now and not after the command ran: that the receipt can be written.
+    let watches = spec.profile != ProfilingMode::Disabled;
+    let file = watches.then(|| ReceiptFile::open(&args.receipt)).transpose()?;
+    let local = watches.then(|| LocalFold::new(execution));
     let sink = Arc::new(RunSink { local, bus });
     let backend: Arc<dyn ExecutionBackend> = Arc::new(ProcessBackend::new());
     let signals = SignalForwarder::install(Arc::clone(&backend)).context("cannot forward signals")?;
     let engine = Engine { controllers: controllers(&args), ..Engine::new(backend, sink.clone()) };
     let trace = glasshouse_telemetry::current_traceparent();
     let report = engine.run(spec, trace).await;
-    drop(signals);
 
+    // The receipt first: nothing that the bus does can cost or delay it. From here on no error hides how the command
+    // ended.
+    let mut end = End { published: args.bus.nats.is_some() && !bus_failed, ..End::default() };
+    match sink.local.as_ref().map(LocalFold::close).transpose() {
+        Ok(receipt) => end.receipt = receipt.flatten(),
+        Err(error) => end.receipt_error = Some(format!("the receipt cannot be made: {error:#}")),
+    }
+    if let (Some(receipt), Some(file)) = (&end.receipt, file) {
+        end.receipt_error = file.write(&receipt.bytes).err().map(|error| format!("{error:#}"));
+    }
     for error in &report.sink_errors {
-        eprintln!("glasshouse: error: {error}");
+        say(format_args!("glasshouse: error: {error}"));
+        end.published = false;
     }
+    if let Some(bus) = &sink.bus
+        && let Err(error) = bus.flush(signals.stop()).await
+    {
+        say(format_args!("glasshouse: error: {error}"));
+        end.published = false;
+    }
+    drop(signals);
     say_what_went_unwatched(&args, &report);
-    let receipt = sink.local.as_ref().map(LocalFold::close).transpose()?.flatten();
-    if let Some(receipt) = &receipt {
-        std::fs::write(&args.receipt, &receipt.bytes)
-            .with_context(|| format!("cannot write the receipt to {}", args.receipt.display()))?;
+    match verdicts(&policies, execution, end.receipt.as_ref(), &report) {
+        Ok(verdicts) => end.verdicts = verdicts,
+        Err(error) => end.verdict_error = Some(format!("no verdict: {error:#}")),
     }
-    let verdicts = verdicts(&policies, execution, receipt.as_ref(), &report)?;
     match args.json {
-        true => eprintln!("{}", summary(&args, &report, receipt.as_ref(), &verdicts, bus_failed)),
-        false => verdicts.iter().for_each(|verdict| eprint!("{}", render::verdict(verdict))),
+        true => say(summary(&args, &report, &end)),
+        false => end.verdicts.iter().for_each(|verdict| {
+            let text = render::verdict(verdict);
+            say(text.strip_suffix('\n').unwrap_or(&text));
+        }),
     }
     if let Some(error) = &report.outcome.error {
-        eprintln!("glasshouse: error: {error}");
+        say(format_args!("glasshouse: error: {error}"));
     }
-    Ok(exit_code(&args, &report, &verdicts))
+    let failed: Vec<&String> = end.receipt_error.iter().chain(&end.verdict_error).collect();
+    for error in &failed {
+        say(format_args!("glasshouse: error: {error}"));
+    }
+    if !failed.is_empty() {
+        say(format_args!("glasshouse: the command ended with {}", report.outcome.exit_code));
+        return Ok(ExitCode::from(EXIT_GLASSHOUSE_FAILED));
+    }
+    Ok(exit_code(&args, &report, &end.verdicts))
+}
+
+/// What is there once the command has ended.
+#[derive(Default)]
+struct End {
+    receipt: Option<LocalReceipt>,
+    /// Why it could not be written.
+    receipt_error: Option<String>,
+    verdicts: Vec<Verdict>,
+    verdict_error: Option<String>,
+    /// All of it is on the bus.
+    published: bool,
 }
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
@@ -147,11 +193,13 @@ fn say_what_went_unwatched(args: &RunArgs, report: &EngineReport) {
         return;
     }
     if let Some(unprofiled) = &report.unprofiled {
-        eprintln!("glasshouse: the command ran unwatched: {}", unprofiled.reason);
-        eprintln!("glasshouse: there is no receipt; `glasshouse doctor` says what this machine lacks");
+        say(format_args!("glasshouse: the command ran unwatched: {}", unprofiled.reason));
+        say(format_args!(
+            "glasshouse: there is no receipt; `glasshouse doctor` says what this machine lacks"
+        ));
     }
     for unavailable in report.profiled.iter().flat_map(|profiled| &profiled.unavailable) {
-        eprintln!("glasshouse: no {} vantage point: {}", unavailable.vantage, unavailable.reason);
+        say(format_args!("glasshouse: no {} vantage point: {}", unavailable.vantage, unavailable.reason));
     }
 }
 
@@ -188,21 +236,19 @@ fn exit_code(args: &RunArgs, report: &EngineReport, verdicts: &[Verdict]) -> Exi
     }
 }
 
-fn summary(
-    args: &RunArgs,
-    report: &EngineReport,
-    receipt: Option<&LocalReceipt>,
-    verdicts: &[Verdict],
-    bus_failed: bool,
-) -> serde_json::Value {
+fn summary(args: &RunArgs, report: &EngineReport, end: &End) -> serde_json::Value {
+    let receipt = end.receipt.as_ref();
+    let written = receipt.filter(|_| end.receipt_error.is_none());
     serde_json::json!({
         "execution_id": report.id,
         "outcome": report.outcome,
-        "receipt": receipt.map(|_| args.receipt.display().to_string()),
+        "receipt": written.map(|_| args.receipt.display().to_string()),
         "receipt_digest": receipt.map(|receipt| receipt.digest),
+        "receipt_error": end.receipt_error,
         "completeness": receipt.map(|receipt| receipt.receipt.completeness),
         "unprofiled": report.unprofiled.as_ref().map(|unprofiled| &unprofiled.reason),
-        "published": args.bus.nats.is_some() && !bus_failed && report.sink_errors.is_empty(),
-        "verdicts": verdicts,
+        "published": end.published,
+        "verdicts": end.verdicts,
+        "verdict_error": end.verdict_error,
     })
 }

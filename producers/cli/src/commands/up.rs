@@ -1,15 +1,22 @@
 //! `up`: a supervised nats-server with the whole pipeline around it.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::args::UpArgs;
 
+/// How long a worker may take to finish what is in hand.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
 pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     let policies = super::read_policies(&args.policy)?;
+    let producer_grace = producer_grace()?;
     let mut options = ServerOptions::new(&args.dir);
     options.binary = args.nats_server;
     options.port = args.port;
@@ -30,7 +37,8 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     for difference in &applied.differences {
         eprintln!("glasshouse: {difference}");
     }
-    let aggregator = glasshouse_aggregator::Config { url: url.clone(), credentials: None, name: "up".into() };
+    let mut aggregator = glasshouse_aggregator::Config::new(&url, "up");
+    aggregator.producer_grace = producer_grace;
     let mut aggregator = tokio::spawn(glasshouse_aggregator::run(aggregator, stopped()));
     let policy_worker = glasshouse_policy_worker::Config::new(&url, "up", policies);
     let mut policy_worker = tokio::spawn(glasshouse_policy_worker::run(policy_worker, stopped()));
@@ -54,20 +62,50 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     eprintln!("glasshouse: stopping");
     // Workers first: they finish what is in hand while the server is still there.
     stop.send_replace(true);
-    if !aggregator.is_finished() {
-        say_failure("the aggregator", aggregator.await);
-    }
-    if !policy_worker.is_finished() {
-        say_failure("the policy worker", policy_worker.await);
-    }
+    tokio::join!(finish("the aggregator", aggregator), finish("the policy worker", policy_worker),);
+    // Before the server is gone: then the next `up` may write its own.
+    remove_own(&url_file, &url);
     server.stop().await;
-    match std::fs::remove_file(&url_file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            eprintln!("glasshouse: cannot remove {}: {error}", url_file.display());
-        }
-        _ => {}
-    }
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// What the environment says of [`glasshouse_aggregator::Config::producer_grace`], as for `glasshouse-aggregator`.
+fn producer_grace() -> anyhow::Result<Duration> {
+    let variable = glasshouse_aggregator::PRODUCER_GRACE_VARIABLE;
+    match std::env::var(variable) {
+        Ok(text) => {
+            glasshouse_aggregator::parse_grace(&text).map_err(|error| anyhow::anyhow!("{variable}: {error}"))
+        }
+        Err(std::env::VarError::NotPresent) => Ok(glasshouse_aggregator::PRODUCER_GRACE),
+        Err(error) => Err(anyhow::anyhow!("{variable}: {error}")),
+    }
+}
+
+/// Waits for a worker that was asked to stop, but not for ever. One that ended before was spoken of.
+async fn finish<E: std::fmt::Display>(who: &str, mut worker: JoinHandle<Result<(), E>>) {
+    if worker.is_finished() {
+        return;
+    }
+    match tokio::time::timeout(STOP_WITHIN, &mut worker).await {
+        Ok(ended) => say_failure(who, ended),
+        Err(_) => {
+            worker.abort();
+            eprintln!(
+                "glasshouse: {who} did not stop within {STOP_WITHIN:?}; the next one goes on where it was"
+            );
+        }
+    }
+}
+
+/// Removes the file with our address, unless another `up` has written its own there.
+fn remove_own(url_file: &Path, url: &str) {
+    let is_own = std::fs::read_to_string(url_file).is_ok_and(|text| text.trim_end() == url);
+    if is_own
+        && let Err(error) = std::fs::remove_file(url_file)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        eprintln!("glasshouse: cannot remove {}: {error}", url_file.display());
+    }
 }
 
 type Ended<E> = Result<Result<(), E>, tokio::task::JoinError>;

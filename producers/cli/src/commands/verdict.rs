@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use glasshouse_nats::Document;
 use glasshouse_schema::Verdict;
-use tokio::time::Instant;
 
 use crate::args::{GetVerdictArgs, TailArgs, VerdictAction, VerdictCommand};
 use crate::{bus, render};
@@ -18,12 +17,10 @@ pub(crate) async fn main(command: VerdictCommand) -> anyhow::Result<ExitCode> {
 
 async fn get(args: GetVerdictArgs) -> anyhow::Result<ExitCode> {
     let bus = bus::connect(&args.bus.nats, args.bus.creds.as_deref()).await?;
-    let mut found = bus.get_verdicts(args.execution).await?;
-    let deadline = Instant::now() + args.wait.timeout;
-    while found.is_empty() && args.wait.wait && Instant::now() < deadline {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        found = bus.get_verdicts(args.execution).await?;
-    }
+    let found = match args.wait.wait {
+        true => bus.wait_verdicts(args.execution, args.wait.timeout).await?,
+        false => bus.get_verdicts(args.execution).await?,
+    };
     if found.is_empty() {
         let hint = if args.wait.wait { "none came in time" } else { "--wait waits for one" };
         anyhow::bail!("there is no verdict over {} ({hint}); is a policy worker running?", args.execution);
