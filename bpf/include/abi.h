@@ -18,7 +18,7 @@ typedef int __s32;
 typedef long long __s64;
 
 /* Bumped on every change of a struct or constant; the loader refuses an object with another number. */
-#define GH_ABI_VERSION 1
+#define GH_ABI_VERSION 2
 
 /* Longest path that is carried whole, in bytes, without a terminating NUL. */
 #define GH_PATH_BYTES 4096
@@ -60,7 +60,7 @@ enum gh_state {
 enum gh_path_flags {
 	/* Longer than GH_PATH_BYTES: the part nearest the root is missing from what was walked, the end from a string. */
 	GH_PATH_TRUNCATED = 1 << 0,
-	/* Not reachable from the root of the process: a detached mount, or outside a chroot. */
+	/* Not below the root of the execution: another mount namespace, a detached mount, or outside a chroot. */
 	GH_PATH_UNREACHABLE = 1 << 1,
 	/* Has no directory at all (pipe, socket, memfd): the name is all there is. */
 	GH_PATH_PSEUDO = 1 << 2,
@@ -72,6 +72,8 @@ enum gh_path_flags {
 	GH_PATH_UNREADABLE = 1 << 5,
 	/* The directory that a relative string starts from could not be found (a bad descriptor). */
 	GH_PATH_NO_BASE = 1 << 6,
+	/* The caller's string starts from another root than the execution's; an absolute one from what was walked. */
+	GH_PATH_OTHER_ROOT = 1 << 7,
 };
 
 /*
@@ -208,6 +210,23 @@ struct gh_execution {
 	/* enum gh_state */
 	__u32 state;
 	__u32 reserved;
+	/* The root directory (addresses of dentry and vfsmount) that the root had when it began: paths are seen from it. */
+	__u64 root_dentry;
+	__u64 root_mnt;
+};
+
+/* What passes beside the hooks and shows in a call that worked. */
+enum gh_bypass {
+	GH_BYPASS_IO_URING_SETUP = 0,
+	GH_BYPASS_IO_URING_ENTER = 1,
+	GH_BYPASS_IO_URING_REGISTER = 2,
+	GH_BYPASS_OPEN_BY_HANDLE_AT = 3,
+	GH_BYPASS_PIDFD_GETFD = 4,
+	GH_BYPASS_PROCESS_VM_WRITEV = 5,
+	GH_BYPASS_PTRACE = 6,
+	/* A send with MSG_FASTOPEN connects. */
+	GH_BYPASS_FASTOPEN = 7,
+	GH_BYPASSES = 8,
 };
 
 /*
@@ -222,15 +241,20 @@ struct gh_counters {
 	__u64 lost_read[5];
 	/* A map insert failed: a nested cgroup or a member that is not followed. */
 	__u64 lost_map[5];
-	/* Processes moved out of the execution's cgroups. */
+	/* Processes moved out of the execution's cgroups, the root before its exec included. */
 	__u64 escaped;
+	/* Processes moved or born into the execution's cgroups from outside. */
+	__u64 joined;
 	/* Blind spots, counted so that coverage can name them. */
 	__u64 compat_syscalls;
-	__u64 io_uring_setups;
+	/* By enum gh_bypass. */
+	__u64 bypasses[8];
 	/* connect() to another address family than IPv4, IPv6 and unix. */
 	__u64 other_family_connects;
 	/* System calls with a number of GH_SYSCALLS or more, or a negative one: no kernel knows them. */
 	__u64 unnumbered_syscalls;
+	/* Facts with a path that was seen from another root or mount namespace. */
+	__u64 other_root_paths;
 };
 
 /* Map `syscalls`, by slot. */

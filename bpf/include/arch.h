@@ -23,6 +23,8 @@
 #define NR_open 2
 #define NR_rt_sigreturn 15
 #define NR_connect 42
+#define NR_sendto 44
+#define NR_sendmsg 46
 #define NR_clone 56
 #define NR_fork 57
 #define NR_vfork 58
@@ -31,14 +33,21 @@
 #define NR_rmdir 84
 #define NR_creat 85
 #define NR_unlink 87
+#define NR_ptrace 101
 #define NR_exit_group 231
 #define NR_openat 257
 #define NR_unlinkat 263
 #define NR_renameat 264
+#define NR_open_by_handle_at 304
+#define NR_sendmmsg 307
+#define NR_process_vm_writev 311
 #define NR_renameat2 316
 #define NR_io_uring_setup 425
+#define NR_io_uring_enter 426
+#define NR_io_uring_register 427
 #define NR_clone3 435
 #define NR_openat2 437
+#define NR_pidfd_getfd 438
 
 #elif defined(__TARGET_ARCH_arm64)
 
@@ -66,13 +75,22 @@
 #define NR_openat 56
 #define NR_exit 93
 #define NR_exit_group 94
+#define NR_ptrace 117
 #define NR_rt_sigreturn 139
 #define NR_connect 203
+#define NR_sendto 206
+#define NR_sendmsg 211
 #define NR_clone 220
+#define NR_open_by_handle_at 265
+#define NR_sendmmsg 269
+#define NR_process_vm_writev 271
 #define NR_renameat2 276
 #define NR_io_uring_setup 425
+#define NR_io_uring_enter 426
+#define NR_io_uring_register 427
 #define NR_clone3 435
 #define NR_openat2 437
+#define NR_pidfd_getfd 438
 
 #endif
 #endif

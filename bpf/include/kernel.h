@@ -115,8 +115,22 @@ struct thread_info {
 };
 #endif
 
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+typedef struct {
+	__u32 val;
+} kgid_t;
+
+struct cred {
+	kuid_t euid;
+	kgid_t egid;
+};
+
 struct task_struct {
 	struct thread_info thread_info;
+	struct cred *cred;
 	struct mm_struct *mm;
 	struct fs_struct *fs;
 	struct files_struct *files;
@@ -131,10 +145,28 @@ struct task_struct {
 	int exit_code;
 };
 
+struct in6_addr {
+	__u8 bytes[16];
+};
+
+struct sock_common {
+	__u16 skc_family;
+	unsigned char skc_state;
+	int skc_bound_dev_if;
+	__u32 skc_daddr;
+	__u16 skc_dport;
+	struct in6_addr skc_v6_daddr;
+};
+
 struct sock {
+	struct sock_common __sk_common;
 	__u16 sk_type;
 	/* A bit-field before 5.6 (bf9765145b85). */
 	__u16 sk_protocol;
+};
+
+struct unix_sock {
+	struct sock *peer;
 };
 
 struct socket {
@@ -172,9 +204,15 @@ struct pt_regs {
 
 #define EPERM 1
 #define EINTR 4
+#define EBADF 9
 #define EACCES 13
 #define EFAULT 14
+#define EINVAL 22
 #define ENOSYS 38
+#define ENOTSOCK 88
+#define EAFNOSUPPORT 97
+#define EALREADY 114
+#define EINPROGRESS 115
 /* What the kernel returns inside for "interrupted, perhaps to be restarted": the caller sees EINTR or a restart. */
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516
@@ -183,5 +221,9 @@ struct pt_regs {
 #define AF_UNIX 1
 #define AF_INET 2
 #define AF_INET6 10
+
+/* Of a datagram socket: it has a peer. */
+#define TCP_ESTABLISHED 1
+#define MSG_FASTOPEN 0x20000000
 
 #endif

@@ -65,6 +65,7 @@ int glasshouse_cgroup_attach(__u64 *ctx)
 	struct task_struct *task = (void *)ctx[2];
 	struct gh_watch *from;
 	struct gh_watch *into;
+	struct gh_execution *execution;
 	struct gh_counters *count;
 	__u32 tgid;
 
@@ -76,17 +77,32 @@ int glasshouse_cgroup_attach(__u64 *ctx)
 	if (from && into && from->slot == into->slot && from->generation == into->generation)
 		return 0;
 	if (from) {
-		if (is_recording(from)) {
+		execution = execution_of(from);
+		/* While it is armed its only member is the root: where that goes, nothing would be recorded. */
+		if (execution && (execution->state == GH_STATE_RECORDING || execution->state == GH_STATE_ARMED)) {
 			count = counters_of(from);
 			if (count)
 				ADD(count->escaped, 1);
 		}
 		bpf_map_delete_elem(&members, &tgid);
 	}
-	if (into && is_recording(into)) {
-		count = counters_of(into);
-		if (count)
-			join(into, count, tgid);
+	if (!into)
+		return 0;
+	execution = execution_of(into);
+	if (!execution)
+		return 0;
+	count = counters_of(into);
+	if (!count)
+		return 0;
+	if (execution->state == GH_STATE_RECORDING) {
+		ADD(count->joined, 1);
+		join(into, count, tgid);
+	} else if (execution->state == GH_STATE_ARMED && execution->root_tgid && execution->root_tgid != tgid) {
+		/* It will act beside the root. */
+		ADD(count->joined, 1);
+	} else if (execution->state == GH_STATE_ARMED && execution->root_tgid) {
+		/* The root, brought (back) in. */
+		join(into, count, tgid);
 	}
 	return 0;
 }

@@ -74,8 +74,12 @@ struct scratch {
 	struct dentry *dentry;
 	struct vfsmount *mnt;
 	struct dentry *mnt_root;
+	/* Where walks end: the root of the execution. */
 	struct dentry *root_dentry;
 	struct vfsmount *root_mnt;
+	/* The task has another root, and whether a path of this fact was affected by that or not below the root at all. */
+	__u32 other_root;
+	__u32 other_root_paths;
 	/* Payload bytes in use, and where the present path began. */
 	__u32 used;
 	__u32 path_start;
@@ -167,6 +171,16 @@ static __inline void emit(void *ring, struct gh_record *record, __u32 payload_by
 	wake = bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= gh_wakeup_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 	if (bpf_ringbuf_output(ring, record, bytes, wake))
 		ADD(count->lost_ring[class], 1);
+}
+
+static __inline void finish(void *ring, struct scratch *s, struct gh_counters *count, int class)
+{
+	if (s->other_root_paths)
+		ADD(count->other_root_paths, 1);
+	if (s->failed)
+		ADD(count->lost_read[class], 1);
+	else
+		emit(ring, &s->record, s->used, count, class);
 }
 
 static __inline void join(const struct gh_watch *watch, struct gh_counters *count, __u32 tgid)

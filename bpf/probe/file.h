@@ -5,14 +5,6 @@
 
 #include "path.h"
 
-static __inline void finish(void *ring, struct scratch *s, struct gh_counters *count, int class)
-{
-	if (s->failed)
-		ADD(count->lost_read[class], 1);
-	else
-		emit(ring, &s->record, s->used, count, class);
-}
-
 __noinline int on_open(struct scratch *s, struct gh_counters *count, int dirfd, __u64 string)
 {
 	struct file *file = NULL;

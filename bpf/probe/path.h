@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Paths: walked from dentry and mount to the root of the process, or read from the caller.
+ * Paths: walked from dentry and mount to the root of the execution, or read from the caller.
  *
  * The functions that are not static are verified once and not once per call, which is most of the time that loading
  * takes. The verifier knows nothing of their arguments but the sizes behind the pointers: addresses of the kernel and
@@ -33,8 +33,9 @@ static long walk_step(__u32 step, struct walk *walk)
 		struct mount *up = KREAD(mount, mnt_parent);
 
 		if (up == mount || !up) {
-			/* The top of the namespace, without having met the root of the process. */
+			/* The top of a namespace, without having met the root of the execution. */
 			s->path_flags |= GH_PATH_UNREACHABLE;
+			s->other_root_paths = 1;
 			return 1;
 		}
 		s->dentry = KREAD(mount, mnt_mountpoint);
@@ -65,12 +66,23 @@ static long walk_step(__u32 step, struct walk *walk)
 	return 0;
 }
 
+/* From now on paths of `s` are those of this task, as the execution sees them. */
+static __inline void see_from(struct scratch *s, const struct gh_execution *execution, struct task_struct *task)
+{
+	struct fs_struct *fs = KREAD(task, fs);
+
+	s->root_dentry = (void *)execution->root_dentry;
+	s->root_mnt = (void *)execution->root_mnt;
+	s->other_root = KREAD(fs, root.dentry) != s->root_dentry || KREAD(fs, root.mnt) != s->root_mnt;
+	s->other_root_paths = 0;
+}
+
 /* Appends the names of a path, the last first. The result is `/` when there are none. */
 __noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path *out)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
 	struct path *path = (void *)path_address;
 	struct walk walk = { .s = s };
+	long steps;
 	struct dentry *dentry;
 	struct vfsmount *mnt;
 
@@ -83,11 +95,17 @@ __noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path 
 	s->dentry = dentry;
 	s->mnt = mnt;
 	s->mnt_root = KREAD(mnt, mnt_root);
-	s->root_dentry = task->fs->root.dentry;
-	s->root_mnt = task->fs->root.mnt;
 	if (!KREAD(dentry, d_hash.pprev) && KREAD(dentry, d_parent) != dentry)
 		s->path_flags |= GH_PATH_UNLINKED;
-	bpf_loop(WALK_STEPS, walk_step, &walk, 0);
+	steps = bpf_loop(WALK_STEPS, walk_step, &walk, 0);
+	if (steps < 0)
+		s->failed = 1;
+	/* Mounts are steps as well, so that a path can need more of them than it has names. */
+	if (steps >= WALK_STEPS)
+		s->path_flags |= GH_PATH_TRUNCATED;
+	/* Cut before it could be known where it ends. */
+	if (s->other_root && s->path_flags & GH_PATH_TRUNCATED)
+		s->other_root_paths = 1;
 	out->walked_bytes = s->used - s->path_start;
 	out->user_bytes = 0;
 	out->flags = s->path_flags;
@@ -102,6 +120,15 @@ static __inline __u64 pwd(void)
 	struct fs_struct *fs = KREAD(task, fs);
 
 	return (__u64)&fs->pwd;
+}
+
+/* The same of the task's root directory. */
+static __inline __u64 own_root(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct fs_struct *fs = KREAD(task, fs);
+
+	return (__u64)&fs->root;
 }
 
 static __inline struct file *file_of(int fd)
@@ -147,6 +174,13 @@ __noinline int add_user(struct scratch *s, int dirfd, __u64 address, long result
 			else
 				out->flags = GH_PATH_NO_BASE;
 		}
+	}
+	if (s->other_root) {
+		/* A string that leads up stops at a root that is not known here. */
+		if (first == '/')
+			add_walked(s, own_root(), out);
+		out->flags |= GH_PATH_OTHER_ROOT;
+		s->other_root_paths = 1;
 	}
 	used = s->used;
 	if (used > PAYLOAD_BYTES - (GH_PATH_BYTES + 2))

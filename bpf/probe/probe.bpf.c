@@ -17,11 +17,18 @@ static __inline long result_of(long ret)
 	return ret <= -ERESTARTSYS && ret >= -ERESTART_RESTARTBLOCK ? -EINTR : ret;
 }
 
+static __inline void bypassed(struct gh_counters *count, int which, long result)
+{
+	if (result >= 0)
+		ADD(count->bypasses[which], 1);
+}
+
 /* Arguments and result of every system call, at its return. */
 SEC("tp_btf/sys_exit")
 int glasshouse_sys_exit(__u64 *ctx)
 {
 	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
+	struct gh_execution *execution;
 	struct task_struct *task;
 	struct gh_counters *count;
 	struct gh_syscalls *numbers;
@@ -30,14 +37,16 @@ int glasshouse_sys_exit(__u64 *ctx)
 	long result;
 	long nr;
 
-	if (!watch || !is_recording(watch))
+	if (!watch)
+		return 0;
+	execution = execution_of(watch);
+	if (!execution || execution->state != GH_STATE_RECORDING)
 		return 0;
 	regs = (void *)ctx[0];
 	result = result_of(ctx[1]);
 	task = bpf_get_current_task_btf();
 	count = counters_of(watch);
-	numbers = syscalls_of(watch);
-	if (!count || !numbers)
+	if (!count)
 		return 0;
 	nr = SYSCALL_NR(regs);
 	/* rt_sigreturn restores the interrupted context and forgets its own number; only a call of -1 says ENOSYS. */
@@ -50,18 +59,50 @@ int glasshouse_sys_exit(__u64 *ctx)
 	/* A new child comes by here too, returning 0 from its parent's call. */
 	if (result == 0 && (nr == NR_clone || nr == NR_clone3 || nr == NR_fork || nr == NR_vfork))
 		return 0;
+	ADD(count->observed[GH_CLASS_SYSCALL], 1);
 	if (nr < 0 || nr >= GH_SYSCALLS) {
 		ADD(count->unnumbered_syscalls, 1);
 		return 0;
 	}
-	ADD(numbers->count[nr], 1);
-	if (result == -EPERM || result == -EACCES)
-		ADD(numbers->denied[nr], 1);
+	numbers = syscalls_of(watch);
+	if (numbers) {
+		ADD(numbers->count[nr], 1);
+		if (result == -EPERM || result == -EACCES)
+			ADD(numbers->denied[nr], 1);
+	} else {
+		ADD(count->lost_read[GH_CLASS_SYSCALL], 1);
+	}
 
 	switch (nr) {
 	case NR_io_uring_setup:
-		if (result >= 0)
-			ADD(count->io_uring_setups, 1);
+		bypassed(count, GH_BYPASS_IO_URING_SETUP, result);
+		return 0;
+	case NR_io_uring_enter:
+		bypassed(count, GH_BYPASS_IO_URING_ENTER, result);
+		return 0;
+	case NR_io_uring_register:
+		bypassed(count, GH_BYPASS_IO_URING_REGISTER, result);
+		return 0;
+	case NR_open_by_handle_at:
+		bypassed(count, GH_BYPASS_OPEN_BY_HANDLE_AT, result);
+		return 0;
+	case NR_pidfd_getfd:
+		bypassed(count, GH_BYPASS_PIDFD_GETFD, result);
+		return 0;
+	case NR_process_vm_writev:
+		bypassed(count, GH_BYPASS_PROCESS_VM_WRITEV, result);
+		return 0;
+	case NR_ptrace:
+		bypassed(count, GH_BYPASS_PTRACE, result);
+		return 0;
+	case NR_sendto:
+	case NR_sendmmsg:
+		if (ARG4(regs) & MSG_FASTOPEN)
+			bypassed(count, GH_BYPASS_FASTOPEN, result == -EINPROGRESS ? 0 : result);
+		return 0;
+	case NR_sendmsg:
+		if (ARG3(regs) & MSG_FASTOPEN)
+			bypassed(count, GH_BYPASS_FASTOPEN, result == -EINPROGRESS ? 0 : result);
 		return 0;
 	case NR_open:
 	case NR_openat:
@@ -76,7 +117,7 @@ int glasshouse_sys_exit(__u64 *ctx)
 		ADD(count->observed[GH_CLASS_FILE], 1);
 		break;
 	case NR_connect:
-		/* Counted once it is known to be an address family of ours. */
+		/* Counted once it is known to have been an attempt. */
 		break;
 	default:
 		return 0;
@@ -84,9 +125,12 @@ int glasshouse_sys_exit(__u64 *ctx)
 
 	s = scratch(SCRATCH_SYS_EXIT);
 	if (!s) {
+		if (nr == NR_connect)
+			ADD(count->observed[GH_CLASS_NETWORK], 1);
 		ADD(count->lost_read[nr == NR_connect ? GH_CLASS_NETWORK : GH_CLASS_FILE], 1);
 		return 0;
 	}
+	see_from(s, execution, task);
 
 	switch (nr) {
 	case NR_open:

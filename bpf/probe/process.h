@@ -17,6 +17,7 @@ int glasshouse_fork(__u64 *ctx)
 	struct gh_watch *watch = watched_cgroup(cgroup_id);
 	struct gh_record record = {};
 	struct gh_counters *count;
+	struct gh_watch *from;
 
 	if (!watch) {
 		__u64 parent_cgroup_id = bpf_get_current_cgroup_id();
@@ -37,6 +38,9 @@ int glasshouse_fork(__u64 *ctx)
 	if (!count)
 		return 0;
 	ADD(count->observed[GH_CLASS_PROCESS], 1);
+	from = watched_cgroup(bpf_get_current_cgroup_id());
+	if (!from || from->slot != watch->slot || from->generation != watch->generation)
+		ADD(count->joined, 1);
 	join(watch, count, child->tgid);
 	begin(&record, watch, parent, GH_KIND_FORK);
 	record.body.fork.child_start_boot_ns = child->start_boottime;
@@ -78,8 +82,9 @@ int glasshouse_exec(__u64 *ctx)
 	struct gh_execution *execution;
 	struct gh_counters *count;
 	struct scratch *s;
+	struct cred *cred;
+	struct fs_struct *fs;
 	struct file *exe;
-	__u64 uid_gid;
 
 	if (!watch)
 		return 0;
@@ -87,8 +92,12 @@ int glasshouse_exec(__u64 *ctx)
 	if (!execution)
 		return 0;
 	/* The barrier is open: from the root's exec on everything counts. A root of 0 is whoever execs first. */
-	if (execution->state == GH_STATE_ARMED && (!execution->root_tgid || execution->root_tgid == task->tgid))
+	if (execution->state == GH_STATE_ARMED && (!execution->root_tgid || execution->root_tgid == task->tgid)) {
+		fs = KREAD(task, fs);
+		execution->root_dentry = (__u64)KREAD(fs, root.dentry);
+		execution->root_mnt = (__u64)KREAD(fs, root.mnt);
 		execution->state = GH_STATE_RECORDING;
+	}
 	if (execution->state != GH_STATE_RECORDING)
 		return 0;
 	count = counters_of(watch);
@@ -102,19 +111,18 @@ int glasshouse_exec(__u64 *ctx)
 		return 0;
 	}
 	begin(&s->record, watch, task, GH_KIND_EXEC);
-	uid_gid = bpf_get_current_uid_gid();
-	s->record.body.exec.uid = uid_gid;
-	s->record.body.exec.gid = uid_gid >> 32;
+	see_from(s, execution, task);
+	/* The effective ones, in the initial user namespace. */
+	cred = KREAD(task, cred);
+	s->record.body.exec.uid = KREAD(cred, euid.val);
+	s->record.body.exec.gid = KREAD(cred, egid.val);
 	s->record.body.exec.parent_tgid = task->real_parent->tgid;
 	s->record.body.exec.parent_start_boot_ns = task->real_parent->group_leader->start_boottime;
 	exe = KREAD(task->mm, exe_file);
 	add_walked(s, (__u64)&exe->f_path, &s->record.body.exec.exe);
 	add_walked(s, pwd(), &s->record.body.exec.cwd);
 	add_argv(s, task);
-	if (s->failed)
-		ADD(count->lost_read[GH_CLASS_PROCESS], 1);
-	else
-		emit(&process_ring, &s->record, s->used, count, GH_CLASS_PROCESS);
+	finish(&process_ring, s, count, GH_CLASS_PROCESS);
 	return 0;
 }
 
@@ -131,9 +139,16 @@ int glasshouse_exit(__u64 *ctx)
 	struct gh_counters *count;
 	struct gh_syscalls *numbers;
 	__u32 tgid = task->tgid;
+	bool last;
 	long nr;
 
-	if (!watch || !is_recording(watch))
+	if (!watch)
+		return 0;
+	/* Also of a root that ends without an exec. */
+	last = task->signal->live.counter == 0;
+	if (last)
+		bpf_map_delete_elem(&members, &tgid);
+	if (!is_recording(watch))
 		return 0;
 	count = counters_of(watch);
 	numbers = syscalls_of(watch);
@@ -141,15 +156,17 @@ int glasshouse_exit(__u64 *ctx)
 		return 0;
 	/* exit and exit_group never return, so sys_exit does not see them. */
 	nr = SYSCALL_NR(bpf_task_pt_regs(task));
-	if (IS_COMPAT(task))
+	if (IS_COMPAT(task)) {
 		ADD(count->compat_syscalls, 1);
-	else if (nr == NR_exit)
+	} else if (nr == NR_exit) {
+		ADD(count->observed[GH_CLASS_SYSCALL], 1);
 		ADD(numbers->count[NR_exit], 1);
-	else if (nr == NR_exit_group)
+	} else if (nr == NR_exit_group) {
+		ADD(count->observed[GH_CLASS_SYSCALL], 1);
 		ADD(numbers->count[NR_exit_group], 1);
-	if (task->signal->live.counter != 0)
+	}
+	if (!last)
 		return 0;
-	bpf_map_delete_elem(&members, &tgid);
 	ADD(count->observed[GH_CLASS_PROCESS], 1);
 	begin(&record, watch, task, GH_KIND_EXIT);
 	/* As wait_task_zombie() chooses. */

@@ -6,13 +6,14 @@
 #![allow(missing_docs, reason = "every field is documented where it is defined, in include/abi.h")]
 
 /// Of records and maps; an object with another number is refused.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// A read-only variable of every object, named after the version.
-pub const ABI_SYMBOL: &str = "gh_abi_1";
+pub const ABI_SYMBOL: &str = "gh_abi_2";
 pub const PATH_BYTES: usize = 4096;
 pub const ARGV_BYTES: usize = 8192;
 pub const SYSCALLS: usize = 512;
 pub const CLASSES: usize = 5;
+pub const BYPASSES: usize = 8;
 
 pub const KIND_FORK: u16 = 1;
 pub const KIND_EXEC: u16 = 2;
@@ -34,6 +35,7 @@ pub const PATH_UNLINKED: u16 = 1 << 3;
 pub const PATH_USER: u16 = 1 << 4;
 pub const PATH_UNREADABLE: u16 = 1 << 5;
 pub const PATH_NO_BASE: u16 = 1 << 6;
+pub const PATH_OTHER_ROOT: u16 = 1 << 7;
 
 pub const OPEN_CREATED: u32 = 1 << 0;
 
@@ -176,6 +178,8 @@ mirror! {
         generation: u32,
         state: u32,
         reserved: u32,
+        root_dentry: u64,
+        root_mnt: u64,
     }
     "gh_counters" Counters {
         observed: [u64; CLASSES],
@@ -183,10 +187,12 @@ mirror! {
         lost_read: [u64; CLASSES],
         lost_map: [u64; CLASSES],
         escaped: u64,
+        joined: u64,
         compat_syscalls: u64,
-        io_uring_setups: u64,
+        bypasses: [u64; BYPASSES],
         other_family_connects: u64,
         unnumbered_syscalls: u64,
+        other_root_paths: u64,
     }
     "gh_syscalls" Syscalls {
         count: [u64; SYSCALLS],

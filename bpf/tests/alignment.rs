@@ -197,6 +197,7 @@ fn constants_agree() {
     assert_eq!(value("GH_ARGV_BYTES"), abi::ARGV_BYTES as u64);
     assert_eq!(value("GH_SYSCALLS"), abi::SYSCALLS as u64);
     assert_eq!(value("GH_CLASSES"), abi::CLASSES as u64);
+    assert_eq!(value("GH_BYPASSES"), abi::BYPASSES as u64);
     for (name, rust) in [
         ("GH_KIND_FORK", abi::KIND_FORK),
         ("GH_KIND_EXEC", abi::KIND_EXEC),
@@ -212,6 +213,7 @@ fn constants_agree() {
         ("GH_PATH_USER", abi::PATH_USER),
         ("GH_PATH_UNREADABLE", abi::PATH_UNREADABLE),
         ("GH_PATH_NO_BASE", abi::PATH_NO_BASE),
+        ("GH_PATH_OTHER_ROOT", abi::PATH_OTHER_ROOT),
     ] {
         assert_eq!(value(name), u64::from(rust), "{name}");
     }

@@ -16,10 +16,13 @@ use tokio::sync::OnceCell;
 use crate::{HostProbe, LoadOptions, ProbeError, Watch, WatchRequest, clock};
 
 /// What the attached hooks cannot see, whatever the command does. What was seen to pass beside them is in the seal.
-const BLIND_SPOTS: [&str; 4] = [
-    "io_uring operations",
+const BLIND_SPOTS: [&str; 7] = [
+    "io_uring operations (calls counted, not decoded)",
     "32-bit system calls (counted, not decoded)",
-    "datagrams sent without a connect",
+    "file changes other than open, delete and rename (truncate, link, symlink, mkdir, mknod, chmod, chown, mount)",
+    "sockets that listen and accept",
+    "datagrams and TCP Fast Open without a connect",
+    "a thread that swaps descriptors, names or memory during a call of another",
     "work that other processes do on the command's behalf",
 ];
 

@@ -92,13 +92,24 @@ impl Tally {
         false
     }
 
-    /// Whether every fact that the kernel counted was taken or is known to be lost.
-    fn accounts_for(&self, counters: &abi::Counters) -> bool {
-        (0..abi::CLASSES).all(|class| {
-            counters.observed[class]
-                == self.taken[class] + counters.lost_ring[class] + counters.lost_read[class]
-        })
+    /// Facts of a class that were taken, or that are in the histogram, or known to be lost.
+    fn known(&self, class: usize, counters: &abi::Counters, syscalls: &[u64]) -> u64 {
+        let in_histogram = match class == Class::Syscall as usize {
+            true => counts_and_denied(syscalls).0.iter().sum::<u64>() + counters.unnumbered_syscalls,
+            false => 0,
+        };
+        self.taken[class] + in_histogram + counters.lost_ring[class] + counters.lost_read[class]
     }
+
+    /// Whether every fact that the kernel counted is known.
+    fn accounts_for(&self, counters: &abi::Counters, syscalls: &[u64]) -> bool {
+        (0..abi::CLASSES).all(|class| counters.observed[class] == self.known(class, counters, syscalls))
+    }
+}
+
+/// The two halves of the map's value.
+fn counts_and_denied(syscalls: &[u64]) -> (&[u64], &[u64]) {
+    syscalls.split_at(syscalls.len() / 2)
 }
 
 impl Watched {
@@ -136,7 +147,7 @@ impl Watched {
         missed: MissedRuns,
         recorded: bool,
     ) -> SealReport {
-        let (counts, denied) = syscalls.split_at(syscalls.len() / 2);
+        let (counts, denied) = counts_and_denied(syscalls);
         let mut named = by_name(counts);
         if counters.unnumbered_syscalls > 0 {
             named.push(("unknown".to_owned(), counters.unnumbered_syscalls));
@@ -145,16 +156,13 @@ impl Watched {
             syscalls: named,
             denied: by_name(denied),
             escaped_tasks: counters.escaped,
-            blind_spots: blind_spots(counters, self.tally.alive.len() as u64),
+            blind_spots: blind_spots(counters, self.tally.alive.len() as u64, missed, recorded),
             redactions: self.redactor.counts(),
             cost: Cost { user_cpu_ns: self.tally.user_cpu_ns, frame_bytes: self.writer.frame_bytes() },
         };
         let totals = totals(counters, missed, self.tally.duplicates);
         let unexplained = (0..abi::CLASSES)
-            .map(|class| {
-                let known = self.tally.taken[class] + counters.lost_ring[class] + counters.lost_read[class];
-                counters.observed[class].saturating_sub(known)
-            })
+            .map(|class| counters.observed[class].saturating_sub(self.tally.known(class, counters, syscalls)))
             .sum();
         // The writer is consumed, and the rest is still needed to send what it gives.
         let Self { writer, mut sink, mut tally, .. } = self;
@@ -184,7 +192,7 @@ impl Watched {
 
 /// Per class: what happened and what of it the kernel side lost.
 fn totals(counters: &abi::Counters, missed: MissedRuns, duplicates: u64) -> SealTotals {
-    let [process, syscall, cgroup] = missed;
+    let [process, syscall, cgroup] = missed.unwrap_or_default();
     // A system call program that could not run may have missed a fact of any of its classes.
     let missed = [process, syscall, syscall, syscall, cgroup];
     let mut totals = SealTotals::default();
@@ -212,17 +220,46 @@ fn by_name(counts: &[u64]) -> Vec<(String, u64)> {
         .collect()
 }
 
-fn blind_spots(counters: &abi::Counters, still_alive: u64) -> Vec<String> {
-    [
+/// Calls that pass beside the hooks, by `enum gh_bypass`.
+const BYPASSES: [&str; abi::BYPASSES] = [
+    "io_uring_setup calls",
+    "io_uring_enter calls",
+    "io_uring_register calls",
+    "open_by_handle_at calls",
+    "pidfd_getfd calls",
+    "process_vm_writev calls",
+    "ptrace calls",
+    "sends with MSG_FASTOPEN",
+];
+
+/// What was seen to pass beside the hooks; any of it makes a receipt partial.
+fn blind_spots(
+    counters: &abi::Counters,
+    still_alive: u64,
+    missed: MissedRuns,
+    recorded: bool,
+) -> Vec<String> {
+    let counted = [
         ("compat syscalls", counters.compat_syscalls),
-        ("io_uring instances", counters.io_uring_setups),
         ("connects to other address families", counters.other_family_connects),
+        ("paths seen from another root or mount namespace", counters.other_root_paths),
+        ("processes that came into the cgroup from outside", counters.joined),
         ("processes alive at the seal", still_alive),
-    ]
-    .into_iter()
-    .filter(|(_, count)| *count > 0)
-    .map(|(what, count)| format!("{what}: {count}"))
-    .collect()
+    ];
+    let mut spots: Vec<String> = counted
+        .into_iter()
+        .chain(BYPASSES.into_iter().zip(counters.bypasses))
+        .filter(|(_, count)| *count > 0)
+        .map(|(what, count)| format!("{what}: {count}"))
+        .collect();
+    if missed.is_none() {
+        spots.push("runs that the probe's programs missed are not known".to_owned());
+    }
+    // A root that stayed and never executed anything had nothing to record: its command could not be executed.
+    if !recorded && counters.escaped + counters.joined > 0 {
+        spots.push("the root's exec was not seen".to_owned());
+    }
+    spots
 }
 
 /// The thread's state.
@@ -412,32 +449,37 @@ impl Drain {
         else {
             return Err(ProbeError::Stopped);
         };
-        let recorded = self.maps().stop(slot, cgroup_id);
+        let recorded = self.maps().stop(slot);
         let deadline = Instant::now() + SETTLE;
         let mut until = self.producer_positions();
-        let counters = loop {
+        let (counters, syscalls) = loop {
             self.drain(until, pending);
             let counters = self.maps().counters(slot);
-            let settled = match (&counters, self.watched.get(&slot.index)) {
-                (Ok(counters), Some(of)) => self.reached(until) && of.tally.accounts_for(counters),
+            let syscalls = self.maps().syscalls(slot);
+            let settled = match (&counters, &syscalls, self.watched.get(&slot.index)) {
+                (Ok(counters), Ok(syscalls), Some(of)) => {
+                    self.reached(until) && of.tally.accounts_for(counters, syscalls.as_slice())
+                }
                 _ => true,
             };
             if settled || Instant::now() >= deadline {
-                break counters;
+                break (counters, syscalls);
             }
             // A program on another CPU had begun before the recording stopped: its record is about to come.
             std::thread::yield_now();
             until = self.producer_positions();
         };
-        let syscalls = self.maps().syscalls(slot);
         let missed_now = (self.missed)();
         let Some(of) = self.watched.remove(&slot.index) else {
             return Err(ProbeError::Stopped);
         };
-        self.maps().remove(slot, cgroup_id, !of.tally.alive.is_empty());
+        // One that came from outside was never seen to begin.
+        let joined = counters.as_ref().is_ok_and(|counters| counters.joined > 0);
+        self.maps().remove(slot, cgroup_id, joined || !of.tally.alive.is_empty());
         let (recorded, counters, syscalls) = (recorded?, counters?, syscalls?);
-        let missed =
-            std::array::from_fn(|of_kind| missed_now[of_kind].saturating_sub(of.missed_before[of_kind]));
+        let missed = missed_now
+            .zip(of.missed_before)
+            .map(|(now, before)| std::array::from_fn(|of_kind| now[of_kind].saturating_sub(before[of_kind])));
         Ok(of.seal(&counters, syscalls.as_slice(), missed, recorded))
     }
 
@@ -447,5 +489,58 @@ impl Drain {
         {
             self.maps().remove(slot, of.cgroup_id, true);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use glasshouse_bpf::abi::Abi;
+
+    fn counters() -> abi::Counters {
+        abi::Counters::read(&[0; size_of::<abi::Counters>()]).unwrap()
+    }
+
+    #[test]
+    fn what_passed_beside_the_hooks_is_named() {
+        let none = Some([0; 3]);
+        assert!(blind_spots(&counters(), 0, none, true).is_empty());
+        let mut counted = counters();
+        counted.bypasses[abi::BYPASSES - 1] = 2;
+        counted.other_root_paths = 3;
+        assert_eq!(
+            blind_spots(&counted, 1, none, true),
+            [
+                "paths seen from another root or mount namespace: 3",
+                "processes alive at the seal: 1",
+                "sends with MSG_FASTOPEN: 2"
+            ]
+        );
+    }
+
+    #[test]
+    fn missed_runs_that_could_not_be_read_are_not_none() {
+        assert_eq!(blind_spots(&counters(), 0, None, true).len(), 1);
+        assert_eq!(totals(&counters(), Some([1, 2, 3]), 0).lost, [1, 2, 2, 2, 3]);
+    }
+
+    #[test]
+    fn a_root_that_never_executed_is_named_only_if_it_went_or_somebody_came() {
+        let none = Some([0; 3]);
+        assert!(blind_spots(&counters(), 0, none, false).is_empty());
+        let escaped = abi::Counters { escaped: 1, ..counters() };
+        assert_eq!(blind_spots(&escaped, 0, none, false), ["the root's exec was not seen"]);
+    }
+
+    #[test]
+    fn calls_are_accounted_for_by_the_histogram() {
+        let mut syscalls = [0; 2 * abi::SYSCALLS];
+        (syscalls[0], syscalls[abi::SYSCALLS]) = (3, 1);
+        let mut counted = counters();
+        counted.observed[Class::Syscall as usize] = 5;
+        counted.unnumbered_syscalls = 1;
+        assert!(!Tally::default().accounts_for(&counted, &syscalls));
+        counted.lost_read[Class::Syscall as usize] = 1;
+        assert!(Tally::default().accounts_for(&counted, &syscalls));
     }
 }

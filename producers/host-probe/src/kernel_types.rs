@@ -9,11 +9,12 @@
 use std::collections::HashMap;
 
 /// The structs of `bpf/include/kernel.h`.
-pub(crate) const USED: [&str; 24] = [
+pub(crate) const USED: [&str; 26] = [
     "atomic_t",
     "cgroup",
     "cgroup_root",
     "cgroup_subsys_state",
+    "cred",
     "css_set",
     "dentry",
     "fdtable",
@@ -32,6 +33,7 @@ pub(crate) const USED: [&str; 24] = [
     "socket",
     "task_struct",
     "thread_info",
+    "unix_sock",
     "vfsmount",
     "sock_common",
 ];

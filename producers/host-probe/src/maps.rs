@@ -90,33 +90,37 @@ impl Maps {
         self.syscalls
             .set(slot.index, [0; SYSCALLS_WORDS], 0)
             .map_err(failed("syscalls", "clearing a slot"))?;
-        self.set_execution(slot, cgroup_id, root_tgid, abi::STATE_ARMED)?;
-        self.watched.insert(cgroup_id, slot.value(), 0).map_err(failed("watched", "adding a cgroup"))
-    }
-
-    /// Stops recording. Gives whether it had begun.
-    pub(crate) fn stop(&mut self, slot: Slot, cgroup_id: u64) -> Result<bool, ProbeError> {
-        let bytes = self.executions.get(&slot.index, 0).map_err(failed("executions", "reading a slot"))?;
-        let execution = abi::Execution::read(&bytes).filter(|of| of.generation == slot.generation);
-        let recorded = execution.is_some_and(|of| of.state == abi::STATE_RECORDING);
-        self.set_execution(slot, cgroup_id, execution.map_or(0, |of| of.root_tgid), abi::STATE_SEALED)?;
-        Ok(recorded)
-    }
-
-    fn set_execution(
-        &mut self,
-        slot: Slot,
-        cgroup_id: u64,
-        root_tgid: u32,
-        state: u32,
-    ) -> Result<(), ProbeError> {
         let execution = abi::Execution {
             root_cgroup_id: cgroup_id,
             root_tgid,
             generation: slot.generation,
-            state,
+            state: abi::STATE_ARMED,
             reserved: 0,
+            root_dentry: 0,
+            root_mnt: 0,
         };
+        self.set_execution(slot, &execution)?;
+        // So that a root that is moved away before its exec is missed.
+        if root_tgid != 0 {
+            self.members.insert(root_tgid, slot.value(), 0).map_err(failed("members", "adding the root"))?;
+        }
+        self.watched.insert(cgroup_id, slot.value(), 0).map_err(failed("watched", "adding a cgroup"))
+    }
+
+    /// Stops recording. Gives whether it had begun.
+    pub(crate) fn stop(&mut self, slot: Slot) -> Result<bool, ProbeError> {
+        let execution = self.execution(slot)?;
+        // The rest stays: a program that is under way still looks at it.
+        self.set_execution(slot, &abi::Execution { state: abi::STATE_SEALED, ..execution })?;
+        Ok(execution.state == abi::STATE_RECORDING)
+    }
+
+    fn execution(&self, slot: Slot) -> Result<abi::Execution, ProbeError> {
+        let bytes = self.executions.get(&slot.index, 0).map_err(failed("executions", "reading a slot"))?;
+        abi::Execution::read(&bytes).filter(|of| of.generation == slot.generation).ok_or(ProbeError::Stopped)
+    }
+
+    fn set_execution(&mut self, slot: Slot, execution: &abi::Execution) -> Result<(), ProbeError> {
         let mut value = [0; EXECUTION_BYTES];
         value.copy_from_slice(execution.as_bytes());
         self.executions.set(slot.index, value, 0).map_err(failed("executions", "writing a slot"))
@@ -145,6 +149,12 @@ impl Maps {
             .collect();
         for id in nested {
             let _ = self.watched.remove(&id);
+        }
+        // Its exec or exit may never have been seen.
+        if let Ok(execution) = self.execution(slot)
+            && self.members.get(&execution.root_tgid, 0).is_ok_and(|of| of == slot.value())
+        {
+            let _ = self.members.remove(&execution.root_tgid);
         }
         if processes_left {
             let left: Vec<u32> = self

@@ -28,7 +28,7 @@ pub fn take(path: &abi::Path, payload: &mut &[u8], out: &mut Vec<u8>) -> Option<
         out.push(b'/');
     }
     if path.flags & abi::PATH_USER != 0 {
-        push_user(user, out);
+        push_user(user, path.flags & abi::PATH_OTHER_ROOT != 0, out);
     }
     Some(flags(path.flags))
 }
@@ -39,7 +39,7 @@ const LOST_BASE: u16 = abi::PATH_NO_BASE | abi::PATH_UNREADABLE;
 fn flags(kernel: u16) -> PathFlags {
     let bits = [
         (abi::PATH_TRUNCATED | LOST_BASE, PathFlags::TRUNCATED),
-        (abi::PATH_USER | abi::PATH_UNREACHABLE, PathFlags::UNRESOLVED),
+        (abi::PATH_USER | abi::PATH_UNREACHABLE | abi::PATH_OTHER_ROOT, PathFlags::UNRESOLVED),
         (abi::PATH_UNLINKED | abi::PATH_PSEUDO, PathFlags::UNLINKED),
     ];
     bits.into_iter()
@@ -56,20 +56,24 @@ fn push_walked(walked: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a caller's string to the directory in `out`, or replaces it when the string is absolute.
-fn push_user(user: &[u8], out: &mut Vec<u8>) {
+/// Appends a caller's string to the directory in `out`, or replaces it when the string is absolute. With `other_root`
+/// that directory is the caller's own root, where an absolute string starts from and which no dots lead out of.
+fn push_user(user: &[u8], other_root: bool, out: &mut Vec<u8>) {
     let absolute = user.starts_with(b"/") || out.starts_with(b"/");
-    if user.starts_with(b"/") {
+    if user.starts_with(b"/") && !other_root {
         out.clear();
     }
     if out.as_slice() == b"/" {
         out.clear();
     }
+    let floor = if user.starts_with(b"/") { out.len() } else { 0 };
     for name in user.split(|byte| *byte == b'/') {
         match name {
             b"" | b"." => {}
             // Above an unknown directory nothing can be resolved: the dots stay.
-            b".." if absolute => out.truncate(out.iter().rposition(|byte| *byte == b'/').unwrap_or(0)),
+            b".." if absolute => {
+                out.truncate(out.iter().rposition(|byte| *byte == b'/').unwrap_or(0).max(floor));
+            }
             name => {
                 if absolute || !out.is_empty() {
                     out.push(b'/');
@@ -121,6 +125,17 @@ mod tests {
         assert_eq!(made("", Some("/a/./b/../c"), 0), "/a/c");
         assert_eq!(made("", Some("/"), 0), "/");
         assert_eq!(made("b\0a\0", Some(""), 0), "/a/b");
+    }
+
+    #[test]
+    fn absolute_strings_start_from_the_callers_own_root() {
+        let made = |walked, user| made(walked, Some(user), abi::PATH_OTHER_ROOT);
+        assert_eq!(made("jail\0tmp\0", "/etc/passwd"), "/tmp/jail/etc/passwd");
+        assert_eq!(made("jail\0tmp\0", "/../../etc/../x"), "/tmp/jail/x");
+        assert_eq!(made("jail\0tmp\0", "/"), "/tmp/jail");
+        assert_eq!(made("", "/etc"), "/etc");
+        assert_eq!(made("jail\0tmp\0", "x"), "/tmp/jail/x");
+        assert!(flags(abi::PATH_OTHER_ROOT).contains(PathFlags::UNRESOLVED));
     }
 
     #[test]

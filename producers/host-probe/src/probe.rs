@@ -30,8 +30,9 @@ enum Watches {
     Cgroups = 2,
 }
 
-/// How often programs of each kind of [`Watches`] could not run since they were loaded.
-pub(crate) type MissedRuns = [u64; 3];
+/// How often programs of each kind of [`Watches`] could not run since they were loaded; `None` when that of any could not
+/// be read.
+pub(crate) type MissedRuns = Option<[u64; 3]>;
 
 /// Program, tracepoint, what it watches.
 const PROGRAMS: [(&str, &str, Watches); 7] = [
@@ -337,14 +338,16 @@ fn ring_map(ebpf: &mut Ebpf, name: &'static str) -> Result<MapData, ProbeError> 
 
 /// `recursion_misses` of every program (since Linux 5.12), from its descriptor's fdinfo.
 fn missed_runs(fds: &[(OwnedFd, Watches)]) -> MissedRuns {
-    let mut missed = MissedRuns::default();
+    let mut missed = [0; 3];
     for (fd, watches) in fds {
-        let info =
-            std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
-        let of_program = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
-        missed[*watches as usize] += of_program.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+        missed[*watches as usize] += recursion_misses(&info)?;
     }
-    missed
+    Some(missed)
+}
+
+fn recursion_misses(info: &str) -> Option<u64> {
+    info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
 }
 
 /// An error with everything that caused it, on one line.
@@ -452,5 +455,32 @@ fn missing_privilege() -> String {
             "{} missing: run as root (sudo), or grant the service these capabilities",
             missing.join(" and ")
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_extract_holds_every_type_that_is_relocated() {
+        let Ok(KernelTypes { used: Some(used), .. }) = KernelTypes::read() else {
+            eprintln!("skipped: this kernel has no BTF at /sys/kernel/btf/vmlinux");
+            return;
+        };
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: making maps needs root (CAP_BPF)");
+            return;
+        }
+        let object = glasshouse_bpf::object(glasshouse_bpf::PROBE).unwrap();
+        // The whole would do as well, only slower: nothing else tells that a type is missing.
+        EbpfLoader::new().btf(Some(&used)).load(object.bytes).unwrap();
+    }
+
+    #[test]
+    fn misses_are_read_or_unknown() {
+        assert_eq!(recursion_misses("prog_id:\t7\nrecursion_misses:\t12\n"), Some(12));
+        assert_eq!(recursion_misses("prog_id:\t7\n"), None);
+        assert_eq!(recursion_misses("recursion_misses:\tmany\n"), None);
     }
 }

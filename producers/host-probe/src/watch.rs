@@ -50,8 +50,8 @@ pub struct KernelCounts {
     /// As the programs kept them.
     pub raw: abi::Counters,
     /// Times that a program could not run because it was running already on that CPU, while this execution was watched;
-    /// of process, system call and cgroup programs. Whose fact it was is not known.
-    pub missed_runs: [u64; 3],
+    /// of process, system call and cgroup programs. Whose fact it was is not known. `None` when the kernel did not tell.
+    pub missed_runs: Option<[u64; 3]>,
 }
 
 /// The end of a watch.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(unreachable_pub, reason = "a module of test helpers has no outside")]
 
+mod adversary;
 mod support;
 
 use std::collections::BTreeSet;
@@ -30,7 +31,7 @@ fn workload() {
         "files" => files(),
         "network" => network(),
         "threads" => threads(),
-        name => panic!("no workload {name}"),
+        name => assert!(adversary::workload(name), "no workload {name}"),
     }
 }
 
@@ -122,6 +123,11 @@ fn files_have_their_absolute_paths() {
     assert_eq!(run.syscall("execve"), 1);
     assert_eq!(run.syscall("exit_group"), 1);
     assert_eq!(run.syscall("memfd_create"), 1);
+    // Counted on its own before the histogram is.
+    let calls = run.report.counters.class(glasshouse_schema::Class::Syscall);
+    assert_eq!((calls.observed, calls.lost), (run.report.kernel.raw.observed[3], 0));
+    assert_eq!(calls.collapsed, calls.observed);
+    assert_eq!(run.report.kernel.missed_runs, Some([0; 3]));
 }
 
 #[test]

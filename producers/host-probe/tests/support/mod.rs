@@ -91,13 +91,48 @@ pub struct Known {
 /// A fact, owned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
-    Fork { process: ProcessKey, child: ProcessKey },
-    Exec { process: ProcessKey, ppid: u32, exe: String, cwd: String, argv: Vec<String>, truncated: bool },
-    Exit { process: ProcessKey, code: u8, signal: u8, core_dumped: bool },
-    Open { process: ProcessKey, path: Known, flags: u32, result: i32 },
-    Delete { path: Known, directory: bool, result: i32 },
-    Rename { from: Known, to: Known, result: i32 },
-    Connect { address: Vec<u8>, port: Option<u16>, protocol: u8, result: i32 },
+    Fork {
+        process: ProcessKey,
+        child: ProcessKey,
+    },
+    Exec {
+        process: ProcessKey,
+        ppid: u32,
+        exe: String,
+        cwd: String,
+        argv: Vec<String>,
+        truncated: bool,
+        uid: u32,
+        gid: u32,
+    },
+    Exit {
+        process: ProcessKey,
+        code: u8,
+        signal: u8,
+        core_dumped: bool,
+    },
+    Open {
+        process: ProcessKey,
+        path: Known,
+        flags: u32,
+        result: i32,
+    },
+    Delete {
+        path: Known,
+        directory: bool,
+        result: i32,
+    },
+    Rename {
+        from: Known,
+        to: Known,
+        result: i32,
+    },
+    Connect {
+        address: Vec<u8>,
+        port: Option<u16>,
+        protocol: u8,
+        result: i32,
+    },
 }
 
 /// One finished execution.
@@ -144,6 +179,7 @@ impl Run {
         assert_eq!(self.report.unexplained, 0);
         assert_eq!(self.report.still_alive, 0);
         assert_eq!(self.report.seal.escaped_tasks, 0);
+        assert!(self.report.seal.blind_spots.is_empty(), "{:?}", self.report.seal.blind_spots);
         for class in glasshouse_schema::Class::ALL {
             assert!(self.report.counters.class(class).adds_up());
         }
@@ -190,6 +226,8 @@ pub fn decode(frames: &[EncodedFrame]) -> Vec<Seen> {
                 cwd: path(exec.cwd).path,
                 argv: exec.argv.iter().map(|argument| text(argument)).collect(),
                 truncated: exec.argv_truncated,
+                uid: exec.uid,
+                gid: exec.gid,
             });
         }
         for exit in &body.exits {
