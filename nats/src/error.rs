@@ -123,6 +123,17 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// A stream is not the one that was read before: it was restored from an older copy, or deleted and made anew.
+    #[error(
+        "{stream} was restored from an older copy or made anew while it was read ({found}); what was read so far may not be \
+         in it any more: begin anew"
+    )]
+    Rewound {
+        /// The stream.
+        stream: String,
+        /// What does not fit.
+        found: String,
+    },
     /// A document cannot be written as canonical JSON.
     #[error("cannot write the document for {subject}: {source}")]
     Encode {
@@ -180,6 +191,7 @@ impl Error {
             | Self::NoJetStream { .. }
             | Self::Missing { .. }
             | Self::Topology { .. }
+            | Self::Rewound { .. }
             | Self::Server { .. } => ErrorKind::Fatal,
         }
     }

@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::body::{MAX_INLINE_BYTES, manifest_of};
 use crate::connect::Bus;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::store::{Put, StoredMessage, Write};
 
 /// ADR-8: a message of a bucket with this header (`DEL`, `PURGE`) says that the key is deleted.
 const KV_OPERATION: &str = "KV-Operation";
+/// How often a large checkpoint that a connected server does not give is asked for.
+const OBJECT_ATTEMPTS: u32 = 2;
 /// How long a write is tried.
 const DEADLINE: Duration = Duration::from_secs(15);
 
@@ -139,7 +141,8 @@ impl Checkpoints {
         Self { bus: bus.clone() }
     }
 
-    /// What is stored under `key` (letters, digits, `-`, `_`, `.`).
+    /// What is stored under `key` (letters, digits, `-`, `_`, `.`). Bytes that are damaged or missing in the object store are
+    /// said in the log and count as none: what they hold can be had again from the stream, and they can be replaced.
     pub async fn get(&self, key: &str) -> Result<Checkpoint, Error> {
         let subject = checked_subject(key)?;
         self.read(self.bus.last(CHECKPOINTS_STREAM, &subject, DEADLINE).await?).await
@@ -191,10 +194,34 @@ impl Checkpoints {
         if message.header(KV_OPERATION).is_some() {
             return Ok(Checkpoint { revision, ..Checkpoint::default() });
         }
-        let object = manifest_of(&message)?.map(|manifest| manifest.object);
-        let document = self.bus.resolve(message).await?;
-        Ok(Checkpoint { revision, bytes: Some(document.body), object })
+        let object = match manifest_of(&message) {
+            Ok(manifest) => manifest.map(|manifest| manifest.object),
+            Err(error) => return Ok(damaged(revision, None, &error)),
+        };
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let error = match self.bus.resolve(message.clone()).await {
+                Ok(document) => return Ok(Checkpoint { revision, bytes: Some(document.body), object }),
+                Err(error) => error,
+            };
+            match error.kind() {
+                ErrorKind::Poison => return Ok(damaged(revision, object, &error)),
+                ErrorKind::Fatal => return Err(error),
+                // A chunk that is missing looks like a server that does not answer.
+                ErrorKind::Retryable if !self.bus.is_connected() => return Err(error),
+                ErrorKind::Retryable if attempts >= OBJECT_ATTEMPTS => {
+                    return Ok(damaged(revision, object, &error));
+                }
+                ErrorKind::Retryable => {}
+            }
+        }
     }
+}
+
+fn damaged(revision: u64, object: Option<String>, error: &Error) -> Checkpoint {
+    tracing::warn!(revision, %error, "checkpoint cannot be read and counts as empty");
+    Checkpoint { revision, bytes: None, object }
 }
 
 fn key_subject(bucket: &str, key: &str) -> String {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
 use futures::StreamExt;
@@ -14,6 +16,10 @@ use crate::connect::Bus;
 use crate::error::{Error, ErrorKind};
 use crate::retry::Backoff;
 use crate::store::StoredMessage;
+
+/// How often it is looked whether the stream is still the one that was read: it can be deleted and restored while the
+/// connection stays up.
+const VERIFY_EVERY: Duration = Duration::from_secs(5);
 
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +56,11 @@ pub struct EventReader {
     next_seq: u64,
     messages: Option<Ordered>,
     connections: watch::Receiver<u64>,
+    /// When the stream was created that is read.
+    created_unix_ns: Option<i128>,
+    /// Sequence and time of the last message read: another message there says that the stream was restored.
+    last_read: Option<(u64, i128)>,
+    verify_at: Instant,
     pending: Option<u64>,
     backoff: Backoff,
 }
@@ -72,7 +83,8 @@ impl EventReader {
     }
 
     /// The next message. Waits for ever if none comes, also while the server is away; fails only if reading on cannot
-    /// succeed without somebody's help. Safe to cancel.
+    /// succeed without somebody's help, or with [`Error::Rewound`] if the stream was restored from an older copy or made anew.
+    /// Safe to cancel, but a reader that is always cancelled before it could connect never connects.
     pub async fn next(&mut self) -> Result<StoredMessage, Error> {
         loop {
             let Some(messages) = self.messages.as_mut() else {
@@ -84,12 +96,27 @@ impl EventReader {
                 continue;
             };
             let next = tokio::select! {
-                next = messages.next() => next,
+                biased;
                 // The consumer may be gone with the server; asking for it anew is quicker than missing its heartbeats.
                 Ok(()) = self.connections.changed() => {
                     self.messages = None;
                     continue;
                 }
+                () = tokio::time::sleep_until(self.verify_at) => {
+                    self.verify_at = Instant::now() + VERIFY_EVERY;
+                    // Without a connection nothing answers, and with the next one it is compared anyway.
+                    if !self.bus.is_connected() {
+                        continue;
+                    }
+                    match self.verify().await {
+                        Err(error @ Error::Rewound { .. }) => return Err(error),
+                        // Reading itself says what is wrong.
+                        Err(error) => tracing::debug!(stream = self.stream, %error, "stream not compared"),
+                        Ok(()) => {}
+                    }
+                    continue;
+                }
+                next = messages.next() => next,
             };
             match next {
                 Some(Ok(message)) => {
@@ -98,18 +125,21 @@ impl EventReader {
                         Err(error) => return Err(Error::broker("read", &self.stream, error)),
                     };
                     let (stream_seq, pending) = (info.stream_sequence, info.pending);
+                    let stored_unix_ns = info.published.unix_timestamp_nanos();
                     if stream_seq < self.next_seq {
                         self.messages = None;
                         continue;
                     }
                     self.backoff.reset();
                     self.next_seq = stream_seq + 1;
+                    self.last_read = Some((stream_seq, stored_unix_ns));
                     self.pending = Some(pending);
                     let (message, _) = message.split();
                     return Ok(StoredMessage {
                         stream: self.stream.clone(),
                         stream_seq,
                         subject: message.subject.to_string(),
+                        stored_unix_ns,
                         headers: message.headers.unwrap_or_default(),
                         payload: message.payload,
                     });
@@ -129,8 +159,33 @@ impl EventReader {
         self.backoff.wait().await;
     }
 
+    /// Compares the stream with what was read of it.
+    async fn verify(&mut self) -> Result<(), Error> {
+        let position = self.bus.position(&self.stream).await?;
+        let rewound = |found: String| Error::Rewound { stream: self.stream.clone(), found };
+        if self.created_unix_ns.is_some_and(|created| created != position.created_unix_ns) {
+            return Err(rewound("it was created at another time".into()));
+        }
+        if position.last_seq + 1 < self.next_seq {
+            let (next, last) = (self.next_seq, position.last_seq);
+            return Err(rewound(format!("{next} is to be read next, and its last message is {last}")));
+        }
+        // It may have grown again. A message that is missing was removed.
+        if let Some((seq, time)) = self.last_read
+            && seq >= position.first_seq
+            && let Some(found) = self.bus.message(&self.stream, seq).await?
+            && found.stored_unix_ns != time
+        {
+            return Err(rewound(format!("message {seq} is another one than the one that was read")));
+        }
+        self.created_unix_ns = Some(position.created_unix_ns);
+        Ok(())
+    }
+
     async fn open(&mut self) -> Result<(), Error> {
         self.connections.mark_unchanged();
+        self.verify().await?;
+        self.verify_at = Instant::now() + VERIFY_EVERY;
         let config = OrderedConfig {
             filter_subjects: self.filters.clone(),
             // Sequences start at 1.
@@ -204,6 +259,9 @@ impl Bus {
             next_seq,
             messages: None,
             connections: self.connections(),
+            created_unix_ns: None,
+            last_read: None,
+            verify_at: Instant::now(),
             pending: None,
             backoff: Backoff::forever(),
         };
@@ -234,6 +292,16 @@ impl Bus {
         Ok(closed.map(|closed| closed.stream_seq))
     }
 
+    /// The sequence of the last event of an execution that GH_EVENTS holds.
+    pub async fn last_event_of(&self, execution: ExecutionId) -> Result<Option<u64>, Error> {
+        let mut last = None;
+        for subject in subject::stored_events_of(execution) {
+            let found = self.last(crate::EVENTS, &subject, self.timeout()).await?;
+            last = last.max(found.map(|message| message.stream_seq));
+        }
+        Ok(last)
+    }
+
     /// The receipt of an execution, if there is one.
     pub async fn get_receipt(&self, execution: ExecutionId) -> Result<Option<Document>, Error> {
         match self.last(crate::RECEIPTS, &subject::receipt(execution), self.timeout()).await? {
@@ -261,16 +329,28 @@ impl Bus {
 
     /// Every verdict over an execution's receipt so far, oldest first.
     pub async fn get_verdicts(&self, execution: ExecutionId) -> Result<Vec<Document>, Error> {
-        let filters = vec![subject::verdicts_of(execution)];
-        let mut reader = self.read(crate::VERDICTS, StreamStart::Oldest, filters).await?;
         let mut verdicts = Vec::new();
-        while reader.pending().is_some_and(|pending| pending > 0) {
-            let message = match tokio::time::timeout(self.timeout(), reader.next()).await {
-                Ok(message) => message?,
-                Err(elapsed) => return Err(Error::broker("read", crate::VERDICTS, elapsed)),
-            };
+        for message in self.messages_of(crate::VERDICTS, &subject::verdicts_of(execution)).await? {
             verdicts.push(self.resolve(message).await?);
         }
         Ok(verdicts)
+    }
+
+    /// Every verdict over an execution's receipt, waiting for the first; none if there is none when the time is over.
+    pub async fn wait_verdicts(
+        &self,
+        execution: ExecutionId,
+        timeout: Duration,
+    ) -> Result<Vec<Document>, Error> {
+        let filters = vec![subject::verdicts_of(execution)];
+        let first = async {
+            let mut reader = self.read(crate::VERDICTS, StreamStart::Oldest, filters).await?;
+            reader.next().await
+        };
+        match tokio::time::timeout(timeout, first).await {
+            Ok(result) => result.map(|_| ())?,
+            Err(_) => return Ok(Vec::new()),
+        }
+        self.get_verdicts(execution).await
     }
 }

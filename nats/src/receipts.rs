@@ -138,8 +138,8 @@ impl std::fmt::Debug for Delivery {
 
 impl Delivery {
     fn new(bus: &Bus, message: jetstream::Message) -> Result<Self, Error> {
-        let (stream, stream_seq, delivered) = match message.info() {
-            Ok(info) => (info.stream.to_owned(), info.stream_sequence, info.delivered),
+        let (stream, stream_seq, delivered, published) = match message.info() {
+            Ok(info) => (info.stream.to_owned(), info.stream_sequence, info.delivered, info.published),
             Err(error) => return Err(Error::broker("receive from", crate::RECEIPTS, error)),
         };
         let reply = message.reply.clone();
@@ -150,6 +150,7 @@ impl Delivery {
                 stream,
                 stream_seq,
                 subject: message.subject.to_string(),
+                stored_unix_ns: published.unix_timestamp_nanos(),
                 headers: message.headers.unwrap_or_default(),
                 payload: message.payload,
             },

@@ -4,17 +4,21 @@
 //! find -> spawn (own thread, own process group) -> ports file -> ready -> SIGTERM -> wait -> SIGKILL
 //! ```
 //!
-//! Invariants: the server dies with this process even if that is killed (PR_SET_PDEATHSIG, where Linux), and a signal
-//! is only ever sent to a process that has not been reaped.
+//! Invariants: the server dies with this process even if that is killed (PR_SET_PDEATHSIG, where Linux), a signal is only
+//! ever sent to a process that has not been reaped, and a directory has one server: its lock is held from before anything
+//! is written until the server is reaped, by the server itself if we are killed before.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -25,6 +29,8 @@ use crate::error::Error;
 /// The environment variable that names the server's binary.
 pub const BINARY_VARIABLE: &str = "GLASSHOUSE_NATS_SERVER";
 const READY_WITHIN: Duration = Duration::from_secs(15);
+/// How long a directory's last server may take to end after its `up` was killed.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(20);
 
@@ -76,14 +82,15 @@ impl NatsServer {
     /// Starts a server and waits until it takes connections.
     pub async fn start(options: ServerOptions) -> Result<Self, Error> {
         let binary = find_binary(options.binary.as_deref())?;
-        let prepared = Prepared::new(&binary, &options)?;
+        let lock = lock(&options.dir).await?;
+        let prepared = Prepared::new(&binary, &options, &lock)?;
         let (spawned, started) = oneshot::channel();
         let (orders, inbox) = mpsc::channel();
         let (exited, exit) = watch::channel(None);
         let command = prepared.command;
         let supervisor = std::thread::Builder::new()
             .name("nats-server".into())
-            .spawn(move || supervise(command, spawned, &inbox, &exited))
+            .spawn(move || supervise(command, lock, spawned, &inbox, &exited))
             .map_err(|error| failed(format!("cannot start a thread for it: {error}")))?;
         let pid = match started.await {
             Ok(Ok(pid)) => pid,
@@ -162,6 +169,7 @@ impl Drop for NatsServer {
 /// process ends, and a runtime's threads come and go.
 fn supervise(
     mut command: Command,
+    lock: Flock<File>,
     spawned: oneshot::Sender<std::io::Result<u32>>,
     orders: &mpsc::Receiver<Order>,
     exited: &watch::Sender<Option<ExitStatus>>,
@@ -197,6 +205,8 @@ fn supervise(
             Err(_) => break None,
         }
     };
+    // Before anybody hears that the server is gone, so that the next one can be started at once.
+    drop(lock);
     exited.send_replace(status);
 }
 
@@ -214,21 +224,58 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(binary: &Path, options: &ServerOptions) -> Result<Self, Error> {
+    fn new(binary: &Path, options: &ServerOptions, lock: &Flock<File>) -> Result<Self, Error> {
         let cannot = |what: &str, error: std::io::Error| {
             failed(format!("cannot write {what} under {}: {error}", options.dir.display()))
         };
-        std::fs::create_dir_all(&options.dir).map_err(|error| cannot("its directory", error))?;
         let dir = options.dir.canonicalize().map_err(|error| cannot("its directory", error))?;
+        remove_ports(&dir).map_err(|error| cannot("the ports file", error))?;
         let (config, log) = (dir.join("nats-server.conf"), dir.join("nats-server.log"));
         std::fs::write(&config, configuration(&dir, &log, options))
             .map_err(|error| cannot("its configuration", error))?;
         let mut command = Command::new(binary);
         command.arg("-c").arg(&config).current_dir(&dir);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        detach(&mut command);
+        detach(&mut command, lock.as_raw_fd());
         Ok(Self { command, ports_dir: dir, log })
     }
+}
+
+/// Takes the directory, which is made if missing, for one server.
+async fn lock(dir: &Path) -> Result<Flock<File>, Error> {
+    let path = dir.join("lock");
+    let cannot = |error: &dyn std::fmt::Display| failed(format!("cannot lock {}: {error}", path.display()));
+    std::fs::create_dir_all(dir).map_err(|error| cannot(&error))?;
+    let mut file = File::options().create(true).append(true).open(&path).map_err(|error| cannot(&error))?;
+    let give_up = Instant::now() + LOCK_WITHIN;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) => file,
+            Err((_, error)) => return Err(cannot(&error)),
+        };
+        if Instant::now() > give_up {
+            return Err(failed(format!(
+                "another one works in {dir}, and two on one store would lose data; use the running one (its address is in \
+                 {dir}/nats.url), stop it, or choose another directory",
+                dir = dir.display()
+            )));
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+/// Removes what servers that were killed left: a process id comes again, and with it the address of a server that is gone.
+fn remove_ports(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("nats-server_") && name.ends_with(".ports") {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn configuration(dir: &Path, log: &Path, options: &ServerOptions) -> String {
@@ -254,23 +301,32 @@ fn configuration(dir: &Path, log: &Path, options: &ServerOptions) -> String {
 }
 
 /// Puts the server into a process group of its own, so that Ctrl-C at the terminal reaches us first and we stop it in
-/// order, and ties its life to ours.
-fn detach(command: &mut Command) {
+/// order, and ties its life to ours. It inherits the lock `lock`, which therefore outlives us if we are killed.
+fn detach(command: &mut Command, lock: std::os::fd::RawFd) {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use std::os::fd::BorrowedFd;
     use std::os::unix::process::CommandExt;
     command.process_group(0);
-    #[cfg(target_os = "linux")]
     {
+        #[cfg(target_os = "linux")]
         let parent = nix::unistd::getpid();
         let bind = move || {
-            nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
-            // We may have died before the line above.
-            match nix::unistd::getppid() == parent {
-                true => Ok(()),
-                false => Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe)),
+            #[allow(unsafe_code, reason = "a borrow cannot be moved into the closure")]
+            // SAFETY: the supervisor owns the lock until after it has spawned the command.
+            let lock = unsafe { BorrowedFd::borrow_raw(lock) };
+            fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            #[cfg(target_os = "linux")]
+            {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+                // We may have died before the line above.
+                if nix::unistd::getppid() != parent {
+                    return Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+                }
             }
+            Ok(())
         };
         #[allow(unsafe_code, reason = "the only way to run code between fork and exec")]
-        // SAFETY: the closure runs in the forked child and makes two system calls, prctl and getppid, which are
+        // SAFETY: the closure runs in the forked child and makes system calls, fcntl, prctl and getppid, which are
         // async-signal-safe; it neither allocates nor takes locks.
         unsafe {
             command.pre_exec(bind);

@@ -6,6 +6,7 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
+use glasshouse_schema::{Digest, headers};
 use std::time::Duration;
 
 use crate::connect::Bus;
@@ -21,6 +22,8 @@ pub struct StoredMessage {
     pub stream_seq: u64,
     /// The subject under which it is stored.
     pub subject: String,
+    /// When the stream took it, nanoseconds since the Unix epoch.
+    pub stored_unix_ns: i128,
     /// Its headers.
     pub headers: HeaderMap,
     /// Its body.
@@ -33,6 +36,7 @@ impl StoredMessage {
             stream: stream.to_owned(),
             stream_seq: message.sequence,
             subject: message.subject.to_string(),
+            stored_unix_ns: message.time.unix_timestamp_nanos(),
             headers: message.headers,
             payload: message.payload,
         }
@@ -41,6 +45,13 @@ impl StoredMessage {
     /// The text of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(async_nats::HeaderValue::as_str)
+    }
+
+    /// Tells this message from any other that the stream may hold at its sequence after it was restored from a copy.
+    pub fn fingerprint(&self) -> Digest {
+        let id = self.header(headers::MSG_ID).unwrap_or_default();
+        let text = format!("{}\n{}\n{id}\n{}", self.stored_unix_ns, self.subject, Digest::of(&self.payload));
+        Digest::of(text.as_bytes())
     }
 
     pub(crate) fn bad(&self, problem: impl ToString) -> Error {
@@ -124,6 +135,30 @@ impl Bus {
             };
             if error.kind() != ErrorKind::Retryable || !backoff.wait().await {
                 return Err(error);
+            }
+        }
+    }
+
+    /// The message at a sequence; `None` if it is not there (any more).
+    pub async fn message(&self, name: &str, stream_seq: u64) -> Result<Option<StoredMessage>, Error> {
+        let stream = self.stream(name).await?;
+        match stream.get_raw_message(stream_seq).await {
+            Ok(message) => Ok(Some(StoredMessage::from_stream(name, message))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(Error::broker("read a message of", name, error)),
+        }
+    }
+
+    /// Every message of a subject (wildcards allowed), oldest first, without a consumer.
+    pub(crate) async fn messages_of(&self, name: &str, subject: &str) -> Result<Vec<StoredMessage>, Error> {
+        let stream = self.stream(name).await?;
+        let mut messages: Vec<StoredMessage> = Vec::new();
+        loop {
+            let from = messages.last().map_or(1, |last| last.stream_seq + 1);
+            match stream.get_first_raw_message_by_subject(subject, from).await {
+                Ok(message) => messages.push(StoredMessage::from_stream(name, message)),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(messages),
+                Err(error) => return Err(Error::broker("read", name, error)),
             }
         }
     }

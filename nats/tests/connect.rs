@@ -161,3 +161,39 @@ async fn until<T>(mut condition: impl FnMut() -> Option<T>) -> T {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+#[tokio::test]
+async fn a_directory_has_one_server_and_is_free_again_when_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let stale = dir.path().join("nats-server_1.ports");
+    std::fs::write(&stale, r#"{"nats": ["nats://127.0.0.1:1"]}"#).unwrap();
+    let first = NatsServer::start(ServerOptions::new(dir.path())).await.unwrap();
+    assert!(!stale.exists(), "another server's ports file");
+    let configuration = std::fs::read(dir.path().join("nats-server.conf")).unwrap();
+
+    let mut options = ServerOptions::new(dir.path());
+    options.max_file_store_bytes = 1 << 30;
+    let text = NatsServer::start(options).await.unwrap_err().to_string();
+    for part in [&*dir.path().display().to_string(), "another", "stop it", "nats.url"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(std::fs::read(dir.path().join("nats-server.conf")).unwrap(), configuration, "nothing written");
+    connect(ConnectOptions::new(first.url(), "test")).await.unwrap();
+
+    first.kill().await;
+    NatsServer::start(ServerOptions::new(dir.path())).await.unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn the_lock_is_the_servers_own_too() {
+    use nix::fcntl::{Flock, FlockArg};
+    let dir = tempfile::tempdir().unwrap();
+    let server = NatsServer::start(ServerOptions::new(dir.path())).await.unwrap();
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    let lock = dir.path().canonicalize().unwrap().join("lock");
+    let holds = descriptors.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path == lock));
+    assert!(holds, "it would lose the lock with us");
+    server.stop().await;
+    let file = std::fs::File::open(lock).unwrap();
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+}

@@ -193,3 +193,55 @@ async fn a_large_checkpoint_leaves_nothing_behind_when_it_is_replaced() {
     use futures::StreamExt;
     assert_eq!(store.list().await.unwrap().count().await, 1);
 }
+
+#[tokio::test]
+async fn verdicts_are_waited_for_and_reading_them_leaves_no_consumers() {
+    let broker = broker().await;
+    let policy = glasshouse_schema::PolicyName::new("p").unwrap();
+    let digest = glasshouse_schema::Digest::of(b"p");
+    assert!(broker.bus.wait_verdicts(execution(1), Duration::from_millis(200)).await.unwrap().is_empty());
+    let bus = broker.bus.clone();
+    let waiting =
+        tokio::spawn(async move { bus.wait_verdicts(execution(1), Duration::from_secs(10)).await.unwrap() });
+    let publisher = Publisher::new(&broker.bus, PublisherOptions::default());
+    for n in [2, 1] {
+        publisher.publish_verdict(execution(n), (&policy, digest), &[n], "w", None).await.unwrap();
+    }
+    let found = waiting.await.unwrap();
+    assert_eq!(found.iter().map(|found| found.body[0]).collect::<Vec<_>>(), [1]);
+
+    let mut stream = broker.bus.jetstream().get_stream("GH_VERDICTS").await.unwrap();
+    let before = stream.info().await.unwrap().state.consumer_count;
+    assert_eq!(broker.bus.get_verdicts(execution(2)).await.unwrap().len(), 1);
+    assert_eq!(stream.info().await.unwrap().state.consumer_count, before);
+}
+
+#[tokio::test]
+async fn a_stream_made_anew_under_a_reader_is_said() {
+    let broker = broker().await;
+    let publisher = Publisher::new(&broker.bus, PublisherOptions::default());
+    publisher.publish_lifecycle(&cleaned(execution(1), 1), None).await.unwrap();
+    publisher.flush().await.unwrap();
+    let mut reader = broker.bus.events(StreamStart::Oldest, vec![]).await.unwrap();
+    soon(reader.next()).await.unwrap();
+    let mut stream = broker.bus.jetstream().get_stream("GH_EVENTS").await.unwrap();
+    let config = stream.info().await.unwrap().config.clone();
+    broker.bus.jetstream().delete_stream("GH_EVENTS").await.unwrap();
+    broker.bus.jetstream().create_stream(config).await.unwrap();
+    let error = soon(reader.next()).await.unwrap_err();
+    assert!(matches!(error, glasshouse_nats::Error::Rewound { .. }), "{error}");
+    assert!(error.to_string().contains("GH_EVENTS"), "{error}");
+}
+
+#[tokio::test]
+async fn a_large_checkpoint_whose_object_is_gone_counts_as_empty_and_can_be_replaced() {
+    let broker = broker().await;
+    let checkpoints = Checkpoints::new(&broker.bus);
+    let none = checkpoints.get("p").await.unwrap();
+    checkpoints.put("p", &vec![1; 700_000], &none).await.unwrap();
+    broker.bus.jetstream().get_stream("OBJ_GH_BODIES").await.unwrap().purge().await.unwrap();
+    let damaged = checkpoints.get("p").await.unwrap();
+    assert_eq!((damaged.revision > 0, &damaged.bytes), (true, &None));
+    let put = checkpoints.put("p", b"two", &damaged).await.unwrap();
+    assert!(matches!(put, CheckpointPut::Stored(_)), "{put:?}");
+}

@@ -1,26 +1,34 @@
 //! Where a worker begins after a restart.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
-use glasshouse_nats::{Checkpoint, CheckpointPut, Checkpoints, StreamPosition, StreamStart};
-use glasshouse_schema::ids::ExecutionId;
+use glasshouse_nats::{
+    Bus, Checkpoint, CheckpointPut, Checkpoints, StoredMessage, StreamPosition, StreamStart,
+};
+use glasshouse_schema::ids::{Digest, ExecutionId};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::retry::retry;
 
 /// The key in the bucket of checkpoints.
 const KEY: &str = "aggregator";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What is stored. Nothing of the fold itself: the events are still there, so an open execution is folded again from
 /// its first one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Stored {
     version: u32,
+    /// Who wrote it: one run of one worker.
+    writer: String,
     /// When the stream was made: the sequences of another stream mean nothing.
     stream_created_unix_ns: String,
     /// Everything up to this sequence was handled, but for what the open executions still need.
     handled_seq: u64,
+    /// Tells the message there from another that came under its sequence after the stream was restored.
+    handled_fingerprint: Digest,
     /// The first event of the oldest open execution, or what comes after `handled_seq`.
     restart_seq: u64,
     /// Executions that are open: of the events between the two sequences only theirs are folded again.
@@ -30,6 +38,7 @@ struct Stored {
 /// The checkpoint of this worker.
 pub(crate) struct Restart {
     store: Checkpoints,
+    writer: String,
     stored: Checkpoint,
     stream_created_unix_ns: i128,
     handled_seq: u64,
@@ -41,9 +50,11 @@ pub(crate) struct Restart {
 impl Restart {
     /// Reads the checkpoint and gives where to begin.
     pub(crate) async fn read(
-        store: Checkpoints,
+        bus: &Bus,
+        name: &str,
         stream: &StreamPosition,
     ) -> Result<(Self, StreamStart), Error> {
+        let store = Checkpoints::new(bus);
         let stored = store.get(KEY).await?;
         let parsed = stored.bytes.as_ref().and_then(|bytes| match serde_json::from_slice::<Stored>(bytes) {
             Ok(parsed) if parsed.version == VERSION => Some(parsed),
@@ -56,25 +67,34 @@ impl Restart {
                 None
             }
         });
-        let fits = parsed.filter(|parsed| {
-            let is_same = parsed.stream_created_unix_ns == stream.created_unix_ns.to_string();
-            // A stream that is behind its checkpoint was restored from an older copy: what came later came anew.
-            let fits = is_same && parsed.handled_seq <= stream.last_seq;
-            if !fits {
-                tracing::warn!(
-                    is_same,
-                    handled_seq = parsed.handled_seq,
-                    "stream is not the checkpoint's, beginning anew"
-                );
-            }
-            fits
-        });
+        let fits = match parsed {
+            None => None,
+            Some(parsed) => match misfit(bus, &parsed, stream).await? {
+                None => Some(parsed),
+                Some(why) => {
+                    tracing::warn!(
+                        handled_seq = parsed.handled_seq,
+                        why,
+                        "stream is not the checkpoint's, beginning anew"
+                    );
+                    None
+                }
+            },
+        };
         let start = fits.as_ref().map_or(StreamStart::Oldest, |fits| StreamStart::Sequence(fits.restart_seq));
         let (handled_seq, open) =
             fits.map_or((0, HashSet::new()), |fits| (fits.handled_seq, fits.open.into_iter().collect()));
         let created = stream.created_unix_ns;
-        let restart =
-            Self { store, stored, stream_created_unix_ns: created, handled_seq, open, written: Vec::new() };
+        let writer = format!("{name} {:016x}", RandomState::new().build_hasher().finish());
+        let restart = Self {
+            store,
+            writer,
+            stored,
+            stream_created_unix_ns: created,
+            handled_seq,
+            open,
+            written: Vec::new(),
+        };
         Ok((restart, start))
     }
 
@@ -86,11 +106,12 @@ impl Restart {
     /// Writes where to begin next time: `open` gives each open execution with its first sequence.
     pub(crate) async fn write(
         &mut self,
-        handled_seq: u64,
+        handled: &StoredMessage,
         open: impl Iterator<Item = (ExecutionId, u64)>,
     ) -> Result<(), Error> {
         // Until the events of the last life are read again, the executions among them that are still to come count as
         // open too.
+        let handled_seq = handled.stream_seq;
         if handled_seq < self.handled_seq {
             return Ok(());
         }
@@ -103,8 +124,10 @@ impl Restart {
         executions.sort();
         let stored = Stored {
             version: VERSION,
+            writer: self.writer.clone(),
             stream_created_unix_ns: self.stream_created_unix_ns.to_string(),
             handled_seq,
+            handled_fingerprint: handled.fingerprint(),
             restart_seq,
             open: executions,
         };
@@ -112,11 +135,58 @@ impl Restart {
         if bytes == self.written {
             return Ok(());
         }
-        match self.store.put(KEY, &bytes, &self.stored).await? {
-            CheckpointPut::Stored(stored) => self.stored = stored,
-            CheckpointPut::Conflict(_) => return Err(Error::NotAlone),
+        loop {
+            match self.store.put(KEY, &bytes, &self.stored).await? {
+                CheckpointPut::Stored(stored) => {
+                    self.stored = stored;
+                    self.written = bytes;
+                    return Ok(());
+                }
+                // Ours, and only its acknowledgement was lost.
+                CheckpointPut::Conflict(found)
+                    if found.revision > self.stored.revision && self.is_ours(&found) =>
+                {
+                    self.stored = found;
+                }
+                // Somebody removed it, or the bucket was restored from an older copy: nobody else wrote.
+                CheckpointPut::Conflict(found)
+                    if found.revision <= self.stored.revision || found.bytes.is_none() =>
+                {
+                    let found = format!(
+                        "its revision is {}, and {} was written",
+                        found.revision, self.stored.revision
+                    );
+                    let stream = format!("{}/{KEY}", glasshouse_nats::CHECKPOINTS);
+                    return Err(glasshouse_nats::Error::Rewound { stream, found }.into());
+                }
+                CheckpointPut::Conflict(_) => return Err(Error::NotAlone),
+            }
         }
-        self.written = bytes;
-        Ok(())
     }
+
+    fn is_ours(&self, found: &Checkpoint) -> bool {
+        let parsed = found.bytes.as_ref().and_then(|bytes| serde_json::from_slice::<Stored>(bytes).ok());
+        parsed.is_some_and(|parsed| parsed.writer == self.writer)
+    }
+}
+
+/// Why the stream is not the one that the checkpoint is about. One that was restored from an older copy may have grown past
+/// the checkpoint again: what came later came anew, under sequences that look handled.
+async fn misfit(bus: &Bus, stored: &Stored, stream: &StreamPosition) -> Result<Option<String>, Error> {
+    if stored.stream_created_unix_ns != stream.created_unix_ns.to_string() {
+        return Ok(Some("it was created at another time".into()));
+    }
+    if stored.handled_seq > stream.last_seq {
+        return Ok(Some(format!("its last message is {}", stream.last_seq)));
+    }
+    // Trimmed: no restore makes the oldest sequence grow.
+    if stored.handled_seq < stream.first_seq {
+        return Ok(None);
+    }
+    let found = retry(|| bus.message(glasshouse_nats::EVENTS, stored.handled_seq)).await?;
+    Ok(match found {
+        Some(found) if found.fingerprint() == stored.handled_fingerprint => None,
+        Some(_) => Some("another message stands where the checkpoint ends".into()),
+        None => Some("the message where the checkpoint ends is missing".into()),
+    })
 }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
-use glasshouse_aggregator::{Config, run};
+use glasshouse_aggregator::{Config, PRODUCER_GRACE_VARIABLE, parse_grace, run};
 
 /// Folds the events on a NATS server into receipts
 #[derive(Debug, Parser)]
@@ -24,6 +25,9 @@ struct Args {
     /// Name of this worker in headers and dead letters
     #[arg(long, env = "GLASSHOUSE_WORKER", default_value = "aggregator")]
     name: String,
+    /// Close an execution of which nothing comes for this long: its producer is dead (30s, 5m, 1h, 2d)
+    #[arg(long, env = PRODUCER_GRACE_VARIABLE, value_name = "TIME", default_value = "1h", value_parser = parse_grace)]
+    producer_grace: Duration,
     /// Log lines as JSON
     #[arg(long, env = "GLASSHOUSE_JSON_LOGS")]
     json_logs: bool,
@@ -39,7 +43,12 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let config = Config { url: args.nats, credentials: args.creds, name: args.name };
+    let config = Config {
+        url: args.nats,
+        credentials: args.creds,
+        name: args.name,
+        producer_grace: args.producer_grace,
+    };
     let result = run(config, glasshouse_telemetry::stop_signal()).await;
     telemetry.shutdown();
     match result {

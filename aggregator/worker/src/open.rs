@@ -1,9 +1,11 @@
 //! The executions that are open, and those that were closed lately.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use glasshouse_fold::ExecutionFold;
 use glasshouse_schema::ids::ExecutionId;
+use tokio::time::Instant;
 
 /// Closed executions that are remembered, so that a late event of theirs costs no look-up.
 const REMEMBERED: usize = 100_000;
@@ -18,6 +20,8 @@ pub(crate) struct Open {
     pub(crate) traceparent: Option<String>,
     /// The `closed` event was published; it ends the fold once it comes back in the stream's order.
     pub(crate) is_closing: bool,
+    /// When its last event came, by this worker's clock.
+    last_event: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -32,14 +36,36 @@ impl Executions {
         self.open.contains_key(&execution)
     }
 
-    /// The execution, opened by the event `seq` if it was not.
+    /// The execution, opened by the event `seq` if it was not; its producer lives.
     pub(crate) fn open(&mut self, execution: ExecutionId, seq: u64) -> &mut Open {
-        self.open.entry(execution).or_insert_with(|| Open {
+        let now = Instant::now();
+        let open = self.open.entry(execution).or_insert_with(|| Open {
             fold: ExecutionFold::new(execution),
             first_seq: seq,
             traceparent: None,
             is_closing: false,
-        })
+            last_event: now,
+        });
+        open.last_event = now;
+        open
+    }
+
+    pub(crate) fn get_mut(&mut self, execution: ExecutionId) -> Option<&mut Open> {
+        self.open.get_mut(&execution)
+    }
+
+    /// Some of the executions of which nothing has come for `grace`, not counting the time before `since`.
+    pub(crate) fn silent(&self, grace: Duration, since: Instant, at_most: usize) -> Vec<ExecutionId> {
+        let is_silent = |open: &Open| !open.is_closing && open.last_event.max(since).elapsed() >= grace;
+        let silent = self.open.iter().filter(|(_, open)| is_silent(open));
+        silent.map(|(execution, _)| *execution).take(at_most).collect()
+    }
+
+    /// Something of the execution is on its way.
+    pub(crate) fn is_alive(&mut self, execution: ExecutionId) {
+        if let Some(open) = self.open.get_mut(&execution) {
+            open.last_event = Instant::now();
+        }
     }
 
     /// Forgets an execution that ended with the event `seq`, but for that it ended.

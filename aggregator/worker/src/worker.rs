@@ -5,80 +5,147 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use glasshouse_fold::Rejected;
 use glasshouse_nats::{
-    Bus, Checkpoints, Claims, ClosedOutcome, ErrorKind, EventReader, Outcome, Publisher, PublisherOptions,
-    StoredMessage,
+    Bus, Claims, ClosedOutcome, ErrorKind, Outcome, Publisher, PublisherOptions, StoredMessage,
 };
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::{Digest, ExecutionId};
 use glasshouse_schema::lifecycle::{Claimed, Closed, ClosedReason, Phase, PhaseName};
 use glasshouse_schema::subject::{self, EventSubject, EventSubjectKind};
 use glasshouse_schema::{LifecycleEvent, headers, version};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::Error;
 use crate::checkpoint::Restart;
+use crate::dead::DeadLetters;
+use crate::feed::Feed;
 use crate::open::Executions;
+use crate::retry::{rest, retry};
 
 /// How often the checkpoint is written while events come.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// How long a call that can succeed later rests before it is tried again.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How long what is in hand may take once the worker is to stop; the next one does it again.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// How many executions are closed for a dead producer between two events.
+const DEAD_AT_ONCE: usize = 64;
 
 /// One aggregator.
 pub struct Worker {
     bus: Bus,
     name: String,
+    producer_grace: Duration,
     publisher: Publisher,
+    letters: DeadLetters,
     claims: Claims,
-    reader: EventReader,
+    feed: Feed,
     restart: Restart,
     executions: Executions,
-    handled_seq: u64,
+    /// The last event that was handled.
+    handled: Option<StoredMessage>,
+    /// Since when the bus has been there without a break: what producers could not say before does not count as silence.
+    connected_since: Instant,
 }
 
 impl Worker {
-    /// Opens the stream at the worker's checkpoint.
-    pub async fn start(bus: &Bus, name: String) -> Result<Self, Error> {
-        let position = bus.position(glasshouse_nats::EVENTS).await?;
-        let (restart, start) = Restart::read(Checkpoints::new(bus), &position).await?;
-        tracing::info!(worker = name, ?start, last_seq = position.last_seq, "aggregator started");
+    /// Opens the stream at the worker's checkpoint. An execution of which nothing comes for `producer_grace` is closed.
+    pub async fn start(bus: &Bus, name: String, producer_grace: Duration) -> Result<Self, Error> {
+        let (restart, feed) = open(bus, &name).await?;
         Ok(Self {
             bus: bus.clone(),
             claims: Claims::new(bus),
             publisher: Publisher::new(bus, PublisherOptions::default()),
-            reader: bus.events(start, Vec::new()).await?,
+            letters: DeadLetters::new(bus),
+            feed,
             restart,
             executions: Executions::default(),
-            handled_seq: 0,
+            handled: None,
+            connected_since: Instant::now(),
             name,
+            producer_grace,
         })
     }
 
-    /// Works until `shutdown` resolves; what is in hand is finished and checkpointed first.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        let mut shutdown = std::pin::pin!(shutdown);
+    /// Works until `shutdown` resolves; what is in hand is finished and checkpointed first, unless the bus does not take
+    /// it within five seconds: then the next worker begins at the checkpoint before.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let (stop, stopping) = watch::channel(false);
+        let name = self.name.clone();
+        let mut work = std::pin::pin!(self.work(stopping));
+        tokio::select! {
+            biased;
+            result = &mut work => return result,
+            () = shutdown => stop.send_replace(true),
+        };
+        match tokio::time::timeout(STOP_WITHIN, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                tracing::warn!(
+                    worker = name,
+                    "aggregator stopped without a checkpoint: the bus does not take it"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    async fn work(mut self, mut stopping: watch::Receiver<bool>) -> Result<(), Error> {
+        loop {
+            match self.read_until(&mut stopping).await {
+                Err(Error::Bus(error @ glasshouse_nats::Error::Rewound { .. })) => {
+                    tracing::warn!(worker = self.name, %error, "beginning anew at the checkpoint");
+                    self.reopen().await?;
+                }
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        tracing::info!(worker = self.name, open = self.executions.len(), "aggregator stopped");
+        Ok(())
+    }
+
+    async fn read_until(&mut self, stopping: &mut watch::Receiver<bool>) -> Result<(), Error> {
         let mut tick = tokio::time::interval(CHECKPOINT_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                () = &mut shutdown => break,
-                _ = tick.tick() => self.checkpoint().await?,
-                message = self.reader.next() => self.handle(message?).await?,
+                () = stopped(stopping) => break,
+                _ = tick.tick() => {
+                    self.checkpoint().await?;
+                    self.close_of_dead_producers().await?;
+                }
+                message = self.feed.next() => self.handle(message?).await?,
             }
         }
-        self.checkpoint().await?;
-        tracing::info!(worker = self.name, open = self.executions.len(), "aggregator stopped");
+        self.checkpoint().await
+    }
+
+    /// Begins at what the checkpoint and the stream say now, as a new worker would.
+    async fn reopen(&mut self) -> Result<(), Error> {
+        (self.restart, self.feed) = loop {
+            match open(&self.bus, &self.name).await {
+                Err(Error::Bus(error)) if can_pass(&error) => {
+                    tracing::warn!(%error, "stream not opened, trying again");
+                    rest().await;
+                }
+                result => break result?,
+            }
+        };
+        self.executions = Executions::default();
+        self.handled = None;
         Ok(())
     }
 
+    fn handled_seq(&self) -> u64 {
+        self.handled.as_ref().map_or(0, |handled| handled.stream_seq)
+    }
+
     async fn checkpoint(&mut self) -> Result<(), Error> {
-        if self.handled_seq == 0 {
-            return Ok(());
-        }
+        let Some(handled) = &self.handled else { return Ok(()) };
         // A dead letter that is not stored must not be passed by: a restart would not write it again.
-        self.publisher.flush().await?;
-        match self.restart.write(self.handled_seq, self.executions.first_seqs()).await {
+        self.letters.flush().await?;
+        match self.restart.write(handled, self.executions.first_seqs()).await {
             Err(Error::Bus(error)) if error.kind() == ErrorKind::Retryable => {
                 tracing::warn!(%error, "checkpoint postponed");
                 Ok(())
@@ -87,13 +154,39 @@ impl Worker {
         }
     }
 
+    /// Closes executions of which nothing has come for the grace: their producers are dead.
+    async fn close_of_dead_producers(&mut self) -> Result<(), Error> {
+        if !self.bus.is_connected() {
+            self.connected_since = Instant::now();
+            return Ok(());
+        }
+        for execution in self.executions.silent(self.producer_grace, self.connected_since, DEAD_AT_ONCE) {
+            // A worker that is behind its stream must not take its own lag for the producer's silence.
+            match self.bus.last_event_of(execution).await {
+                Ok(last) if last.is_some_and(|last| last > self.handled_seq()) => {
+                    self.executions.is_alive(execution);
+                }
+                Ok(_) => {
+                    tracing::warn!(execution_id = %execution, grace = ?self.producer_grace, "nothing comes of the execution any more, closing it");
+                    self.close(execution, ClosedReason::ProducerDead).await?;
+                }
+                Err(error) if can_pass(&error) => {
+                    tracing::debug!(execution_id = %execution, %error, "execution not closed now");
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     async fn handle(&mut self, message: StoredMessage) -> Result<(), Error> {
         let seq = message.stream_seq;
         let subject = match EventSubject::parse(&message.subject) {
             Ok(subject) => subject,
             Err(error) => {
                 self.dead(&message, DeadKind::Subject, error.to_string()).await?;
-                self.handled_seq = seq;
+                self.handled = Some(message);
                 return Ok(());
             }
         };
@@ -103,7 +196,7 @@ impl Worker {
                 EventSubjectKind::Lifecycle(phase) => self.lifecycle(&message, &subject, phase).await?,
             }
         }
-        self.handled_seq = seq;
+        self.handled = Some(message);
         Ok(())
     }
 
@@ -155,9 +248,8 @@ impl Worker {
             };
         }
         if let Phase::Claimed(claimed) = &event.phase
-            && !self.holds_claim(subject.execution, claimed).await?
+            && let Some(reason) = self.claim_problem(subject.execution, claimed).await?
         {
-            let reason = "the node does not hold the claim that the event speaks of".to_owned();
             return self.dead(message, DeadKind::Lifecycle, reason).await;
         }
         let open = self.executions.open(subject.execution, message.stream_seq);
@@ -171,14 +263,24 @@ impl Worker {
         }
     }
 
-    /// Whether the bucket of claims agrees: anybody may publish a `claimed` event, but only one node holds the claim, and
+    /// What the bucket of claims says against it: anybody may publish a `claimed` event, but only one node holds the claim, and
     /// the fold takes frames only from that one.
-    async fn holds_claim(&mut self, execution: ExecutionId, claimed: &Claimed) -> Result<bool, Error> {
+    async fn claim_problem(
+        &mut self,
+        execution: ExecutionId,
+        claimed: &Claimed,
+    ) -> Result<Option<String>, Error> {
         let claims = self.claims.clone();
-        let held = retry(|| claims.get(execution)).await?;
-        Ok(held.is_some_and(|(claim, epoch)| {
+        let held = match retry(|| claims.get(execution)).await {
+            Err(Error::Bus(error)) if error.kind() == ErrorKind::Poison => {
+                return Ok(Some(format!("the claim that the event speaks of is not usable: {error}")));
+            }
+            held => held?,
+        };
+        let is_held = held.is_some_and(|(claim, epoch)| {
             epoch == claimed.epoch && claim.is_none_or(|claim| claim.node == claimed.node)
-        }))
+        });
+        Ok((!is_held).then(|| "the node does not hold the claim that the event speaks of".to_owned()))
     }
 
     /// Whether the execution's `closed` event stands before `seq` in the stream.
@@ -202,19 +304,37 @@ impl Worker {
 
     /// Publishes `closed`, once nothing more is expected. The fold ends when the event comes back.
     async fn close_if_complete(&mut self, execution: ExecutionId) -> Result<(), Error> {
-        let open = self.executions.open(execution, self.handled_seq);
-        let Some(reason) = (!open.is_closing).then(|| open.fold.closing()).flatten() else { return Ok(()) };
+        let Some(open) = self.executions.get_mut(execution).filter(|open| !open.is_closing) else {
+            return Ok(());
+        };
+        match open.fold.closing() {
+            Some(reason) => self.close(execution, reason).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn close(&mut self, execution: ExecutionId, reason: ClosedReason) -> Result<(), Error> {
+        let Some(open) = self.executions.get_mut(execution) else { return Ok(()) };
         open.is_closing = true;
         let traceparent = open.traceparent.clone();
         let event = closed(execution, reason);
         let publisher = self.publisher.clone();
-        let outcome = retry(|| publisher.publish_closed(&event, traceparent.as_deref())).await?;
-        match outcome {
-            ClosedOutcome::Stored => tracing::debug!(execution_id = %execution, ?reason, "execution closed"),
-            ClosedOutcome::AlreadyClosed(_) => {
-                tracing::debug!(execution_id = %execution, "execution was closed before")
+        let unusable = match retry(|| publisher.publish_closed(&event, traceparent.as_deref())).await {
+            Ok(ClosedOutcome::AlreadyClosed(stored))
+                if stored.execution_id != execution || stored.phase.name() != PhaseName::Closed =>
+            {
+                "it is about something else than its subject says".to_owned()
             }
-        }
+            Err(Error::Bus(error)) if error.kind() == ErrorKind::Poison => error.to_string(),
+            outcome => {
+                tracing::debug!(execution_id = %execution, ?reason, is_first = outcome? == ClosedOutcome::Stored, "execution closed");
+                return Ok(());
+            }
+        };
+        // Its place is taken for ever: the execution can have no end and so no receipt, and must not hold up the others.
+        tracing::error!(execution_id = %execution, unusable, "the stored `closed` event cannot end the execution, giving it up");
+        let seq = self.handled_seq();
+        self.executions.close(execution, seq);
         Ok(())
     }
 
@@ -235,8 +355,7 @@ impl Worker {
             let traceparent = glasshouse_telemetry::current_traceparent().or(open.traceparent);
             let (publisher, name) = (self.publisher.clone(), self.name.clone());
             let publish = || publisher.publish_receipt(execution, &bytes, &name, traceparent.as_deref());
-            let outcome = retry(publish).await?;
-            match outcome {
+            match retry(publish).await? {
                 Outcome::Stored => tracing::info!(completeness = ?receipt.completeness, bytes = bytes.len(), "receipt published"),
                 Outcome::AlreadyThere { same: true, .. } => tracing::debug!("receipt was published before"),
                 Outcome::AlreadyThere { same: false, stored_digest } => {
@@ -252,7 +371,7 @@ impl Worker {
                         &bytes,
                         &name,
                     );
-                    publisher.publish_dead(&letter, traceparent.as_deref()).await?;
+                    self.letters.push(letter, traceparent.clone()).await?;
                 }
             }
             Ok(())
@@ -270,24 +389,26 @@ impl Worker {
         );
         let position = (message.stream.as_str(), message.stream_seq);
         let letter = DeadLetter::new(kind, reason, &message.subject, position, &message.payload, &self.name);
-        Ok(self.publisher.publish_dead(&letter, message.header(headers::TRACEPARENT)).await?)
+        self.letters.push(letter, message.header(headers::TRACEPARENT).map(str::to_owned)).await
     }
 }
 
-/// Tries until it succeeds or cannot: the events stay where they are meanwhile.
-async fn retry<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, Error>
-where
-    F: Future<Output = Result<T, glasshouse_nats::Error>>,
-{
-    loop {
-        match attempt().await {
-            Err(error) if error.kind() == ErrorKind::Retryable => {
-                tracing::warn!(%error, "the bus cannot take it now, trying again");
-                tokio::time::sleep(RETRY_AFTER).await;
-            }
-            result => return Ok(result?),
-        }
-    }
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // An error says that whoever could ask to stop is gone.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// What the worker begins with: where its checkpoint and the stream say, see [`Restart::read`].
+async fn open(bus: &Bus, name: &str) -> Result<(Restart, Feed), Error> {
+    let position = bus.position(glasshouse_nats::EVENTS).await?;
+    let (restart, start) = Restart::read(bus, name, &position).await?;
+    tracing::info!(worker = name, ?start, last_seq = position.last_seq, "aggregator begins");
+    Ok((restart, Feed::new(bus.events(start, Vec::new()).await?)))
+}
+
+/// Whether it passes by itself; a stream that was restored meanwhile is looked at again.
+fn can_pass(error: &glasshouse_nats::Error) -> bool {
+    error.kind() == ErrorKind::Retryable || matches!(error, glasshouse_nats::Error::Rewound { .. })
 }
 
 /// The trace of an execution is the one of its first event that has any.

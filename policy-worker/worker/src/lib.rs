@@ -64,8 +64,15 @@ pub enum Error {
 ///
 /// Without policies nothing is taken from the queue: receipts wait for a worker that can judge them.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    worker::check(&config.policies)?;
+    let mut shutdown = std::pin::pin!(shutdown);
     let options = ConnectOptions::new(&config.url, format!("policy worker {}", config.name));
-    let bus: Bus = glasshouse_nats::connect(options.credentials(config.credentials)).await?;
+    let connect = glasshouse_nats::connect(options.credentials(config.credentials));
+    let bus: Bus = tokio::select! {
+        biased;
+        () = &mut shutdown => return Ok(()),
+        bus = connect => bus?,
+    };
     if config.policies.is_empty() {
         tracing::warn!("no policies: receipts stay in the queue");
         shutdown.await;

@@ -20,6 +20,9 @@ use crate::Error;
 /// How long a receipt rests that a passing problem of the bus gave back.
 const REST: Duration = Duration::from_secs(2);
 
+/// How long the receipt in hand may take once the worker is to stop; after that it goes back to the queue.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
 /// A policy worker on a bus.
 pub struct Worker {
     bus: Bus,
@@ -57,12 +60,9 @@ impl From<glasshouse_nats::Error> for Problem {
 impl Worker {
     /// Joins the workers that share the queue of receipts.
     pub async fn start(bus: &Bus, name: String, policies: Vec<Policy>) -> Result<Self, Error> {
-        let mut seen = BTreeSet::new();
+        check(&policies)?;
         for policy in &policies {
             let reference = policy.reference();
-            if !seen.insert((reference.name.clone(), reference.digest)) {
-                return Err(Error::PolicyTwice(reference.name));
-            }
             tracing::info!(policy = %reference.name, digest = %reference.digest, rules = policy.post_rules(), "policy loaded");
         }
         Ok(Self {
@@ -74,7 +74,8 @@ impl Worker {
         })
     }
 
-    /// Judges until `shutdown` resolves; the receipt in hand is finished first.
+    /// Judges until `shutdown` resolves; the receipt in hand is finished first, unless the bus does not take its verdicts
+    /// within five seconds: then it goes back to the queue.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let mut shutdown = pin!(shutdown);
         loop {
@@ -83,7 +84,25 @@ impl Worker {
                 () = &mut shutdown => return Ok(()),
                 delivery = self.receipts.next() => delivery?,
             };
-            self.handle(delivery).await?;
+            let mut handling = pin!(self.handle(delivery));
+            tokio::select! {
+                biased;
+                result = &mut handling => {
+                    result?;
+                    continue;
+                }
+                () = &mut shutdown => {}
+            }
+            return match tokio::time::timeout(STOP_WITHIN, handling).await {
+                Ok(result) => result,
+                Err(_) => {
+                    tracing::warn!(
+                        worker = self.name,
+                        "policy worker stopped with a receipt in hand, which comes again"
+                    );
+                    Ok(())
+                }
+            };
         }
     }
 
@@ -229,6 +248,18 @@ impl Worker {
         publisher.publish_dead(&letter, self.traceparent(delivery).as_deref()).await?;
         publisher.flush().await
     }
+}
+
+/// Whether each policy has its own place for verdicts.
+pub(crate) fn check(policies: &[Policy]) -> Result<(), Error> {
+    let mut seen = BTreeSet::new();
+    for policy in policies {
+        let reference = policy.reference();
+        if !seen.insert((reference.name.clone(), reference.digest)) {
+            return Err(Error::PolicyTwice(reference.name));
+        }
+    }
+    Ok(())
 }
 
 /// Evaluation may take a second over a large receipt: it is kept off the threads that talk to the bus.

@@ -207,3 +207,27 @@ async fn without_policies_receipts_wait() {
     let twice = run(Config::new(broker.server.url(), "w", vec![allow(), allow()]), async {}).await;
     assert!(matches!(twice, Err(Error::PolicyTwice(_))), "{twice:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_stops_though_nobody_takes_its_verdict_and_the_receipt_comes_again() {
+    let broker = broker().await;
+    let config = broker.bus.jetstream().get_stream(VERDICTS).await.unwrap().cached_info().config.clone();
+    broker.bus.jetstream().delete_stream(VERDICTS).await.unwrap();
+    publish(&broker.bus, execution(1)).await;
+    let worker = start(&broker, "one", vec![allow()]);
+    let stream = broker.bus.jetstream().get_stream(glasshouse_nats::RECEIPTS).await.unwrap();
+    let in_hand = async {
+        while stream.consumer_info(POLICY_WORKERS).await.map_or(0, |info| info.num_ack_pending) == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(common::DEADLINE, in_hand).await.expect("the receipt is in hand");
+    let began = std::time::Instant::now();
+    worker.stop().await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(8), "{:?}", began.elapsed());
+
+    broker.bus.jetstream().create_stream(config).await.unwrap();
+    let worker = start(&broker, "two", vec![allow()]);
+    assert_eq!(verdicts(&broker.bus, 1).await.len(), 1);
+    worker.stop().await;
+}

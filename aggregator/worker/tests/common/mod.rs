@@ -1,0 +1,258 @@
+//! What the tests share: a real server per test, workers on it, and executions of which they hear.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use glasshouse_aggregator::{Config, Error, run};
+use glasshouse_nats::{
+    Bus, Checkpoints, ClaimOutcome, Claims, ConnectOptions, NatsServer, Publisher, PublisherOptions,
+    ServerOptions, StreamStart, Topology,
+};
+use glasshouse_schema::dead::DeadLetter;
+use glasshouse_schema::lifecycle::{
+    Admitted, Attached, Claimed, Cleaned, Environment, Exited, Isolation, Outcome, Prepared, Profiled,
+    ProfilingMode, Requested, Sandbox, Started, Unprofiled,
+};
+use glasshouse_schema::{ExecutionId, LifecycleEvent, NodeId, Phase, Receipt, Vantage, version};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Broker {
+    pub(crate) bus: Bus,
+    pub(crate) server: NatsServer,
+}
+
+/// A server with every stream. Fails, and never skips, where there is no server binary: run scripts/setup.sh.
+pub(crate) async fn broker(dir: &Path) -> Broker {
+    broker_at(dir, 0).await
+}
+
+pub(crate) async fn broker_at(dir: &Path, port: u16) -> Broker {
+    let mut options = ServerOptions::new(dir);
+    options.port = port;
+    let server = NatsServer::start(options).await.unwrap();
+    let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
+    Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
+    Broker { bus, server }
+}
+
+pub(crate) struct Running {
+    stop: oneshot::Sender<()>,
+    pub(crate) task: JoinHandle<Result<(), Error>>,
+}
+
+impl Running {
+    pub(crate) async fn stop(self) {
+        self.stop.send(()).unwrap();
+        soon(self.task).await.unwrap().unwrap();
+    }
+}
+
+pub(crate) fn start(broker: &Broker, name: &str) -> Running {
+    start_with(Config::new(broker.server.url(), name))
+}
+
+pub(crate) fn start_with(config: Config) -> Running {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(run(config, async {
+        let _ = stopped.await;
+    }));
+    Running { stop, task }
+}
+
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("it comes in time")
+}
+
+pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, wait).await.is_ok(), "{what}");
+}
+
+pub(crate) fn execution(n: u16) -> ExecutionId {
+    let [high, low] = n.to_be_bytes();
+    ExecutionId::from_parts(1_700_000_000_000, [high, low, 0, 0, 0, 0, 0, 0, 0, 0])
+}
+
+pub(crate) fn node() -> NodeId {
+    NodeId::new("node-1").unwrap()
+}
+
+pub(crate) fn publisher(bus: &Bus) -> Publisher {
+    Publisher::new(bus, PublisherOptions::default())
+}
+
+pub(crate) async fn publish(publisher: &Publisher, execution: ExecutionId, phases: Vec<Phase>) {
+    for phase in phases {
+        let event = LifecycleEvent {
+            schema_version: version::LIFECYCLE,
+            execution_id: execution,
+            node: Some(node()),
+            unix_ns: 1_700_000_000_000_000_000,
+            phase,
+        };
+        publisher.publish_lifecycle(&event, None).await.unwrap();
+    }
+    publisher.flush().await.unwrap();
+}
+
+fn outcome() -> Outcome {
+    Outcome { exit_code: 0, signal: None, error: None }
+}
+
+/// The events of an execution up to `profiled`, its claim taken.
+pub(crate) async fn begun(bus: &Bus, execution: ExecutionId) -> Vec<Phase> {
+    let epoch = match Claims::new(bus).take(execution, &node()).await.unwrap() {
+        ClaimOutcome::Taken { epoch } | ClaimOutcome::Held { epoch, .. } => epoch,
+    };
+    vec![
+        Phase::Requested(Requested {
+            argv: vec!["true".into()],
+            workdir: "/".into(),
+            backend: "process".into(),
+            profile: ProfilingMode::Host,
+            profile_required: false,
+            labels: Default::default(),
+            trace_id: None,
+        }),
+        Phase::Admitted(Admitted::default()),
+        Phase::Claimed(Claimed { node: node(), epoch }),
+        Phase::Prepared(Prepared {
+            backend: "process".into(),
+            isolation: Isolation::Process,
+            environment: Environment {
+                runtime: "process".into(),
+                os: "linux".into(),
+                arch: "x86_64".into(),
+                kernel: String::new(),
+                sandbox: Sandbox { network: "host".into() },
+            },
+        }),
+        Phase::Started(Started { root_pid: Some(1) }),
+        Phase::Profiled(Profiled {
+            attached: vec![Attached {
+                vantage: Vantage::Host,
+                controller: "ebpf".into(),
+                hooks: Vec::new(),
+                blind_spots: Vec::new(),
+            }],
+            unavailable: Vec::new(),
+        }),
+    ]
+}
+
+/// The events after them of an execution whose seal is missing: it is closed at once and its receipt is partial.
+pub(crate) fn ended() -> Vec<Phase> {
+    vec![
+        Phase::Exited(Exited {
+            outcome: outcome(),
+            start_unix_ns: 1_700_000_000_000_000_000,
+            end_unix_ns: 1_700_000_001_000_000_000,
+            rusage: None,
+            stdout_hash: None,
+            stderr_hash: None,
+        }),
+        Phase::Cleaned(Cleaned::default()),
+    ]
+}
+
+pub(crate) fn unprofiled() -> Phase {
+    Phase::Unprofiled(Unprofiled { reason: "profiling is disabled".into(), unavailable: Vec::new() })
+}
+
+/// A whole execution, which gets a receipt.
+pub(crate) async fn whole(bus: &Bus, publisher: &Publisher, execution: ExecutionId) {
+    let mut phases = begun(bus, execution).await;
+    phases.extend(ended());
+    publish(publisher, execution, phases).await;
+}
+
+pub(crate) async fn receipt(bus: &Bus, execution: ExecutionId) -> Receipt {
+    let found = bus.wait_receipt(execution, DEADLINE).await.unwrap();
+    Receipt::decode(&found.expect("a receipt comes in time").body).unwrap()
+}
+
+pub(crate) async fn dead_letter(bus: &Bus) -> DeadLetter {
+    let mut reader = bus.read(glasshouse_nats::DEAD, StreamStart::Oldest, Vec::new()).await.unwrap();
+    serde_json::from_slice(&soon(reader.next()).await.unwrap().payload).unwrap()
+}
+
+pub(crate) async fn count(bus: &Bus, stream: &str) -> u64 {
+    bus.position(stream).await.unwrap().messages
+}
+
+/// The sequence up to which the worker's checkpoint says that everything is handled.
+pub(crate) async fn handled_seq(bus: &Bus) -> u64 {
+    let Some(bytes) = Checkpoints::new(bus).get("aggregator").await.unwrap().bytes else { return 0 };
+    serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()["handled_seq"].as_u64().unwrap()
+}
+
+pub(crate) async fn checkpointed(bus: &Bus) {
+    until("everything is checkpointed", async || {
+        handled_seq(bus).await == bus.position(glasshouse_nats::EVENTS).await.unwrap().last_seq
+    })
+    .await;
+}
+
+/// Puts a copy of GH_EVENTS in the place of `to`, as somebody does who restores a backup.
+pub(crate) fn copy_events(from: &Path, to: &Path) {
+    let [from, to] = [from, to].map(|dir| dir.join("store/jetstream/$G/streams/GH_EVENTS"));
+    if to.exists() {
+        std::fs::remove_dir_all(&to).unwrap();
+    }
+    copy(&from, &to);
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+/// A way to the server at `port` on which every answer takes `delay` more, and every question too.
+pub(crate) async fn slow(port: u16, delay: Duration) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { return };
+                let ((from_client, to_client), (from_server, to_server)) =
+                    (client.into_split(), server.into_split());
+                tokio::select! {
+                    () = delayed(from_client, to_server, delay) => {}
+                    () = delayed(from_server, to_client, delay) => {}
+                }
+            });
+        }
+    });
+    url
+}
+
+async fn delayed(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    delay: Duration,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        tokio::time::sleep(delay).await;
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
