@@ -42,7 +42,9 @@ pub struct Config {
 }
 
 /// How long the producer of an open execution may be silent if nobody says otherwise.
-pub const PRODUCER_GRACE: Duration = Duration::from_secs(3600);
+/// Longer than any command stays quiet, because silence is all that tells a dead producer from a quiet one until nodes
+/// send heartbeats.
+pub const PRODUCER_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// The environment variable that says otherwise.
 pub const PRODUCER_GRACE_VARIABLE: &str = "GLASSHOUSE_PRODUCER_GRACE";
 
@@ -116,7 +118,7 @@ mod tests {
     fn a_grace_is_written_as_people_write_it() {
         assert_eq!(parse_grace("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse_grace("10"), Ok(Duration::from_secs(10)));
-        assert_eq!(parse_grace("1h"), Ok(PRODUCER_GRACE));
+        assert_eq!(parse_grace("1d"), Ok(PRODUCER_GRACE));
         assert_eq!(parse_grace("2d"), Ok(Duration::from_secs(172_800)));
         for bad in ["", "0", "s", "-1s", "1y", "1e400s", "NaN"] {
             assert!(parse_grace(bad).is_err(), "{bad}");

@@ -25,8 +25,8 @@ struct Args {
     /// Name of this worker in headers and dead letters
     #[arg(long, env = "GLASSHOUSE_WORKER", default_value = "aggregator")]
     name: String,
-    /// Close an execution of which nothing comes for this long: its producer is dead (30s, 5m, 1h, 2d)
-    #[arg(long, env = PRODUCER_GRACE_VARIABLE, value_name = "TIME", default_value = "1h", value_parser = parse_grace)]
+    /// Close an execution of which nothing comes for this long: its producer is dead, or quieter than this (30s, 5m, 1h, 2d)
+    #[arg(long, env = PRODUCER_GRACE_VARIABLE, value_name = "TIME", default_value = "24h", value_parser = parse_grace)]
     producer_grace: Duration,
     /// Log lines as JSON
     #[arg(long, env = "GLASSHOUSE_JSON_LOGS")]
