@@ -167,6 +167,7 @@ fn is_noise(path: &str) -> bool {
         "/dev/",
         "/usr/include",
         "/usr/local/lib",
+        "/etc/locale",
     ]
     .iter()
     .any(|prefix| path.starts_with(prefix))
@@ -192,7 +193,8 @@ fn file_line(file: &File, pid: u32, all: bool) -> Option<String> {
     }
     let is_new_name = deeds == ["rename"] && file.renamed_to.is_empty();
     // A rename is told at the old name.
-    if !all && (is_new_name || (deeds == ["read"] && is_noise(&file.path))) {
+    let is_noise = file.path == "/dev/null" || (deeds == ["read"] && is_noise(&file.path));
+    if !all && (is_new_name || is_noise) {
         return None;
     }
     let renamed = match (did("rename"), file.renamed_to.first(), file.renamed_from.first()) {

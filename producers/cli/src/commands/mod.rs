@@ -1,15 +1,12 @@
 //! One module per subcommand.
 
-#[allow(clippy::print_stderr, reason = "to be moved to `say`")]
 pub(crate) mod doctor;
 pub(crate) mod nats;
 pub(crate) mod policy;
 pub(crate) mod receipt;
 pub(crate) mod run;
 pub(crate) mod shell;
-#[allow(clippy::print_stderr, reason = "to be moved to `say`")]
 pub(crate) mod up;
-#[allow(clippy::print_stderr, reason = "to be moved to `say`")]
 pub(crate) mod verdict;
 
 use std::io::{Read, Write};

@@ -35,7 +35,7 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     let bus = glasshouse_nats::connect(ConnectOptions::new(&url, "glasshouse up")).await?;
     let applied = Topology::embedded(1)?.apply(&bus).await?;
     for difference in &applied.differences {
-        eprintln!("glasshouse: {difference}");
+        crate::say(format_args!("glasshouse: {difference}"));
     }
     let mut aggregator = glasshouse_aggregator::Config::new(&url, "up");
     aggregator.producer_grace = producer_grace;
@@ -45,10 +45,10 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
 
     std::fs::write(&url_file, format!("{url}\n"))
         .with_context(|| format!("cannot write {}", url_file.display()))?;
-    eprintln!("glasshouse: ready at {url}; data in {}; Ctrl-C stops", args.dir.display());
-    eprintln!(
+    crate::say(format_args!("glasshouse: ready at {url}; data in {}; Ctrl-C stops", args.dir.display()));
+    crate::say(format_args!(
         "glasshouse: try `sudo glasshouse run --profile host --nats {url} -- ls` and `glasshouse receipt tail --nats {url}`"
-    );
+    ));
 
     let ended: anyhow::Result<()> = tokio::select! {
         () = glasshouse_telemetry::stop_signal() => Ok(()),
@@ -59,7 +59,7 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
         ended = &mut aggregator => Err(why("the aggregator", ended)),
         ended = &mut policy_worker => Err(why("the policy worker", ended)),
     };
-    eprintln!("glasshouse: stopping");
+    crate::say(format_args!("glasshouse: stopping"));
     // Workers first: they finish what is in hand while the server is still there.
     stop.send_replace(true);
     tokio::join!(finish("the aggregator", aggregator), finish("the policy worker", policy_worker),);
@@ -90,9 +90,9 @@ async fn finish<E: std::fmt::Display>(who: &str, mut worker: JoinHandle<Result<(
         Ok(ended) => say_failure(who, ended),
         Err(_) => {
             worker.abort();
-            eprintln!(
+            crate::say(format_args!(
                 "glasshouse: {who} did not stop within {STOP_WITHIN:?}; the next one goes on where it was"
-            );
+            ));
         }
     }
 }
@@ -104,7 +104,7 @@ fn remove_own(url_file: &Path, url: &str) {
         && let Err(error) = std::fs::remove_file(url_file)
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        eprintln!("glasshouse: cannot remove {}: {error}", url_file.display());
+        crate::say(format_args!("glasshouse: cannot remove {}: {error}", url_file.display()));
     }
 }
 
@@ -120,6 +120,6 @@ fn why<E: std::fmt::Display>(who: &str, ended: Ended<E>) -> anyhow::Error {
 
 fn say_failure<E: std::fmt::Display>(who: &str, ended: Ended<E>) {
     if !matches!(ended, Ok(Ok(()))) {
-        eprintln!("glasshouse: {:#}", why(who, ended));
+        crate::say(format_args!("glasshouse: {:#}", why(who, ended)));
     }
 }

@@ -48,7 +48,10 @@ fn show(document: &Document, json: bool) -> anyhow::Result<()> {
     match Verdict::decode(&document.body) {
         Ok(verdict) => super::print(render::verdict(&verdict)),
         Err(error) => {
-            eprintln!("glasshouse: verdict {} is unreadable: {error}", document.digest.short());
+            crate::say(format_args!(
+                "glasshouse: verdict {} is unreadable: {error}",
+                document.digest.short()
+            ));
             Ok(())
         }
     }

@@ -38,7 +38,10 @@ pub(super) async fn finding(guest: Status) -> Finding {
             .action("run as root, or install one (Debian: linux-image-cloud-amd64) to know");
     };
     if std::io::stderr().is_terminal() {
-        eprintln!("glasshouse: booting a stock kernel under KVM; this takes up to {} s", DEADLINE.as_secs());
+        crate::say(format_args!(
+            "glasshouse: booting a stock kernel under KVM; this takes up to {} s",
+            DEADLINE.as_secs()
+        ));
     }
     let began = Instant::now();
     match boot(&qemu, &kernel).await {
