@@ -55,7 +55,7 @@ fn a_fork_without_an_exec_runs_what_its_parent_ran_then() {
     );
     assert_eq!(
         (tree[2].argv.clone(), tree[2].working_dir.as_str(), tree[2].uid),
-        (vec!["a".into()], "/work", Some(1000))
+        (vec!["a".into()], "/srv", Some(1000))
     );
 }
 
@@ -121,9 +121,9 @@ fn forks_in_a_circle_and_deep_forks_end() {
 fn paths_keep_what_is_known_of_them() {
     let flagged = |bytes, flags| Fact::Open { path: PathRef { bytes, flags }, flags: 0, result: 0 };
     let events = [
-        at(0, 10, flagged(b"/work/\xff", PathFlags::TRUNCATED)),
+        at(0, 10, flagged(b"/srv/\xff", PathFlags::TRUNCATED)),
         // The same path again, in another frame: it is one path.
-        at(1, 10, flagged(b"/work/\xff", PathFlags::TRUNCATED.with(PathFlags::MASKED))),
+        at(1, 10, flagged(b"/srv/\xff", PathFlags::TRUNCATED.with(PathFlags::MASKED))),
         at(2, 10, flagged(b"memfd:x", PathFlags::UNLINKED)),
         at(3, 10, flagged(b"/dev/raw", PathFlags::UNRESOLVED)),
     ];
@@ -133,11 +133,11 @@ fn paths_keep_what_is_known_of_them() {
         files,
         [
             ("/dev/raw", "unresolved".to_owned()),
-            ("/work/\u{fffd}", "masked truncated".to_owned()),
+            ("/srv/\u{fffd}", "masked truncated".to_owned()),
             ("memfd:x", "unlinked".to_owned()),
         ]
     );
-    assert_eq!(receipt.files[1].path_hex.as_deref(), Some("2f776f726b2fff"));
+    assert_eq!(receipt.files[1].path_hex.as_deref(), Some("2f7372762fff"));
     assert_eq!(receipt.coverage.vantages[0].truncated_paths, 1);
 }
 

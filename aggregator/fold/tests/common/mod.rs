@@ -45,7 +45,7 @@ pub(crate) fn open(path: &[u8], flags: u32, result: i32) -> Fact<'_> {
 }
 
 pub(crate) fn exec<'a>(ppid: u32, exe: &'a [u8], argv: &'a [&'a [u8]]) -> Fact<'a> {
-    let (exe, cwd) = (PathRef::resolved(exe), PathRef::resolved(b"/work"));
+    let (exe, cwd) = (PathRef::resolved(exe), PathRef::resolved(b"/srv"));
     Fact::Exec { ppid, exe, cwd, argv, argv_truncated: false, uid: 1000, gid: 100 }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn events() -> Vec<Event<'static>> {
     const PYTHON: &[&[u8]] = &[b"python3", b"build.py", b"--token=<masked:0011223344556677>"];
     const SHELL: &[&[u8]] = &[b"sh", b"-c", b"cat input > copy; exec cat copy"];
     const CAT: &[&[u8]] = &[b"cat", b"copy"];
-    let unresolved = PathRef { bytes: b"/work/missing/../x", flags: PathFlags::UNRESOLVED };
+    let unresolved = PathRef { bytes: b"/srv/missing/../x", flags: PathFlags::UNRESOLVED };
     let rename =
         |from, to, result| Fact::Rename { from: PathRef::resolved(from), to: PathRef::resolved(to), result };
     let delete = |path, directory, result| Fact::Delete { path: PathRef::resolved(path), directory, result };
@@ -95,24 +95,24 @@ pub(crate) fn events() -> Vec<Event<'static>> {
         at(1, 100, open(b"/etc/ld.so.cache", 0o2_000_000, 0)),
         at(2, 100, open(b"/usr/lib/libc.so.6", 0o2_000_000, 0)),
         at(3, 100, open(b"/usr/lib/libc.so.6", 0o2_000_000, 0)),
-        at(4, 100, open(b"/work/build.py", 0o2_000_000, 0)),
+        at(4, 100, open(b"/srv/build.py", 0o2_000_000, 0)),
         at(5, 100, Fact::Open { path: unresolved, flags: 0, result: -2 }),
         at(6, 100, open(b"/etc/shadow", 0, -13)),
-        at(7, 100, open(b"/work", 0o10_200_000, 0)),
-        at(8, 100, open(b"/work/out.tmp", 0o2_001_101, 0)),
-        at(9, 100, rename(b"/work/out.tmp", b"/work/out", 0)),
-        at(10, 100, rename(b"/work/none", b"/work/out", -2)),
-        at(11, 100, delete(b"/work/old", false, 0)),
-        at(12, 100, delete(b"/work/dir", true, -39)),
+        at(7, 100, open(b"/srv", 0o10_200_000, 0)),
+        at(8, 100, open(b"/srv/out.tmp", 0o2_001_101, 0)),
+        at(9, 100, rename(b"/srv/out.tmp", b"/srv/out", 0)),
+        at(10, 100, rename(b"/srv/none", b"/srv/out", -2)),
+        at(11, 100, delete(b"/srv/old", false, 0)),
+        at(12, 100, delete(b"/srv/dir", true, -39)),
         at(20, 100, Fact::Fork { child: process(101) }),
         at(21, 101, open(b"/dev/null", 0o2, 0)),
         at(22, 101, exec(100, b"/usr/bin/dash", SHELL)),
         at(23, 101, Fact::Fork { child: process(102) }),
-        at(24, 102, open(b"/work/input", 0, 0)),
-        at(25, 102, open(b"/work/copy", 0o1_101, 0)),
+        at(24, 102, open(b"/srv/input", 0, 0)),
+        at(25, 102, open(b"/srv/copy", 0o1_101, 0)),
         at(26, 102, Fact::Exit { code: 0, signal: 0, core_dumped: false }),
         at(27, 101, exec(100, b"/usr/bin/cat", CAT)),
-        at(28, 101, open(b"/work/copy", 0, 0)),
+        at(28, 101, open(b"/srv/copy", 0, 0)),
         at(29, 101, Fact::Exit { code: 0, signal: 9, core_dumped: false }),
         at(40, 100, connect(Address::V4([127, 0, 0, 1], 8080), 6, -111)),
         at(41, 100, connect(Address::V4([93, 184, 216, 34], 443), 6, -115)),
@@ -146,7 +146,7 @@ pub(crate) fn phase(name: PhaseName) -> Phase {
     match name {
         PhaseName::Requested => Phase::Requested(Requested {
             argv: vec!["python3".into(), "build.py".into()],
-            workdir: "/work".into(),
+            workdir: "/srv".into(),
             backend: "process".into(),
             profile: ProfilingMode::Host,
             profile_required: false,
