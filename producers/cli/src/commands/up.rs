@@ -34,6 +34,7 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     };
     let bus = glasshouse_nats::connect(ConnectOptions::new(&url, "glasshouse up")).await?;
     let applied = Topology::embedded(1)?.apply(&bus).await?;
+    drop(bus);
     for difference in &applied.differences {
         crate::say(format_args!("glasshouse: {difference}"));
     }
