@@ -75,6 +75,7 @@ pub(crate) enum Command {
 const RUN_HELP: &str = "\
 Exit codes:
   the command's own; 128+n when signal n ended it
+    2  the command line is wrong; nothing ran
   124  --fail-on matched the verdict and the command itself succeeded
   125  Glasshouse failed (a line on stderr says how; the receipt's outcome.error too); when only the receipt could not
        be written, stderr and --json say how the command ended
