@@ -392,7 +392,12 @@ fn a_caller_that_does_not_read_can_still_end_us() {
     let mut run = Process::spawn(run);
     started(dir.path());
     // A signal that comes before the end of the root is for the root.
-    std::thread::sleep(Duration::from_millis(300));
+    let tasks = format!("/proc/{}/task", run.0.id());
+    wait_for("the root is gone", || {
+        let children =
+            |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).unwrap();
+        std::fs::read_dir(&tasks).unwrap().all(|task| children(task.unwrap()).is_empty()).then_some(())
+    });
     run.signal(Signal::SIGTERM);
     let begin = Instant::now();
     assert_eq!(run.0.wait().unwrap().code(), Some(9));
