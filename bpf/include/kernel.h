@@ -10,6 +10,8 @@
 
 #define NULL ((void *)0)
 typedef _Bool bool;
+#define true 1
+#define false 0
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -18,7 +20,17 @@ typedef struct {
 } atomic_t;
 
 struct qstr {
+	/* In an anonymous union with the hash (which is salted with the parent's address) and the length apart. */
+	__u64 hash_len;
 	const unsigned char *name;
+};
+
+struct seqcount {
+	unsigned int sequence;
+};
+
+struct seqcount_spinlock {
+	struct seqcount seqcount;
 };
 
 struct hlist_bl_node {
@@ -27,6 +39,8 @@ struct hlist_bl_node {
 
 /* d_name is inside an anonymous union since 6.16; CO-RE looks through it. */
 struct dentry {
+	/* Moves on when the dentry is renamed, unhashed, or gets an inode (fs/dcache.c). */
+	struct seqcount_spinlock d_seq;
 	struct hlist_bl_node d_hash;
 	struct dentry *d_parent;
 	struct qstr d_name;
@@ -52,9 +66,15 @@ struct fs_struct {
 	struct path pwd;
 };
 
+struct inode {
+	__u16 i_mode;
+};
+
 struct file {
 	unsigned int f_mode;
+	unsigned int f_flags;
 	void *private_data;
+	struct inode *f_inode;
 	struct path f_path;
 };
 
@@ -93,16 +113,24 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
+/* Of the threads that have ended; maxrss is the group's. */
 struct signal_struct {
 	atomic_t live;
 	int group_exit_code;
 	unsigned int flags;
+	__u64 utime;
+	__u64 stime;
+	unsigned long min_flt;
+	unsigned long maj_flt;
+	unsigned long maxrss;
 };
 
 struct mm_struct {
 	struct file *exe_file;
 	unsigned long arg_start;
 	unsigned long arg_end;
+	unsigned long env_start;
+	unsigned long env_end;
 };
 
 #if defined(__TARGET_ARCH_x86)
@@ -123,9 +151,29 @@ typedef struct {
 	__u32 val;
 } kgid_t;
 
+/* A struct of two __u32 before 6.3 (f122a08b197d): the same bits on a little-endian machine. */
+typedef struct {
+	__u64 val;
+} kernel_cap_t;
+
+struct user_namespace;
+
 struct cred {
+	kuid_t uid;
+	kgid_t gid;
 	kuid_t euid;
 	kgid_t egid;
+	kernel_cap_t cap_effective;
+	struct user_namespace *user_ns;
+};
+
+struct nsproxy {
+	void *uts_ns;
+	void *ipc_ns;
+	void *mnt_ns;
+	void *pid_ns_for_children;
+	void *net_ns;
+	void *cgroup_ns;
 };
 
 struct task_struct {
@@ -134,12 +182,17 @@ struct task_struct {
 	struct mm_struct *mm;
 	struct fs_struct *fs;
 	struct files_struct *files;
+	struct nsproxy *nsproxy;
 	struct signal_struct *signal;
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
 	struct css_set *cgroups;
 	/* real_start_time before 5.5 (cf25e24db61c). */
 	__u64 start_boottime;
+	__u64 utime;
+	__u64 stime;
+	unsigned long min_flt;
+	unsigned long maj_flt;
 	int pid;
 	int tgid;
 	int exit_code;
@@ -154,8 +207,12 @@ struct sock_common {
 	unsigned char skc_state;
 	int skc_bound_dev_if;
 	__u32 skc_daddr;
+	__u32 skc_rcv_saddr;
 	__u16 skc_dport;
+	/* The local port, in host byte order. */
+	__u16 skc_num;
 	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
 };
 
 struct sock {
@@ -165,8 +222,18 @@ struct sock {
 	__u16 sk_protocol;
 };
 
+struct unix_address {
+	/* A sockaddr_un of this length follows. */
+	int len;
+};
+
 struct unix_sock {
 	struct sock *peer;
+	struct unix_address *addr;
+};
+
+struct kernel_siginfo {
+	int si_code;
 };
 
 struct socket {
@@ -177,6 +244,7 @@ struct socket {
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
 	unsigned long r10;
+	unsigned long r9;
 	unsigned long r8;
 	unsigned long dx;
 	unsigned long si;
@@ -195,12 +263,48 @@ struct pt_regs {
 
 #pragma clang attribute pop
 
+/* What callers pass (include/uapi/linux/{uio,socket}.h): the same on every kernel. */
+struct iovec {
+	__u64 base;
+	__u64 bytes;
+};
+
+struct user_msghdr {
+	__u64 name;
+	__u32 name_bytes;
+	__u32 padding;
+	__u64 vectors;
+	__u64 vector_count;
+	__u64 control;
+	__u64 control_bytes;
+	__u32 flags;
+	__u32 padding2;
+};
+
+struct mmsghdr {
+	struct user_msghdr header;
+	/* What was sent or received. */
+	__u32 message_bytes;
+	__u32 padding;
+};
+
 #define SIGNAL_GROUP_EXIT 0x00000004
 /* The open created the file (since 4.19, 73a09dd94377). */
 #define FMODE_CREATED 0x100000
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+#define S_IFREG 0100000
+#define S_IFBLK 0060000
+#define S_IFDIR 0040000
+#define S_IFCHR 0020000
+#define PROT_WRITE 2
+#define PROT_EXEC 4
+#define MAP_ANONYMOUS 0x20
 #define AT_FDCWD -100
 #define AT_REMOVEDIR 0x200
+#define O_CREAT 00000100
 #define O_CREAT_WRONLY_TRUNC (00000100 | 00000001 | 00001000)
+#define SIGSTOP 19
 
 #define EPERM 1
 #define EINTR 4
@@ -224,6 +328,9 @@ struct pt_regs {
 
 /* Of a datagram socket: it has a peer. */
 #define TCP_ESTABLISHED 1
+#define IPPROTO_UDP 17
+#define SOCK_STREAM 1
+#define DNS_PORT 53
 #define MSG_FASTOPEN 0x20000000
 
 #endif

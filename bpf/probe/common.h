@@ -53,6 +53,14 @@ struct {
 	__type(value, struct gh_watch);
 } members SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct gh_stopped);
+} stopped SEC(".maps");
+
 /* Process lifecycle alone, so that a storm of file events can't evict an exec or an exit. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -64,10 +72,91 @@ struct {
 	__uint(max_entries, 16 * 1024 * 1024);
 } activity_ring SEC(".maps");
 
-/* Two paths of a rename, each with its walked base and its string, or exe, cwd and argv of an exec; with slack. */
-#define PAYLOAD_BYTES 20480
+/* Files of a task that were told of: what is identical is counted here. The last of those with one index stays. */
+struct seen {
+	/* Identity of the path, and of how it was opened; 0 when the entry is free. */
+	__u64 key;
+	__u64 read_bytes;
+	__u64 written_bytes;
+	__u32 again;
+	__u32 reads;
+	__u32 writes;
+	/* When its tally was last sent, in jiffies. */
+	__u32 since;
+};
+
+enum descriptor_kind { DESCRIPTOR_FREE = 0, DESCRIPTOR_FILE, DESCRIPTOR_SOCKET, DESCRIPTOR_OTHER };
+
+/* What a descriptor was when it was last used. Valid as long as the addresses are the same. */
+struct descriptor {
+	__u64 file;
+	/* Of a file its dentry and the hash of its name; of a socket its sock and the hash of its peer. */
+	__u64 object;
+	__u64 name;
+	/* Key of the entry of `seen` or `peers`. */
+	__u64 key;
+	__s32 fd;
+	__u16 entry;
+	/* enum descriptor_kind */
+	__u16 kind;
+};
+
+struct peer {
+	__u64 key;
+	__u64 sent_bytes;
+	__u64 received_bytes;
+	__u32 sends;
+	__u32 receives;
+	struct gh_address address;
+	__u32 since;
+	__u32 reserved;
+};
+
+#define DESCRIPTORS 16
+#define PEERS 8
+
+/* What is known of a task. Only the task itself works on it, so that nothing here needs an atomic operation. */
+struct task {
+	struct gh_watch watch;
+	__u32 number;
+	__u32 runs;
+	/* Addresses of its credentials and its cgroups: when either is another, see on_attention(). */
+	__u64 cred;
+	__u64 cgroups;
+	struct gh_credentials credentials;
+	/* Has filled an entry of `seen`. */
+	__u32 has_entries;
+	__u32 reserved;
+	/* Calls by number, since the last flush. */
+	__u16 calls[GH_SYSCALLS];
+	struct descriptor descriptors[DESCRIPTORS];
+	struct seen seen[GH_SEEN];
+	struct peer peers[PEERS];
+};
+
+/* A task of a watched cgroup gets its own at its first system call. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct task);
+} tasks SEC(".maps");
+
+/* Two paths of a rename, each with its walked base and its string, or exe, cwd, argv and environment; with slack. */
+#define PAYLOAD_BYTES 24576
 /* NAME_MAX and a NUL. */
 #define NAME_BYTES 256
+
+/* One message of a send or a receive: where to or from, as the caller says, and the beginning of its text. */
+struct message {
+	__u64 name;
+	__u64 name_bytes;
+	__u64 buffer;
+	__u64 bytes;
+	__u32 sends;
+	/* The socket was not connected before, and is by this. */
+	__u32 connects;
+};
 
 /* Too large for the stack. A program can't interrupt itself on one CPU, so each has its own entry. */
 struct scratch {
@@ -77,6 +166,8 @@ struct scratch {
 	/* Where walks end: the root of the execution. */
 	struct dentry *root_dentry;
 	struct vfsmount *root_mnt;
+	/* Of the path identified last. */
+	__u64 identity;
 	/* The task has another root, and whether a path of this fact was affected by that or not below the root at all. */
 	__u32 other_root;
 	__u32 other_root_paths;
@@ -86,11 +177,18 @@ struct scratch {
 	__u32 path_flags;
 	/* A read failed: the fact is lost. */
 	__u32 failed;
+	/* Stop the task rather than lose a fact. */
+	__u32 lossless;
+	__u32 nr;
+	/* The system call: its result and its arguments, counted from 1. */
+	long result;
+	__u64 args[7];
+	struct message message;
 	struct gh_record record;
 	__u8 payload[PAYLOAD_BYTES];
 };
 
-enum { SCRATCH_SYS_EXIT = 0, SCRATCH_EXEC = 1, SCRATCHES = 2 };
+enum { SCRATCH_SYS_EXIT = 0, SCRATCH_EXEC = 1, SCRATCH_EXIT = 2, SCRATCHES = 3 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -99,13 +197,15 @@ struct {
 	__type(value, struct scratch);
 } scratches SEC(".maps");
 
-static __inline struct scratch *scratch(__u32 which)
+static __inline struct scratch *scratch(__u32 which, const struct gh_execution *execution)
 {
 	struct scratch *s = bpf_map_lookup_elem(&scratches, &which);
 
 	if (s) {
 		s->used = 0;
 		s->failed = 0;
+		s->other_root_paths = 0;
+		s->lossless = execution->lossless;
 	}
 	return s;
 }
@@ -159,28 +259,75 @@ static __inline void begin(struct gh_record *record, const struct gh_watch *watc
 	record->header.tid = task->pid;
 }
 
-/* The class was counted as observed before anything could fail. */
-static __inline void emit(void *ring, struct gh_record *record, __u32 payload_bytes, struct gh_counters *count, int class)
+/* Stops the thread group before its next instruction. User space lets it go on once there is room again. */
+static __inline void stop(const struct gh_record *record, struct gh_counters *count)
+{
+	__u32 tgid = record->header.tgid;
+	/* Without a start time it is not stopped yet: going on must not overtake stopping. */
+	struct gh_stopped entry = { .slot = record->header.slot, .generation = record->header.generation };
+
+	if (bpf_map_update_elem(&stopped, &tgid, &entry, BPF_ANY))
+		return;
+	if (bpf_send_signal(SIGSTOP)) {
+		/* It is exiting. */
+		bpf_map_delete_elem(&stopped, &tgid);
+		return;
+	}
+	entry.start_boot_ns = record->header.start_boot_ns;
+	bpf_map_update_elem(&stopped, &tgid, &entry, BPF_ANY);
+	ADD(count->stops, 1);
+}
+
+/*
+ * Emits a record that stands for `facts` of a class, which were counted as observed before anything could fail. 0 when it
+ * was sent.
+ */
+static __inline int emit(void *ring, struct gh_record *record, __u32 payload_bytes, bool lossless,
+			 struct gh_counters *count, int class, __u64 facts)
 {
 	__u64 bytes = sizeof(*record) + payload_bytes;
-	__u64 wake;
+	__u64 waiting = bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA);
+	int lost;
 
 	if (bytes > sizeof(*record) + PAYLOAD_BYTES)
 		bytes = sizeof(*record) + PAYLOAD_BYTES;
 	record->header.record_bytes = bytes;
-	wake = bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= gh_wakeup_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
-	if (bpf_ringbuf_output(ring, record, bytes, wake))
-		ADD(count->lost_ring[class], 1);
+	lost = bpf_ringbuf_output(ring, record, bytes,
+				  waiting >= gh_wakeup_bytes ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP) != 0;
+	if (lost)
+		ADD(count->lost_ring[class], facts);
+	/* Half of the ring is left for what other threads are about to tell, and for exits. */
+	if (lossless && waiting >= bpf_ringbuf_query(ring, BPF_RB_RING_SIZE) / 2)
+		stop(record, count);
+	return lost;
 }
 
-static __inline void finish(void *ring, struct scratch *s, struct gh_counters *count, int class)
+/* As emit(), of the scratch and one fact. */
+static __inline int finish(void *ring, struct scratch *s, struct gh_counters *count, int class)
 {
 	if (s->other_root_paths)
 		ADD(count->other_root_paths, 1);
-	if (s->failed)
+	if (s->failed) {
 		ADD(count->lost_read[class], 1);
-	else
-		emit(ring, &s->record, s->used, count, class);
+		return 1;
+	}
+	return emit(ring, &s->record, s->used, s->lossless, count, class, 1);
+}
+
+/* Into the ring of files and sockets. */
+__noinline int finish_activity(struct scratch *s, struct gh_counters *count, int class)
+{
+	if (!s || !count || class < 0 || class >= GH_CLASSES)
+		return 1;
+	return finish(&activity_ring, s, count, class);
+}
+
+/* A fact that happened, and of which nothing could be read. */
+static __inline int lose(struct gh_counters *count, int class)
+{
+	ADD(count->observed[class], 1);
+	ADD(count->lost_read[class], 1);
+	return 0;
 }
 
 static __inline void join(const struct gh_watch *watch, struct gh_counters *count, __u32 tgid)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* connect, as it returns. */
+/* Sockets: connected, bound, listening, accepting; what goes over them, and what names are asked for. */
 #ifndef GLASSHOUSE_NETWORK_H
 #define GLASSHOUSE_NETWORK_H
 
@@ -22,9 +22,10 @@ struct inet_address {
 	__u32 scope_id;
 };
 
+/* Appends the path of a unix socket as the caller has it. */
 static __inline void add_unix(struct scratch *s, const char *address, __u32 length)
 {
-	struct gh_path *path = &s->record.body.connect.path;
+	struct gh_path *path = &s->record.body.socket.path;
 	const char *string = address + sizeof(__u16);
 	__u32 room = length > sizeof(__u16) ? length - sizeof(__u16) : 0;
 	__u32 used;
@@ -79,84 +80,153 @@ static __inline bool is_refused(long result)
 	       result == -EAFNOSUPPORT;
 }
 
-/* The peer as the kernel has it: the caller's memory may have changed since the kernel read it. */
-static __inline int add_peer(struct gh_connect *connect, struct sock *sk, __u16 family)
+static __inline struct sock *sock_of(struct file *file)
+{
+	struct socket *socket = KREAD(file, private_data);
+
+	/* Only a socket's private data points back. */
+	return KREAD(socket, file) == file ? KREAD(socket, sk) : NULL;
+}
+
+static __inline void describe(struct gh_address *out, struct sock *sk)
+{
+	__builtin_memset(out, 0, sizeof(*out));
+	out->family = KREAD(sk, __sk_common.skc_family);
+	out->socket_type = KREAD(sk, sk_type);
+	out->protocol = KREAD(sk, sk_protocol);
+}
+
+static __inline void scope(struct gh_address *out, struct sock *sk)
+{
+	/* Link-local. */
+	if (out->address[0] == 0xfe && (out->address[1] & 0xc0) == 0x80)
+		out->scope_id = KREAD(sk, __sk_common.skc_bound_dev_if);
+}
+
+/* The peer as the kernel has it: the caller's memory may have changed since the kernel read it. False without a peer. */
+static __inline bool read_peer(struct gh_address *out, struct sock *sk)
 {
 	__u16 port = KREAD(sk, __sk_common.skc_dport);
 
 	/* A datagram socket may have port 0 as its peer's. A disconnected socket has none, and is closed. */
 	if (!port && KREAD(sk, __sk_common.skc_state) != TCP_ESTABLISHED)
-		return 0;
-	connect->port = __builtin_bswap16(port);
-	if (family == AF_INET) {
-		__u32 address = KREAD(sk, __sk_common.skc_daddr);
-
-		__builtin_memcpy(connect->address, &address, sizeof(address));
-	} else {
-		if (bpf_probe_read_kernel(connect->address, sizeof(connect->address), &sk->__sk_common.skc_v6_daddr))
-			return 0;
-		/* Link-local. */
-		if (connect->address[0] == 0xfe && (connect->address[1] & 0xc0) == 0x80)
-			connect->scope_id = KREAD(sk, __sk_common.skc_bound_dev_if);
+		return false;
+	out->port = __builtin_bswap16(port);
+	if (out->family == AF_INET) {
+		bpf_probe_read_kernel(out->address, 4, &sk->__sk_common.skc_daddr);
+		return true;
 	}
-	return 1;
+	if (out->family != AF_INET6 ||
+	    bpf_probe_read_kernel(out->address, sizeof(out->address), &sk->__sk_common.skc_v6_daddr))
+		return false;
+	scope(out, sk);
+	return true;
 }
 
-__noinline int on_connect(struct scratch *s, struct gh_counters *count, int fd, __u64 user_address, __u32 length)
+static __inline void read_local(struct gh_address *out, struct sock *sk)
+{
+	out->port = KREAD(sk, __sk_common.skc_num);
+	if (out->family == AF_INET) {
+		bpf_probe_read_kernel(out->address, 4, &sk->__sk_common.skc_rcv_saddr);
+	} else {
+		bpf_probe_read_kernel(out->address, sizeof(out->address), &sk->__sk_common.skc_v6_rcv_saddr);
+		scope(out, sk);
+	}
+}
+
+/* An Internet address that the caller passed. The family, or AF_UNSPEC when it can't be had. */
+static __inline __u16 read_named(struct gh_address *out, __u64 user_address, __u64 length)
 {
 	const char *address = (void *)user_address;
-	struct gh_connect *connect;
 	struct inet_address inet = {};
-	struct sock *sk = NULL;
+	__u16 family = AF_UNSPEC;
+
+	if (length < sizeof(family) || bpf_probe_read_user(&family, sizeof(family), address))
+		return AF_UNSPEC;
+	if (family == AF_INET && length >= INET_BYTES) {
+		if (bpf_probe_read_user(&inet, 8, address))
+			return AF_UNSPEC;
+		__builtin_memcpy(out->address, inet.address4, sizeof(inet.address4));
+	} else if (family == AF_INET6 && length >= INET6_BYTES) {
+		if (bpf_probe_read_user(&inet, INET6_BYTES, address))
+			return AF_UNSPEC;
+		if (length >= INET6_SCOPE_BYTES &&
+		    bpf_probe_read_user(&inet.scope_id, sizeof(inet.scope_id), address + INET6_BYTES))
+			return AF_UNSPEC;
+		__builtin_memcpy(out->address, inet.address6, sizeof(inet.address6));
+		out->scope_id = inet.scope_id;
+	} else {
+		return AF_UNSPEC;
+	}
+	/* Changed between two reads of it: not to be believed. */
+	if (inet.family != family)
+		return AF_UNSPEC;
+	out->family = family;
+	out->port = __builtin_bswap16(inet.port);
+	return family;
+}
+
+/* Begins a record about a socket; what is known of the socket itself is there. */
+static __inline void begin_socket(struct task *t, struct scratch *s, __u32 operation, struct sock *sk)
+{
+	struct gh_socket *body = &s->record.body.socket;
+
+	s->used = 0;
+	begin(&s->record, &t->watch, bpf_get_current_task_btf(), GH_KIND_SOCKET);
+	body->result = s->result;
+	body->operation = operation;
+	body->syscall = s->nr;
+	__builtin_memset(&body->path, 0, sizeof(body->path));
+	if (sk)
+		describe(&body->address, sk);
+	else
+		__builtin_memset(&body->address, 0, sizeof(body->address));
+}
+
+static __inline int finish_socket(struct scratch *s, struct gh_counters *count)
+{
+	ADD(count->observed[GH_CLASS_NETWORK], 1);
+	return finish_activity(s, count, GH_CLASS_NETWORK);
+}
+
+__noinline int on_connect(struct task *t, struct scratch *s, struct gh_counters *count)
+{
+	const char *address;
+	struct gh_address *out;
 	struct file *file;
+	struct sock *sk = NULL;
 	__u16 family = AF_UNSPEC;
 	__u16 socket_family = AF_UNSPEC;
 	bool is_under_way;
+	__u32 length;
 	__u32 bytes;
 
-	if (!s || !count)
+	if (!t || !s || !count)
 		return 0;
-	connect = &s->record.body.connect;
-	connect->port = 0;
-	connect->protocol = 0;
-	connect->socket_type = 0;
-	connect->scope_id = 0;
-	connect->reserved = 0;
-	__builtin_memset(connect->address, 0, sizeof(connect->address));
-	__builtin_memset(&connect->path, 0, sizeof(connect->path));
-
-	file = file_of(fd);
-	if (file) {
-		struct socket *socket = KREAD(file, private_data);
-
-		/* Only a socket's private data points back. */
-		if (KREAD(socket, file) == file) {
-			sk = KREAD(socket, sk);
-			socket_family = KREAD(sk, __sk_common.skc_family);
-			connect->socket_type = KREAD(sk, sk_type);
-			connect->protocol = KREAD(sk, sk_protocol);
-		}
-	}
+	address = (void *)s->args[2];
+	length = s->args[3];
+	out = &s->record.body.socket.address;
+	file = file_of(s->args[1]);
+	if (file)
+		sk = sock_of(file);
+	begin_socket(t, s, GH_SOCKET_CONNECT, sk);
+	socket_family = out->family;
 	if (bpf_probe_read_user(&family, sizeof(family), address))
 		family = AF_UNSPEC;
 
-	is_under_way = connect->result >= 0 || connect->result == -EINPROGRESS || connect->result == -EINTR ||
-		       connect->result == -EALREADY;
+	is_under_way = s->result >= 0 || s->result == -EINPROGRESS || s->result == -EINTR || s->result == -EALREADY;
 	if (is_under_way && sk && socket_family != AF_UNIX) {
 		if (socket_family != AF_INET && socket_family != AF_INET6) {
 			ADD(count->other_family_connects, 1);
 			return 0;
 		}
-		connect->family = socket_family;
-		if (!add_peer(connect, sk, socket_family)) {
+		if (!read_peer(out, sk)) {
 			/* AF_UNSPEC dissolves an association: nothing is contacted. */
 			if (family == AF_UNSPEC)
 				return 0;
 			s->failed = 1;
 		}
-		ADD(count->observed[GH_CLASS_NETWORK], 1);
-		finish(&activity_ring, s, count, GH_CLASS_NETWORK);
-		return 0;
+		return finish_socket(s, count);
 	}
 	if (is_under_way && family != AF_UNIX) {
 		struct unix_sock *local = (void *)sk;
@@ -164,55 +234,333 @@ __noinline int on_connect(struct scratch *s, struct gh_counters *count, int fd, 
 		if (sk && family == AF_UNSPEC && !KREAD(local, peer))
 			return 0;
 		/* Somebody was contacted, and the socket or the address is no longer there to tell whom. */
-		goto lost;
+		return lose(count, GH_CLASS_NETWORK);
 	}
 	if (is_under_way && !sk)
-		goto lost;
+		return lose(count, GH_CLASS_NETWORK);
 
 	if (family == AF_UNSPEC) {
 		/* No address, no attempt. */
-		if (is_refused(connect->result))
-			return 0;
-		goto lost;
+		return is_refused(s->result) ? 0 : lose(count, GH_CLASS_NETWORK);
 	}
 	if (family != AF_INET && family != AF_INET6 && family != AF_UNIX) {
 		ADD(count->other_family_connects, 1);
 		return 0;
 	}
 	bytes = family == AF_INET ? INET_BYTES : family == AF_INET6 ? INET6_BYTES : sizeof(family) + 1;
-	if (length < bytes) {
-		if (is_refused(connect->result))
-			return 0;
-		goto lost;
-	}
-	ADD(count->observed[GH_CLASS_NETWORK], 1);
-	connect->family = family;
-	if (family == AF_UNIX) {
+	if (length < bytes)
+		return is_refused(s->result) ? 0 : lose(count, GH_CLASS_NETWORK);
+	out->family = family;
+	if (family == AF_UNIX)
 		add_unix(s, address, length);
-	} else if (family == AF_INET) {
-		if (bpf_probe_read_user(&inet, 8, address))
-			s->failed = 1;
-		__builtin_memcpy(connect->address, inet.address4, sizeof(inet.address4));
-		connect->port = __builtin_bswap16(inet.port);
-	} else {
-		if (bpf_probe_read_user(&inet, INET6_BYTES, address))
-			s->failed = 1;
-		if (length >= INET6_SCOPE_BYTES &&
-		    bpf_probe_read_user(&inet.scope_id, sizeof(inet.scope_id), address + INET6_BYTES))
-			s->failed = 1;
-		__builtin_memcpy(connect->address, inet.address6, sizeof(inet.address6));
-		connect->port = __builtin_bswap16(inet.port);
-		connect->scope_id = inet.scope_id;
-	}
-	/* Changed between two reads of it: not to be believed. */
-	if (family != AF_UNIX && inet.family != family)
+	else if (read_named(out, (__u64)address, length) == AF_UNSPEC)
 		s->failed = 1;
-	finish(&activity_ring, s, count, GH_CLASS_NETWORK);
-	return 0;
-lost:
+	return finish_socket(s, count);
+}
+
+/* The path that a unix socket was bound to, as its owner wrote it. */
+static __inline void add_bound(struct scratch *s, struct sock *sk)
+{
+	struct gh_path *path = &s->record.body.socket.path;
+	struct unix_sock *local = (void *)sk;
+	struct unix_address *bound = KREAD(local, addr);
+	const char *name = (void *)bound + KOFFSET(struct unix_address, len) + sizeof(int) + sizeof(__u16);
+	__u32 bytes = bound ? KREAD(bound, len) : 0;
+	__u32 used = s->used;
+	char first = 0;
+
+	/* Without a name: nothing is appended. */
+	if (bytes <= sizeof(__u16) || used > PAYLOAD_BYTES - NAME_BYTES)
+		return;
+	bytes -= sizeof(__u16);
+	if (bytes > UNIX_PATH_BYTES)
+		bytes = UNIX_PATH_BYTES;
+	asm volatile("%0 &= 0x7f" : "+r"(bytes));
+	if (bpf_probe_read_kernel(s->payload + used, bytes, name))
+		return;
+	bpf_probe_read_kernel(&first, sizeof(first), name);
+	path->flags = GH_PATH_USER;
+	if (first) {
+		/* With its NUL. */
+		bytes -= 1;
+		if (first != '/')
+			path->flags |= GH_PATH_NO_BASE;
+	}
+	path->user_bytes = bytes;
+	s->used = used + bytes;
+}
+
+/* bind, listen, accept. */
+__noinline int on_socket(struct task *t, struct scratch *s, struct gh_counters *count, __u32 operation)
+{
+	struct gh_address *out;
+	struct file *file;
+	struct sock *sk;
+
+	if (!t || !s || !count)
+		return 0;
+	out = &s->record.body.socket.address;
+	/* Nobody came, or it was no socket. */
+	if (s->result < 0 && operation != GH_SOCKET_BIND)
+		return 0;
+	file = file_of(operation == GH_SOCKET_ACCEPT ? s->result : s->args[1]);
+	sk = file ? sock_of(file) : NULL;
+	if (!sk)
+		return s->result < 0 ? 0 : lose(count, GH_CLASS_NETWORK);
+	begin_socket(t, s, operation, sk);
+	if (out->family == AF_UNIX) {
+		if (operation == GH_SOCKET_BIND && s->result < 0)
+			add_unix(s, (void *)s->args[2], s->args[3]);
+		else
+			add_bound(s, sk);
+		return finish_socket(s, count);
+	}
+	if (out->family != AF_INET && out->family != AF_INET6)
+		return 0;
+	if (operation == GH_SOCKET_ACCEPT) {
+		/* A peer that has gone already is named all the same. */
+		if (!read_peer(out, sk))
+			s->failed = 1;
+	} else if (s->result < 0) {
+		if (read_named(out, s->args[2], s->args[3]) == AF_UNSPEC)
+			return 0;
+	} else {
+		read_local(out, sk);
+	}
+	return finish_socket(s, count);
+}
+
+static __inline __u64 hash_of(const struct gh_address *address)
+{
+	const __u64 *words = (const void *)address->address;
+
+	return mix(mix(address->port, words[0]), words[1]);
+}
+
+/* A message from or to a name server: what was asked, and the answer. */
+__noinline int add_dns(struct task *t, struct scratch *s, struct gh_counters *count, struct gh_address *server)
+{
+	struct gh_dns *dns = &s->record.body.dns;
+	__u32 bytes;
+
+	if (!t || !s || !count || !server)
+		return 0;
+	s->used = 0;
+	begin(&s->record, &t->watch, bpf_get_current_task_btf(), GH_KIND_DNS);
+	dns->server = *server;
+	dns->is_answer = !s->message.sends;
+	dns->message_total_bytes = s->message.bytes;
+	bytes = s->message.bytes > GH_DNS_BYTES ? GH_DNS_BYTES : s->message.bytes;
+	dns->message_bytes = bytes;
+	asm volatile("%0 &= 0x7ff" : "+r"(bytes));
+	if (bytes > GH_DNS_BYTES || !s->message.buffer ||
+	    bpf_probe_read_user(s->payload, bytes, (void *)s->message.buffer))
+		s->failed = 1;
+	s->used = bytes;
 	ADD(count->observed[GH_CLASS_NETWORK], 1);
-	ADD(count->lost_read[GH_CLASS_NETWORK], 1);
+	finish_activity(s, count, GH_CLASS_NETWORK);
+	s->failed = 0;
 	return 0;
+}
+
+/* One message that went over an Internet socket. */
+__noinline int on_message(struct task *t, struct scratch *s, struct gh_counters *count, __u64 sock_address)
+{
+	struct sock *sk = (void *)sock_address;
+	struct gh_address address;
+	struct peer *peer;
+	bool is_named = false;
+	__u64 key;
+
+	if (!t || !s || !count)
+		return 0;
+	describe(&address, sk);
+	if (s->message.name && (address.socket_type != SOCK_STREAM)) {
+		/* The family may be another than the socket's: IPv4 in IPv6. */
+		is_named = read_named(&address, s->message.name, s->message.name_bytes) != AF_UNSPEC;
+		if (!is_named && s->message.sends)
+			return lose(count, GH_CLASS_NETWORK);
+	}
+	/* A datagram from a socket without a peer, which the caller did not ask for the source of: its address is 0. */
+	if (!is_named)
+		read_peer(&address, sk);
+	if (s->message.connects) {
+		begin_socket(t, s, GH_SOCKET_CONNECT, sk);
+		s->record.body.socket.address = address;
+		finish_socket(s, count);
+	}
+	key = mix(hash_of(&address), sock_address) | 1;
+	peer = &t->peers[key >> 32 & (PEERS - 1)];
+	if (peer->key != key) {
+		flush_peer(t, s, count, key >> 32 & (PEERS - 1));
+		peer->key = key;
+		peer->address = address;
+		peer->since = bpf_jiffies64();
+		if (is_named && s->message.sends) {
+			begin_socket(t, s, GH_SOCKET_SEND, sk);
+			s->record.body.socket.result = 0;
+			s->record.body.socket.address = address;
+			finish_socket(s, count);
+		}
+	}
+	if (s->message.sends) {
+		peer->sends++;
+		peer->sent_bytes += s->message.bytes;
+	} else {
+		peer->receives++;
+		peer->received_bytes += s->message.bytes;
+	}
+	if (address.port == DNS_PORT && address.protocol == IPPROTO_UDP)
+		add_dns(t, s, count, &address);
+	if (!((peer->sends + peer->receives) & 0xff) && (__u32)bpf_jiffies64() - peer->since > TALLY_JIFFIES)
+		flush_peer(t, s, count, key >> 32 & (PEERS - 1));
+	return 0;
+}
+
+struct messages {
+	struct task *t;
+	struct scratch *s;
+	struct gh_counters *count;
+	__u64 sk;
+};
+
+static __inline void read_header(struct message *message, const struct user_msghdr *header)
+{
+	struct iovec vector = {};
+
+	message->name = header->name;
+	message->name_bytes = header->name_bytes;
+	if (header->vector_count)
+		bpf_probe_read_user(&vector, sizeof(vector), (void *)header->vectors);
+	message->buffer = vector.base;
+}
+
+static long message_step(__u32 step, struct messages *of)
+{
+	struct mmsghdr header;
+	struct mmsghdr *headers = (void *)of->s->args[2];
+
+	if (step >= of->s->result)
+		return 1;
+	if (bpf_probe_read_user(&header, sizeof(header), headers + step)) {
+		lose(of->count, GH_CLASS_NETWORK);
+		return 0;
+	}
+	read_header(&of->s->message, &header.header);
+	of->s->message.bytes = header.message_bytes;
+	on_message(of->t, of->s, of->count, of->sk);
+	return 0;
+}
+
+/* UIO_MAXIOV: what the kernel takes in one call. */
+#define MOST_MESSAGES 1024
+
+/* sendto, sendmsg, sendmmsg and the same of receiving. */
+__noinline int on_messages(struct task *t, struct scratch *s, struct gh_counters *count, struct call *call)
+{
+	struct messages of = { .t = t, .s = s, .count = count };
+	struct user_msghdr header;
+	struct message *message = &s->message;
+	struct file *file;
+	struct sock *sk;
+	__u32 name_bytes = 0;
+	__u16 family;
+	bool sends;
+
+	if (!t || !s || !count || !call)
+		return 0;
+	sends = call->action == ACTION_SEND;
+	file = file_of(s->args[1]);
+	if (!file)
+		/* Bytes went over it, and it is closed. */
+		return s->result < 0 ? 0 : lose(count, GH_CLASS_NETWORK);
+	sk = sock_of(file);
+	if (!sk)
+		return 0;
+	family = KREAD(sk, __sk_common.skc_family);
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	message->sends = sends;
+	message->connects = 0;
+	message->name = 0;
+	message->name_bytes = 0;
+	message->buffer = 0;
+	message->bytes = s->result;
+	if (call->kind == MESSAGE_BUFFER) {
+		message->buffer = s->args[2];
+		message->name = s->args[5];
+		message->name_bytes = s->args[6];
+		if (!sends) {
+			bpf_probe_read_user(&name_bytes, sizeof(name_bytes), (void *)s->args[6]);
+			message->name_bytes = name_bytes;
+		}
+	} else if (call->kind == MESSAGE_HEADER) {
+		if (bpf_probe_read_user(&header, sizeof(header), (void *)s->args[2]))
+			return s->result < 0 ? 0 : lose(count, GH_CLASS_NETWORK);
+		read_header(message, &header);
+	}
+	/* The first bytes of a connection go with its request, see tcp_sendmsg_fastopen() in net/ipv4/tcp.c. */
+	if (sends && s->args[call->value & 7] & MSG_FASTOPEN && (s->result >= 0 || s->result == -EINPROGRESS))
+		message->connects = 1;
+	if (s->result < 0 && !message->connects) {
+		if (!sends || !message->name || call->kind == MESSAGE_HEADERS)
+			return 0;
+		begin_socket(t, s, GH_SOCKET_SEND, sk);
+		if (read_named(&s->record.body.socket.address, message->name, message->name_bytes) == AF_UNSPEC)
+			return 0;
+		return finish_socket(s, count);
+	}
+	if (call->kind != MESSAGE_HEADERS || message->connects) {
+		if (s->result < 0)
+			message->bytes = 0;
+		return on_message(t, s, count, (__u64)sk);
+	}
+	of.sk = (__u64)sk;
+	bpf_loop(MOST_MESSAGES, message_step, &of, 0);
+	return 0;
+}
+
+/*
+ * Bytes from or to a descriptor that is not in its task's table of descriptors: a file not met before, a socket, or
+ * something that is not told of (a pipe, an event descriptor).
+ */
+__noinline int on_bytes(struct task *t, struct scratch *s, struct gh_counters *count, int fd, __u32 writes)
+{
+	struct file *file;
+	struct seen *e;
+	struct sock *sk;
+	__u16 family;
+	__u16 type;
+
+	if (!t || !s || !count)
+		return 0;
+	file = file_of(fd);
+	if (!file)
+		/* Closed by another thread: what it was is not known. */
+		return lose(count, GH_CLASS_FILE);
+	type = type_of(file);
+	if (type == S_IFREG || type == S_IFBLK || type == S_IFCHR) {
+		e = introduce(t, s, count, fd, file);
+		if (!e)
+			return lose(count, GH_CLASS_FILE);
+		add_bytes(e, s->result, writes);
+		return 0;
+	}
+	if (type != S_IFSOCK)
+		return 0;
+	sk = sock_of(file);
+	if (!sk)
+		return 0;
+	family = KREAD(sk, __sk_common.skc_family);
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	s->message.name = 0;
+	s->message.sends = writes;
+	s->message.connects = 0;
+	/* Of read and write; the other calls pass vectors. */
+	s->message.buffer = s->nr == NR_read || s->nr == NR_write ? s->args[2] : 0;
+	s->message.bytes = s->result;
+	return on_message(t, s, count, (__u64)sk);
 }
 
 #endif

@@ -66,6 +66,69 @@ static long walk_step(__u32 step, struct walk *walk)
 	return 0;
 }
 
+/* Deeper paths have no identity. */
+#define IDENTITY_STEPS 64
+
+static __inline __u64 mix(__u64 hash, __u64 value)
+{
+	hash = (hash ^ value) * 0x9e3779b97f4a7c15;
+	return hash ^ hash >> 29;
+}
+
+static long identify_step(__u32 step, struct walk *walk)
+{
+	struct scratch *s = walk->s;
+	struct dentry *dentry = s->dentry;
+	struct dentry *parent;
+
+	if (dentry == s->root_dentry && s->mnt == s->root_mnt)
+		return 1;
+	if (dentry == s->mnt_root) {
+		struct mount *mount = (void *)s->mnt - KOFFSET(struct mount, mnt);
+		struct mount *up = KREAD(mount, mnt_parent);
+
+		s->identity = mix(s->identity, (__u64)mount);
+		if (up == mount || !up)
+			return 1;
+		s->dentry = KREAD(mount, mnt_mountpoint);
+		s->mnt = (void *)up + KOFFSET(struct mount, mnt);
+		s->mnt_root = KREAD(s->mnt, mnt_root);
+		return 0;
+	}
+	parent = KREAD(dentry, d_parent);
+	s->identity = mix(s->identity, (__u64)dentry + KREAD(dentry, d_seq.seqcount.sequence));
+	s->identity = mix(s->identity, KREAD(dentry, d_name.hash_len));
+	if (parent == dentry)
+		return 1;
+	s->dentry = parent;
+	return 0;
+}
+
+/*
+ * A number for the path as it is now: another one as soon as any directory of it is renamed, removed or mounted over
+ * (rename moves d_seq on; a dentry that was freed and used again has another parent or name). 0 when it has none. Far
+ * cheaper than the path itself. Nobody can aim for a collision: addresses and salted hashes go in.
+ */
+__noinline int identify(struct scratch *s, __u64 path_address)
+{
+	struct path *path = (void *)path_address;
+	struct walk walk = { .s = s };
+	struct vfsmount *mnt;
+	long steps;
+
+	if (!s)
+		return 0;
+	mnt = KREAD(path, mnt);
+	s->dentry = KREAD(path, dentry);
+	s->mnt = mnt;
+	s->mnt_root = KREAD(mnt, mnt_root);
+	s->identity = s->other_root + 1;
+	steps = bpf_loop(IDENTITY_STEPS, identify_step, &walk, 0);
+	if (steps < 0 || steps >= IDENTITY_STEPS)
+		s->identity = 0;
+	return 0;
+}
+
 /* From now on paths of `s` are those of this task, as the execution sees them. */
 static __inline void see_from(struct scratch *s, const struct gh_execution *execution, struct task_struct *task)
 {
@@ -74,23 +137,15 @@ static __inline void see_from(struct scratch *s, const struct gh_execution *exec
 	s->root_dentry = (void *)execution->root_dentry;
 	s->root_mnt = (void *)execution->root_mnt;
 	s->other_root = KREAD(fs, root.dentry) != s->root_dentry || KREAD(fs, root.mnt) != s->root_mnt;
-	s->other_root_paths = 0;
 }
 
-/* Appends the names of a path, the last first. The result is `/` when there are none. */
-__noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path *out)
+static __inline void walk_names(struct scratch *s, struct path *path)
 {
-	struct path *path = (void *)path_address;
 	struct walk walk = { .s = s };
+	struct dentry *dentry = KREAD(path, dentry);
+	struct vfsmount *mnt = KREAD(path, mnt);
 	long steps;
-	struct dentry *dentry;
-	struct vfsmount *mnt;
 
-	if (!s || !out)
-		return 0;
-	dentry = KREAD(path, dentry);
-	mnt = KREAD(path, mnt);
-	s->path_start = s->used;
 	s->path_flags = 0;
 	s->dentry = dentry;
 	s->mnt = mnt;
@@ -103,6 +158,31 @@ __noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path 
 	/* Mounts are steps as well, so that a path can need more of them than it has names. */
 	if (steps >= WALK_STEPS)
 		s->path_flags |= GH_PATH_TRUNCATED;
+}
+
+/* Appends the names of a path, the last first. The result is `/` when there are none. */
+__noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path *out)
+{
+	__u64 before;
+
+	if (!s || !out)
+		return 0;
+	s->path_start = s->used;
+	identify(s, path_address);
+	before = s->identity;
+	walk_names(s, (void *)path_address);
+	if (before) {
+		identify(s, path_address);
+		if (s->identity != before) {
+			/* Renamed meanwhile: what was walked may be a path that never was. */
+			before = s->identity;
+			s->used = s->path_start;
+			walk_names(s, (void *)path_address);
+			identify(s, path_address);
+			if (s->identity != before)
+				s->path_flags |= GH_PATH_UNSTABLE;
+		}
+	}
 	/* Cut before it could be known where it ends. */
 	if (s->other_root && s->path_flags & GH_PATH_TRUNCATED)
 		s->other_root_paths = 1;
@@ -135,12 +215,12 @@ static __inline struct file *file_of(int fd)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct fdtable *table = task->files->fdt;
-	struct file **files = KREAD(table, fd);
+	struct file **files = table->fd;
 	struct file *file = NULL;
 
-	if (fd < 0 || (__u32)fd >= KREAD(table, max_fds))
+	if ((__u32)fd >= table->max_fds)
 		return NULL;
-	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	bpf_probe_read_kernel(&file, sizeof(file), files + (__u32)fd);
 	return file;
 }
 

@@ -10,6 +10,7 @@
 #include "cgroup.h"
 #include "file.h"
 #include "network.h"
+#include "operation.h"
 
 /* What the caller sees: an interrupted call is EINTR, or is started again and comes by a second time. */
 static __inline long result_of(long ret)
@@ -17,191 +18,193 @@ static __inline long result_of(long ret)
 	return ret <= -ERESTARTSYS && ret >= -ERESTART_RESTARTBLOCK ? -EINTR : ret;
 }
 
-static __inline void bypassed(struct gh_counters *count, int which, long result)
+/* What a call that means something did. */
+static __noinline int on_call(struct task *t, struct pt_regs *regs, __u32 nr, long result)
 {
-	if (result >= 0)
-		ADD(count->bypasses[which], 1);
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct gh_execution *execution = execution_of(&t->watch);
+	struct gh_counters *count = counters_of(&t->watch);
+	struct scratch *s;
+	struct call call;
+	__u32 past;
+
+	if (!count)
+		return 0;
+	if (!execution || execution->state != GH_STATE_RECORDING) {
+		/* The execution is over; should its cgroup be watched again, the task is met anew. */
+		bpf_task_storage_delete(&tasks, task);
+		return 0;
+	}
+	call = calls[nr & (GH_SYSCALLS - 1)];
+	past = call.bypass - 1;
+	/* The compiler shall not put the bound on anything but this register. */
+	asm volatile("" : "+r"(past));
+	if (past < GH_BYPASSES && result >= 0)
+		ADD(count->bypasses[past], 1);
+	if (call.action == ACTION_BYPASS)
+		return 0;
+	s = scratch(SCRATCH_SYS_EXIT, execution);
+	if (!s)
+		return lose(count, class_of(call.action));
+	see_from(s, execution, task);
+	s->nr = nr;
+	s->result = result;
+	s->args[1] = ARG1(regs);
+	s->args[2] = ARG2(regs);
+	s->args[3] = ARG3(regs);
+	s->args[4] = ARG4(regs);
+	s->args[5] = ARG5(regs);
+	s->args[6] = ARG6(regs);
+	switch (call.action) {
+	case ACTION_READ:
+		return on_bytes(t, s, count, s->args[1], 0);
+	case ACTION_WRITE:
+		return on_bytes(t, s, count, s->args[1], 1);
+	case ACTION_TRANSFER:
+		if (!is_counted(t, s->args[call.dirfd & 7], result, false))
+			on_bytes(t, s, count, s->args[call.dirfd & 7], 0);
+		if (!is_counted(t, s->args[call.other_dirfd & 7], result, true))
+			on_bytes(t, s, count, s->args[call.other_dirfd & 7], 1);
+		return 0;
+	case ACTION_OPEN:
+		return on_open(t, s, count, &call);
+	case ACTION_MAP:
+		return on_map(t, s, count);
+	case ACTION_DELETE:
+		return on_delete(t, s, count, &call);
+	case ACTION_RENAME:
+		return on_rename(t, s, count, &call);
+	case ACTION_CHANGE:
+		return on_change(t, s, count, &call);
+	case ACTION_SOCKET:
+		return call.kind == GH_SOCKET_CONNECT ? on_connect(t, s, count) : on_socket(t, s, count, call.kind);
+	case ACTION_SEND:
+	case ACTION_RECEIVE:
+		return on_messages(t, s, count, &call);
+	case ACTION_OPERATION:
+		return on_operation(t, s, count, &call);
+	}
+	return 0;
+}
+
+/* A call without a number of this architecture: 32-bit, of x32, or of no kernel. */
+static __noinline int on_odd_call(struct task *t, long nr, long result)
+{
+	struct gh_counters *count = counters_of(&t->watch);
+
+	if (!count)
+		return 0;
+	if (IS_COMPAT(bpf_get_current_task_btf()) || (nr >= 0 && nr & X32_BIT)) {
+		ADD(count->compat_syscalls, 1);
+		return 0;
+	}
+	/* rt_sigreturn restores the interrupted context and forgets its own number; only a call of -1 says ENOSYS. */
+	if (nr == -1 && result != -ENOSYS) {
+		if (!++t->calls[NR_rt_sigreturn])
+			add_wrapped(t, NR_rt_sigreturn);
+		return 0;
+	}
+	ADD(count->observed[GH_CLASS_SYSCALL], 1);
+	ADD(count->unnumbered_syscalls, 1);
+	return 0;
+}
+
+static __inline int on_return(struct task *t, struct task_struct *task, struct pt_regs *regs, long ret)
+{
+	long nr = SYSCALL_NR(regs);
+	long result = result_of(ret);
+	__u8 action;
+
+	if (t->cred != (__u64)task->cred || t->cgroups != (__u64)task->cgroups) {
+		if (on_attention(t, nr))
+			return 0;
+	}
+	if (nr < 0 || nr >= GH_SYSCALLS || IS_COMPAT(task))
+		return on_odd_call(t, nr, result);
+	action = calls[nr].action;
+	/* A new child comes by here too, returning 0 from its parent's call. */
+	if (action == ACTION_CLONE && result == 0)
+		return 0;
+	if (!++t->calls[nr])
+		add_wrapped(t, nr);
+	if (result == -EPERM || result == -EACCES)
+		on_denied(t, nr);
+	switch (action) {
+	case ACTION_NONE:
+	case ACTION_CLONE:
+		return 0;
+	case ACTION_READ:
+		if (result < 0 || is_counted(t, ARG1(regs), result, false))
+			return 0;
+		break;
+	case ACTION_WRITE:
+		if (result < 0 || is_counted(t, ARG1(regs), result, true))
+			return 0;
+		break;
+	case ACTION_TRANSFER:
+		if (result < 0)
+			return 0;
+		break;
+	case ACTION_MAP:
+		/* Not of a file, not executable, or refused. */
+		if (!(ARG3(regs) & PROT_EXEC) || ARG4(regs) & MAP_ANONYMOUS || (result < 0 && result >= -4095))
+			return 0;
+		break;
+	}
+	return on_call(t, regs, nr, result);
+}
+
+/* The first call of a task of a watched cgroup, or one that has nothing to do with any: most leave here. */
+static __noinline struct task *on_stranger(struct task_struct *task, long nr)
+{
+	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
+	struct gh_execution *execution;
+	struct gh_counters *count;
+	struct task *t;
+	int class;
+
+	if (!watch)
+		return NULL;
+	execution = execution_of(watch);
+	count = counters_of(watch);
+	if (!execution || execution->state != GH_STATE_RECORDING || !count)
+		return NULL;
+	t = meet(task, watch, count);
+	if (t)
+		return t;
+	/* No memory: what it did is not known, only that it did. */
+	ADD(count->lost_map[GH_CLASS_SYSCALL], 1);
+	class = class_of(calls[nr & (GH_SYSCALLS - 1)].action);
+	if (class < GH_CLASSES)
+		ADD(count->lost_map[class], 1);
+	return NULL;
 }
 
 /* Arguments and result of every system call, at its return. */
 SEC("tp_btf/sys_exit")
 int glasshouse_sys_exit(__u64 *ctx)
 {
-	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
-	struct gh_execution *execution;
-	struct task_struct *task;
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct task *t = bpf_task_storage_get(&tasks, task, NULL, 0);
+	struct pt_regs *regs = (void *)ctx[0];
 	struct gh_counters *count;
-	struct gh_syscalls *numbers;
-	struct pt_regs *regs;
-	struct scratch *s;
-	long result;
-	long nr;
+	__u64 began;
 
-	if (!watch)
-		return 0;
-	execution = execution_of(watch);
-	if (!execution || execution->state != GH_STATE_RECORDING)
-		return 0;
-	regs = (void *)ctx[0];
-	result = result_of(ctx[1]);
-	task = bpf_get_current_task_btf();
-	count = counters_of(watch);
-	if (!count)
-		return 0;
-	nr = SYSCALL_NR(regs);
-	/* rt_sigreturn restores the interrupted context and forgets its own number; only a call of -1 says ENOSYS. */
-	if (nr == -1 && result != -ENOSYS)
-		nr = NR_rt_sigreturn;
-	if (IS_COMPAT(task) || (nr >= 0 && nr & X32_BIT)) {
-		ADD(count->compat_syscalls, 1);
-		return 0;
+	if (!t) {
+		t = on_stranger(task, SYSCALL_NR(regs));
+		if (!t)
+			return 0;
 	}
-	/* A new child comes by here too, returning 0 from its parent's call. */
-	if (result == 0 && (nr == NR_clone || nr == NR_clone3 || nr == NR_fork || nr == NR_vfork))
-		return 0;
-	ADD(count->observed[GH_CLASS_SYSCALL], 1);
-	if (nr < 0 || nr >= GH_SYSCALLS) {
-		ADD(count->unnumbered_syscalls, 1);
-		return 0;
+	if (++t->runs % GH_SAMPLING)
+		return on_return(t, task, regs, ctx[1]);
+	began = bpf_ktime_get_boot_ns();
+	on_return(t, task, regs, ctx[1]);
+	count = counters_of(&t->watch);
+	if (count) {
+		ADD(count->sampled_ns, bpf_ktime_get_boot_ns() - began);
+		ADD(count->samples, 1);
 	}
-	numbers = syscalls_of(watch);
-	if (numbers) {
-		ADD(numbers->count[nr], 1);
-		if (result == -EPERM || result == -EACCES)
-			ADD(numbers->denied[nr], 1);
-	} else {
-		ADD(count->lost_read[GH_CLASS_SYSCALL], 1);
-	}
-
-	switch (nr) {
-	case NR_io_uring_setup:
-		bypassed(count, GH_BYPASS_IO_URING_SETUP, result);
-		return 0;
-	case NR_io_uring_enter:
-		bypassed(count, GH_BYPASS_IO_URING_ENTER, result);
-		return 0;
-	case NR_io_uring_register:
-		bypassed(count, GH_BYPASS_IO_URING_REGISTER, result);
-		return 0;
-	case NR_open_by_handle_at:
-		bypassed(count, GH_BYPASS_OPEN_BY_HANDLE_AT, result);
-		return 0;
-	case NR_pidfd_getfd:
-		bypassed(count, GH_BYPASS_PIDFD_GETFD, result);
-		return 0;
-	case NR_process_vm_writev:
-		bypassed(count, GH_BYPASS_PROCESS_VM_WRITEV, result);
-		return 0;
-	case NR_ptrace:
-		bypassed(count, GH_BYPASS_PTRACE, result);
-		return 0;
-	case NR_sendto:
-	case NR_sendmmsg:
-		if (ARG4(regs) & MSG_FASTOPEN)
-			bypassed(count, GH_BYPASS_FASTOPEN, result == -EINPROGRESS ? 0 : result);
-		return 0;
-	case NR_sendmsg:
-		if (ARG3(regs) & MSG_FASTOPEN)
-			bypassed(count, GH_BYPASS_FASTOPEN, result == -EINPROGRESS ? 0 : result);
-		return 0;
-	case NR_open:
-	case NR_openat:
-	case NR_openat2:
-	case NR_creat:
-	case NR_unlink:
-	case NR_unlinkat:
-	case NR_rmdir:
-	case NR_rename:
-	case NR_renameat:
-	case NR_renameat2:
-		ADD(count->observed[GH_CLASS_FILE], 1);
-		break;
-	case NR_connect:
-		/* Counted once it is known to have been an attempt. */
-		break;
-	default:
-		return 0;
-	}
-
-	s = scratch(SCRATCH_SYS_EXIT);
-	if (!s) {
-		if (nr == NR_connect)
-			ADD(count->observed[GH_CLASS_NETWORK], 1);
-		ADD(count->lost_read[nr == NR_connect ? GH_CLASS_NETWORK : GH_CLASS_FILE], 1);
-		return 0;
-	}
-	see_from(s, execution, task);
-
-	switch (nr) {
-	case NR_open:
-	case NR_openat:
-	case NR_openat2:
-	case NR_creat: {
-		bool at = nr == NR_openat || nr == NR_openat2;
-		__u64 string = at ? ARG2(regs) : ARG1(regs);
-		int dirfd = at ? (int)ARG1(regs) : AT_FDCWD;
-		__u64 flags = 0;
-
-		if (nr == NR_openat2) {
-			/* The first field of struct open_how. */
-			if (bpf_probe_read_user(&flags, sizeof(flags), (void *)ARG3(regs)) && result >= 0)
-				s->failed = 1;
-		} else if (nr == NR_creat) {
-			flags = O_CREAT_WRONLY_TRUNC;
-		} else {
-			/* An int: whatever stands above it in the register is not the caller's. */
-			flags = (__u32)(at ? ARG3(regs) : ARG2(regs));
-		}
-		begin(&s->record, watch, task, GH_KIND_OPEN);
-		s->record.body.open.result = result;
-		s->record.body.open.open_flags = flags;
-		s->record.body.open.syscall = nr;
-		on_open(s, count, dirfd, string);
-		return 0;
-	}
-	case NR_unlink:
-	case NR_rmdir:
-	case NR_unlinkat: {
-		bool at = nr == NR_unlinkat;
-		__u64 string = at ? ARG2(regs) : ARG1(regs);
-		int dirfd = at ? (int)ARG1(regs) : AT_FDCWD;
-
-		begin(&s->record, watch, task, GH_KIND_DELETE);
-		s->record.body.del.result = result;
-		s->record.body.del.directory = nr == NR_rmdir || (at && ARG3(regs) & AT_REMOVEDIR);
-		s->record.body.del.syscall = nr;
-		on_delete(s, count, dirfd, string);
-		return 0;
-	}
-	case NR_connect:
-		begin(&s->record, watch, task, GH_KIND_CONNECT);
-		s->record.body.connect.result = result;
-		on_connect(s, count, (int)ARG1(regs), ARG2(regs), (__u32)ARG3(regs));
-		return 0;
-	default: {
-		/* The renames. */
-		struct rename_args args = { .from_dirfd = AT_FDCWD, .to_dirfd = AT_FDCWD };
-		__u32 flags = 0;
-
-		if (nr == NR_rename) {
-			args.from = ARG1(regs);
-			args.to = ARG2(regs);
-		} else {
-			args.from_dirfd = (int)ARG1(regs);
-			args.from = ARG2(regs);
-			args.to_dirfd = (int)ARG3(regs);
-			args.to = ARG4(regs);
-		}
-		if (nr == NR_renameat2)
-			flags = ARG5(regs);
-		begin(&s->record, watch, task, GH_KIND_RENAME);
-		s->record.body.rename.result = result;
-		s->record.body.rename.rename_flags = flags;
-		s->record.body.rename.syscall = nr;
-		on_rename(s, count, &args);
-		return 0;
-	}
-	}
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -3,9 +3,7 @@
 #ifndef GLASSHOUSE_PROCESS_H
 #define GLASSHOUSE_PROCESS_H
 
-#include "path.h"
-
-static struct pt_regs *(*bpf_task_pt_regs)(struct task_struct *task) = (void *)175;
+#include "task.h"
 
 /* After the child has its cgroup and before it first runs. CLONE_INTO_CGROUP makes parent and child differ. */
 SEC("tp_btf/sched_process_fork")
@@ -15,6 +13,7 @@ int glasshouse_fork(__u64 *ctx)
 	struct task_struct *child = (void *)ctx[1];
 	__u64 cgroup_id = child->cgroups->dfl_cgrp->kn->id;
 	struct gh_watch *watch = watched_cgroup(cgroup_id);
+	struct gh_execution *execution;
 	struct gh_record record = {};
 	struct gh_counters *count;
 	struct gh_watch *from;
@@ -32,7 +31,8 @@ int glasshouse_fork(__u64 *ctx)
 			ADD(count->escaped, 1);
 		return 0;
 	}
-	if (child->pid != child->tgid || !is_recording(watch))
+	execution = execution_of(watch);
+	if (child->pid != child->tgid || !execution || execution->state != GH_STATE_RECORDING)
 		return 0;
 	count = counters_of(watch);
 	if (!count)
@@ -45,32 +45,45 @@ int glasshouse_fork(__u64 *ctx)
 	begin(&record, watch, parent, GH_KIND_FORK);
 	record.body.fork.child_start_boot_ns = child->start_boottime;
 	record.body.fork.child_tgid = child->tgid;
-	emit(&process_ring, &record, 0, count, GH_CLASS_PROCESS);
+	emit(&process_ring, &record, 0, execution->lossless, count, GH_CLASS_PROCESS, 1);
 	return 0;
 }
 
-static __inline void add_argv(struct scratch *s, struct task_struct *task)
+/* Appends memory of the caller between two addresses, at most `limit` bytes, and gives how many. */
+static __inline __u32 add_area(struct scratch *s, unsigned long start, unsigned long end, __u32 limit, __u64 *total)
 {
-	unsigned long start = task->mm->arg_start;
-	unsigned long end = task->mm->arg_end;
-	__u64 total = end > start ? end - start : 0;
-	__u32 bytes = total > GH_ARGV_BYTES ? GH_ARGV_BYTES : total;
 	__u32 used = s->used;
+	__u32 bytes;
 
-	s->record.body.exec.argv_total_bytes = total;
-	s->record.body.exec.argv_bytes = 0;
+	*total = end > start ? end - start : 0;
+	bytes = *total > limit ? limit : *total;
 	if (!bytes || used > PAYLOAD_BYTES - GH_ARGV_BYTES)
-		return;
+		return 0;
 	/* Tells the verifier the bound again, whatever the compiler made of the one above. */
 	asm volatile("%0 &= 0x3fff" : "+r"(bytes));
 	if (bytes > GH_ARGV_BYTES)
-		return;
+		return 0;
 	if (bpf_probe_read_user(s->payload + used, bytes, (void *)start)) {
 		s->failed = 1;
-		return;
+		return 0;
 	}
-	s->record.body.exec.argv_bytes = bytes;
 	s->used = used + bytes;
+	return bytes;
+}
+
+/* Addresses of the task's namespaces, in the order of enum gh_exec_flags. */
+static __inline void read_namespaces(__u64 *out, struct task_struct *task)
+{
+	struct nsproxy *proxy = KREAD(task, nsproxy);
+	struct cred *cred = KREAD(task, cred);
+
+	out[0] = (__u64)KREAD(proxy, pid_ns_for_children);
+	out[1] = (__u64)KREAD(proxy, mnt_ns);
+	out[2] = (__u64)KREAD(proxy, net_ns);
+	out[3] = (__u64)KREAD(cred, user_ns);
+	out[4] = (__u64)KREAD(proxy, ipc_ns);
+	out[5] = (__u64)KREAD(proxy, uts_ns);
+	out[6] = (__u64)KREAD(proxy, cgroup_ns);
 }
 
 /* After the new image is in place: the executable and the arguments are those of the new program. */
@@ -81,10 +94,13 @@ int glasshouse_exec(__u64 *ctx)
 	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
 	struct gh_execution *execution;
 	struct gh_counters *count;
+	struct gh_credentials credentials;
+	__u64 namespaces[7];
 	struct scratch *s;
-	struct cred *cred;
+	struct gh_exec *exec;
 	struct fs_struct *fs;
 	struct file *exe;
+	struct task *t;
 
 	if (!watch)
 		return 0;
@@ -96,6 +112,7 @@ int glasshouse_exec(__u64 *ctx)
 		fs = KREAD(task, fs);
 		execution->root_dentry = (__u64)KREAD(fs, root.dentry);
 		execution->root_mnt = (__u64)KREAD(fs, root.mnt);
+		read_namespaces(execution->namespaces, task);
 		execution->state = GH_STATE_RECORDING;
 	}
 	if (execution->state != GH_STATE_RECORDING)
@@ -105,23 +122,34 @@ int glasshouse_exec(__u64 *ctx)
 		return 0;
 	ADD(count->observed[GH_CLASS_PROCESS], 1);
 	join(watch, count, task->tgid);
-	s = scratch(SCRATCH_EXEC);
+	s = scratch(SCRATCH_EXEC, execution);
 	if (!s) {
 		ADD(count->lost_read[GH_CLASS_PROCESS], 1);
 		return 0;
 	}
 	begin(&s->record, watch, task, GH_KIND_EXEC);
 	see_from(s, execution, task);
-	/* The effective ones, in the initial user namespace. */
-	cred = KREAD(task, cred);
-	s->record.body.exec.uid = KREAD(cred, euid.val);
-	s->record.body.exec.gid = KREAD(cred, egid.val);
-	s->record.body.exec.parent_tgid = task->real_parent->tgid;
-	s->record.body.exec.parent_start_boot_ns = task->real_parent->group_leader->start_boottime;
+	exec = &s->record.body.exec;
+	/* The ids are those of the initial user namespace. */
+	read_credentials(&credentials, task);
+	exec->uid = credentials.euid;
+	exec->gid = credentials.egid;
+	exec->parent_tgid = task->real_parent->tgid;
+	exec->flags = 0;
+	t = bpf_task_storage_get(&tasks, task, NULL, 0);
+	if (credentials.euid != credentials.uid || credentials.egid != credentials.gid ||
+	    (t && gains(&t->credentials, &credentials)))
+		exec->flags |= GH_EXEC_PRIVILEGED;
+	read_namespaces(namespaces, task);
+	for (int i = 0; i < 7; i++)
+		if (namespaces[i] != execution->namespaces[i])
+			exec->flags |= GH_EXEC_PID_NAMESPACE << i;
 	exe = KREAD(task->mm, exe_file);
-	add_walked(s, (__u64)&exe->f_path, &s->record.body.exec.exe);
-	add_walked(s, pwd(), &s->record.body.exec.cwd);
-	add_argv(s, task);
+	add_walked(s, (__u64)&exe->f_path, &exec->exe);
+	add_walked(s, pwd(), &exec->cwd);
+	exec->argv_bytes =
+		add_area(s, task->mm->arg_start, task->mm->arg_end, GH_ARGV_BYTES, &exec->argv_total_bytes);
+	exec->env_bytes = add_area(s, task->mm->env_start, task->mm->env_end, GH_ENV_BYTES, &exec->env_total_bytes);
 	finish(&process_ring, s, count, GH_CLASS_PROCESS);
 	return 0;
 }
@@ -135,9 +163,13 @@ int glasshouse_exit(__u64 *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
-	struct gh_record record = {};
+	struct signal_struct *group = task->signal;
+	struct gh_execution *execution;
 	struct gh_counters *count;
 	struct gh_syscalls *numbers;
+	struct gh_exit *exit;
+	struct scratch *s;
+	struct task *t;
 	__u32 tgid = task->tgid;
 	bool last;
 	long nr;
@@ -145,10 +177,11 @@ int glasshouse_exit(__u64 *ctx)
 	if (!watch)
 		return 0;
 	/* Also of a root that ends without an exec. */
-	last = task->signal->live.counter == 0;
+	last = group->live.counter == 0;
 	if (last)
 		bpf_map_delete_elem(&members, &tgid);
-	if (!is_recording(watch))
+	execution = execution_of(watch);
+	if (!execution || execution->state != GH_STATE_RECORDING)
 		return 0;
 	count = counters_of(watch);
 	numbers = syscalls_of(watch);
@@ -165,14 +198,31 @@ int glasshouse_exit(__u64 *ctx)
 		ADD(count->observed[GH_CLASS_SYSCALL], 1);
 		ADD(numbers->count[NR_exit_group], 1);
 	}
+	s = scratch(SCRATCH_EXIT, execution);
+	if (!s) {
+		if (last)
+			lose(count, GH_CLASS_PROCESS);
+		return 0;
+	}
+	t = bpf_task_storage_get(&tasks, task, NULL, 0);
+	if (t && t->watch.slot == watch->slot && t->watch.generation == watch->generation)
+		flush(t, s, count);
 	if (!last)
 		return 0;
 	ADD(count->observed[GH_CLASS_PROCESS], 1);
-	begin(&record, watch, task, GH_KIND_EXIT);
+	s->used = 0;
+	begin(&s->record, watch, task, GH_KIND_EXIT);
+	exit = &s->record.body.exit;
 	/* As wait_task_zombie() chooses. */
-	record.body.exit.wait_status = task->signal->flags & SIGNAL_GROUP_EXIT ? task->signal->group_exit_code :
-										 task->group_leader->exit_code;
-	emit(&process_ring, &record, 0, count, GH_CLASS_PROCESS);
+	exit->wait_status = group->flags & SIGNAL_GROUP_EXIT ? group->group_exit_code : task->group_leader->exit_code;
+	exit->reserved = 0;
+	/* The group's are those of the threads that have been released. */
+	exit->user_ns = group->utime + task->utime;
+	exit->system_ns = group->stime + task->stime;
+	exit->max_rss_pages = group->maxrss;
+	exit->minor_faults = group->min_flt + task->min_flt;
+	exit->major_faults = group->maj_flt + task->maj_flt;
+	finish(&process_ring, s, count, GH_CLASS_PROCESS);
 	return 0;
 }
 

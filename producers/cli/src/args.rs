@@ -97,6 +97,9 @@ pub(crate) struct RunArgs {
     /// Exit with 125 instead of running unwatched
     #[arg(long)]
     pub(crate) profile_required: bool,
+    /// Stop the command's processes for moments (SIGSTOP, SIGCONT) rather than lose facts about them
+    #[arg(long)]
+    pub(crate) lossless: bool,
     /// Prepare the machine first (mount proc, sysfs, bpf; reap orphans), as PID 1 of a VM or container must
     #[arg(long)]
     pub(crate) guest: bool,

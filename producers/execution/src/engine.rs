@@ -459,6 +459,7 @@ impl Run<'_> {
             epoch,
             identity: started.identity,
             redactor: self.masker.redactor(),
+            lossless: self.spec.lossless,
         };
         let sink = Arc::clone(&self.guard.record.sink);
         match caught(candidate.controller.attach(target, sink)).await {

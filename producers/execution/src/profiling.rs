@@ -31,6 +31,8 @@ pub struct ProfilingTarget {
     pub identity: TargetIdentity,
     /// Masks values before frames are built.
     pub redactor: Redactor,
+    /// Hold the command up rather than lose a fact, where the controller can.
+    pub lossless: bool,
 }
 
 /// How the watched command is told from everything else.

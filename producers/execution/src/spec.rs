@@ -40,6 +40,8 @@ pub struct ExecutionSpec {
     pub profile: ProfilingMode,
     /// Refuse to run unobserved (fail closed).
     pub profile_required: bool,
+    /// Hold the command up rather than lose a fact about it, where the controller can.
+    pub lossless: bool,
     /// Prepare the machine first, as PID 1 of a VM or container must.
     pub guest_prep: bool,
     /// Wait for every process of the command instead of killing those that outlive its root.

@@ -42,6 +42,7 @@ fn load(criterion: &mut criterion::Criterion) {
                     RedactionRules { path_prefixes: Vec::new(), tokens: true },
                 ),
                 sink: Box::new(|_: EncodedFrame| {}),
+                lossless: false,
             };
             probe.watch(request).unwrap().seal().unwrap()
         });

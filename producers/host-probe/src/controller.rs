@@ -105,6 +105,7 @@ impl ProfilingController for EbpfController {
                 root_tgid,
                 writer: FrameWriter::new(config),
                 redactor: target.redactor,
+                lossless: target.lossless,
                 sink: Box::new(move |frame| sink.frame(frame)),
             })
             .map_err(refused)?;

@@ -16,6 +16,8 @@ use glasshouse_schema::redact::Redactor;
 use glasshouse_schema::{Class, Digest, EncodedFrame, Event, Fact, Frame, FrameWriter, ProcessKey};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::ProbeError;
 use crate::clock::{boot_ns, thread_cpu_ns};
@@ -47,8 +49,11 @@ pub(crate) struct Watched {
     pub(crate) slot: Slot,
     pub(crate) cgroup_id: u64,
     pub(crate) writer: FrameWriter,
+    pub(crate) decoder: Decoder,
     pub(crate) redactor: Redactor,
     pub(crate) sink: Box<dyn FrameSink>,
+    /// The kernel stops its tasks rather than lose a fact.
+    pub(crate) lossless: bool,
     pub(crate) missed_before: MissedRuns,
     pub(crate) tally: Tally,
 }
@@ -58,7 +63,7 @@ pub(crate) struct Watched {
 pub(crate) struct Tally {
     frames: u64,
     head: Option<Digest>,
-    /// Records taken from the rings, per class.
+    /// Facts taken from the rings, per class.
     taken: [u64; 5],
     /// Second records of one exit.
     duplicates: u64,
@@ -112,31 +117,27 @@ fn counts_and_denied(syscalls: &[u64]) -> (&[u64], &[u64]) {
     syscalls.split_at(syscalls.len() / 2)
 }
 
-impl Watched {
-    fn send(&mut self, frame: EncodedFrame) {
-        self.tally.frames += 1;
-        self.tally.head = Some(frame.digest);
-        self.sink.frame(frame);
-    }
+/// Sends a frame and notes where the chain stands.
+fn send(tally: &mut Tally, sink: &mut dyn FrameSink, frame: EncodedFrame) {
+    tally.frames += 1;
+    tally.head = Some(frame.digest);
+    sink.frame(frame);
+}
 
-    fn record(&mut self, decoder: &mut Decoder, record: &Record<'_>) {
-        let class = record.class();
-        let Self { writer, redactor, tally, .. } = self;
-        tally.taken[class as usize] += 1;
+impl Watched {
+    fn record(&mut self, record: &Record<'_>) {
+        let (class, facts) = (record.class(), record.facts());
+        let Self { writer, decoder, redactor, sink, tally, .. } = self;
+        tally.taken[class as usize] += facts;
         tally.batch_records += 1;
-        let full = decoder.decode(record, redactor, |event| {
+        let untold = decoder.decode(record, redactor, |event, count| {
             if tally.is_duplicate(event) {
                 tally.duplicates += 1;
-                None
-            } else {
-                writer.push(event)
+            } else if let Some(frame) = writer.push_counted(event, count) {
+                send(tally, sink.as_mut(), frame);
             }
         });
-        match full {
-            Some(Some(frame)) => self.send(frame),
-            Some(None) => {}
-            None => self.writer.count_lost(class, 1),
-        }
+        writer.count_lost(class, untold.unwrap_or(facts));
     }
 
     /// Sends the last frames. `missed` is what [`MissedRuns`] grew by while this was watched.
@@ -158,7 +159,12 @@ impl Watched {
             escaped_tasks: counters.escaped,
             blind_spots: blind_spots(counters, self.tally.alive.len() as u64, missed, recorded),
             redactions: self.redactor.counts(),
-            cost: Cost { user_cpu_ns: self.tally.user_cpu_ns, frame_bytes: self.writer.frame_bytes() },
+            cost: Cost {
+                user_cpu_ns: self.tally.user_cpu_ns,
+                frame_bytes: self.writer.frame_bytes(),
+                kernel_ns: counters.sampled_ns.saturating_mul(abi::SAMPLING),
+                kernel_samples: counters.samples,
+            },
         };
         let totals = totals(counters, missed, self.tally.duplicates);
         let unexplained = (0..abi::CLASSES)
@@ -173,9 +179,7 @@ impl Watched {
                 totals_in_seal = last.header.counters;
                 sealed = last.seal.unwrap_or(sealed);
             }
-            tally.frames += 1;
-            tally.head = Some(frame.digest);
-            sink.frame(frame);
+            send(&mut tally, sink.as_mut(), frame);
         }
         SealReport {
             counters: totals_in_seal,
@@ -192,9 +196,9 @@ impl Watched {
 
 /// Per class: what happened and what of it the kernel side lost.
 fn totals(counters: &abi::Counters, missed: MissedRuns, duplicates: u64) -> SealTotals {
-    let [process, syscall, cgroup] = missed.unwrap_or_default();
+    let [process, syscall, cgroup, signal] = missed.unwrap_or_default();
     // A system call program that could not run may have missed a fact of any of its classes.
-    let missed = [process, syscall, syscall, syscall, cgroup];
+    let missed = [process, syscall, syscall, syscall, syscall + cgroup + signal];
     let mut totals = SealTotals::default();
     for (class, missed) in missed.into_iter().enumerate() {
         // A cgroup or process that is not followed, and a run that was missed, stand for at least one fact each.
@@ -229,7 +233,6 @@ const BYPASSES: [&str; abi::BYPASSES] = [
     "pidfd_getfd calls",
     "process_vm_writev calls",
     "ptrace calls",
-    "sends with MSG_FASTOPEN",
 ];
 
 /// What was seen to pass beside the hooks; any of it makes a receipt partial.
@@ -273,7 +276,6 @@ pub(crate) struct Drain {
     pub(crate) epoll: Epoll,
     pub(crate) wake: Arc<EventFd>,
     watched: HashMap<u32, Box<Watched>>,
-    decoder: Decoder,
     /// Records of slots that nobody watches any more.
     strays: u64,
 }
@@ -308,7 +310,6 @@ impl Drain {
             epoll,
             wake: Arc::new(wake),
             watched: HashMap::new(),
-            decoder: Decoder::default(),
             strays: 0,
         })
     }
@@ -340,10 +341,14 @@ impl Drain {
             let until = self.producer_positions();
             self.drain(until, &mut pending);
             self.flush_old();
+            if self.watched.values().any(|of| of.lossless) && self.has_room() {
+                self.go_on(None);
+            }
             if pending.is_empty() {
                 self.wait();
             }
         }
+        self.go_on(None);
         if self.strays > 0 {
             tracing::debug!(records = self.strays, "records came after their execution was sealed");
         }
@@ -388,7 +393,7 @@ impl Drain {
     fn drain(&mut self, until: (u64, u64), pending: &mut VecDeque<Command>) {
         let before = thread_cpu_ns();
         let mut records = 0;
-        let Self { process_ring, activity_ring, watched, decoder, strays, commands, .. } = self;
+        let Self { process_ring, activity_ring, watched, strays, commands, .. } = self;
         let mut take = |bytes: &[u8]| {
             let Some(record) = Record::parse(bytes) else {
                 *strays += 1;
@@ -412,7 +417,7 @@ impl Drain {
             match watched.get_mut(&slot.index).filter(|of| of.slot == slot) {
                 Some(of) => {
                     records += 1;
-                    of.record(decoder, &record);
+                    of.record(&record);
                 }
                 None => *strays += 1,
             }
@@ -432,7 +437,24 @@ impl Drain {
         let now = boot_ns();
         for of in self.watched.values_mut() {
             if let Some(frame) = of.writer.flush_if_older(now) {
-                of.send(frame);
+                send(&mut of.tally, of.sink.as_mut(), frame);
+            }
+        }
+    }
+
+    /// Far from where the kernel stops tasks, see `emit()` in `bpf/probe/common.h`.
+    fn has_room(&self) -> bool {
+        self.process_ring.waiting() < self.process_ring.bytes() / 8
+            && self.activity_ring.waiting() < self.activity_ring.bytes() / 8
+    }
+
+    /// Lets the tasks go on that were stopped for want of room.
+    fn go_on(&self, of: Option<Slot>) {
+        let stopped = self.maps().take_stopped(of);
+        for tgid in stopped {
+            if let Ok(tgid) = i32::try_from(tgid) {
+                // One that is gone needs nothing.
+                let _ = kill(Pid::from_raw(tgid), Signal::SIGCONT);
             }
         }
     }
@@ -450,6 +472,7 @@ impl Drain {
             return Err(ProbeError::Stopped);
         };
         let recorded = self.maps().stop(slot);
+        self.go_on(Some(slot));
         let deadline = Instant::now() + SETTLE;
         let mut until = self.producer_positions();
         let (counters, syscalls) = loop {
@@ -488,6 +511,7 @@ impl Drain {
             && let Some(of) = self.watched.remove(&slot.index)
         {
             self.maps().remove(slot, of.cgroup_id, true);
+            self.go_on(Some(slot));
         }
     }
 }
@@ -503,7 +527,7 @@ mod tests {
 
     #[test]
     fn what_passed_beside_the_hooks_is_named() {
-        let none = Some([0; 3]);
+        let none = Some([0; 4]);
         assert!(blind_spots(&counters(), 0, none, true).is_empty());
         let mut counted = counters();
         counted.bypasses[abi::BYPASSES - 1] = 2;
@@ -513,7 +537,7 @@ mod tests {
             [
                 "paths seen from another root or mount namespace: 3",
                 "processes alive at the seal: 1",
-                "sends with MSG_FASTOPEN: 2"
+                "ptrace calls: 2"
             ]
         );
     }
@@ -521,12 +545,12 @@ mod tests {
     #[test]
     fn missed_runs_that_could_not_be_read_are_not_none() {
         assert_eq!(blind_spots(&counters(), 0, None, true).len(), 1);
-        assert_eq!(totals(&counters(), Some([1, 2, 3]), 0).lost, [1, 2, 2, 2, 3]);
+        assert_eq!(totals(&counters(), Some([1, 2, 3, 4]), 0).lost, [1, 2, 2, 2, 9]);
     }
 
     #[test]
     fn a_root_that_never_executed_is_named_only_if_it_went_or_somebody_came() {
-        let none = Some([0; 3]);
+        let none = Some([0; 4]);
         assert!(blind_spots(&counters(), 0, none, false).is_empty());
         let escaped = abi::Counters { escaped: 1, ..counters() };
         assert_eq!(blind_spots(&escaped, 0, none, false), ["the root's exec was not seen"]);

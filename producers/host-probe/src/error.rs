@@ -123,6 +123,11 @@ pub enum ProbeError {
         /// Its id.
         cgroup_id: u64,
     },
+    /// Stopping and continuing needs process ids that mean the same here and in the kernel.
+    #[error(
+        "lossless profiling needs the initial pid namespace: run Glasshouse outside of a container, or without it"
+    )]
+    LosslessElsewhere,
     /// The drain thread has ended.
     #[error("the probe's drain thread has ended; load the probe again")]
     Stopped,

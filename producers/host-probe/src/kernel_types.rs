@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 /// The structs of `bpf/include/kernel.h`.
-pub(crate) const USED: [&str; 26] = [
+pub(crate) const USED: [&str; 33] = [
     "atomic_t",
     "cgroup",
     "cgroup_root",
@@ -22,20 +22,27 @@ pub(crate) const USED: [&str; 26] = [
     "files_struct",
     "fs_struct",
     "hlist_bl_node",
+    "in6_addr",
+    "inode",
+    "kernel_siginfo",
     "kernfs_node",
     "mm_struct",
     "mount",
+    "nsproxy",
     "path",
     "pt_regs",
     "qstr",
+    "seqcount",
+    "seqcount_spinlock",
     "signal_struct",
     "sock",
+    "sock_common",
     "socket",
     "task_struct",
     "thread_info",
+    "unix_address",
     "unix_sock",
     "vfsmount",
-    "sock_common",
 ];
 
 const MAGIC: u16 = 0xeb9f;

@@ -26,7 +26,9 @@
 mod clock;
 pub mod controller;
 pub mod decode;
+mod dns;
 pub mod doctor;
+mod environment;
 pub mod error;
 pub mod options;
 pub mod paths;

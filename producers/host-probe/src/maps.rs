@@ -10,6 +10,7 @@ use crate::ProbeError;
 const EXECUTION_BYTES: usize = size_of::<abi::Execution>();
 const COUNTERS_WORDS: usize = size_of::<abi::Counters>() / 8;
 const SYSCALLS_WORDS: usize = size_of::<abi::Syscalls>() / 8;
+const STOPPED_WORDS: usize = size_of::<abi::Stopped>() / 8;
 
 /// Where an execution lives in the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +32,7 @@ pub(crate) struct Maps {
     executions: Array<MapData, [u8; EXECUTION_BYTES]>,
     counters: Array<MapData, [u64; COUNTERS_WORDS]>,
     syscalls: Array<MapData, [u64; SYSCALLS_WORDS]>,
+    stopped: HashMap<MapData, u32, [u64; STOPPED_WORDS]>,
     /// Slots nobody uses, the longest unused first: a program that was under way when a slot was freed is long gone
     /// by the time that slot is used again.
     free: std::collections::VecDeque<u32>,
@@ -61,6 +63,7 @@ impl Maps {
             executions: take(ebpf, "executions")?.try_into().map_err(failed("executions", "opening it"))?,
             counters: take(ebpf, "counters")?.try_into().map_err(failed("counters", "opening it"))?,
             syscalls: take(ebpf, "syscalls")?.try_into().map_err(failed("syscalls", "opening it"))?,
+            stopped: take(ebpf, "stopped")?.try_into().map_err(failed("stopped", "opening it"))?,
             free: (0..max_executions).collect(),
             max: max_executions,
             generation: 0,
@@ -83,7 +86,13 @@ impl Maps {
     }
 
     /// From here on the kernel looks for the root's exec.
-    pub(crate) fn arm(&mut self, slot: Slot, cgroup_id: u64, root_tgid: u32) -> Result<(), ProbeError> {
+    pub(crate) fn arm(
+        &mut self,
+        slot: Slot,
+        cgroup_id: u64,
+        root_tgid: u32,
+        lossless: bool,
+    ) -> Result<(), ProbeError> {
         self.counters
             .set(slot.index, [0; COUNTERS_WORDS], 0)
             .map_err(failed("counters", "clearing a slot"))?;
@@ -95,9 +104,10 @@ impl Maps {
             root_tgid,
             generation: slot.generation,
             state: abi::STATE_ARMED,
-            reserved: 0,
+            lossless: lossless.into(),
             root_dentry: 0,
             root_mnt: 0,
+            namespaces: [0; 7],
         };
         self.set_execution(slot, &execution)?;
         // So that a root that is moved away before its exec is missed.
@@ -134,6 +144,28 @@ impl Maps {
     /// Calls and refused calls, by number.
     pub(crate) fn syscalls(&self, slot: Slot) -> Result<Box<[u64; SYSCALLS_WORDS]>, ProbeError> {
         self.syscalls.get(&slot.index, 0).map(Box::new).map_err(failed("syscalls", "reading a slot"))
+    }
+
+    /// Takes the thread groups out of the map that the kernel stopped for want of room; of one execution, or of all.
+    pub(crate) fn take_stopped(&mut self, of: Option<Slot>) -> Vec<u32> {
+        let is_stopped = |words: &[u64; STOPPED_WORDS]| {
+            abi::Stopped::read(&bytes_of(words)).is_some_and(|entry| {
+                let slot = Slot { index: entry.slot, generation: entry.generation };
+                entry.start_boot_ns != 0 && of.is_none_or(|of| of == slot)
+            })
+        };
+        let stopped: Vec<u32> = self
+            .stopped
+            .iter()
+            .flatten()
+            .filter(|(_, words)| is_stopped(words))
+            .map(|(tgid, _)| tgid)
+            .collect();
+        // Before they go on: whoever is stopped again afterwards is in the map again.
+        for tgid in &stopped {
+            let _ = self.stopped.remove(tgid);
+        }
+        stopped
     }
 
     /// Forgets an execution: its cgroup, those below it, and processes that were moved elsewhere or still live.

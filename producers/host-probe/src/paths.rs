@@ -36,10 +36,14 @@ pub fn take(path: &abi::Path, payload: &mut &[u8], out: &mut Vec<u8>) -> Option<
 /// Where a relative string starts from is not known, or there is no string.
 const LOST_BASE: u16 = abi::PATH_NO_BASE | abi::PATH_UNREADABLE;
 
-fn flags(kernel: u16) -> PathFlags {
+/// The kernel did not resolve all of it, or not at one moment.
+const UNRESOLVED: u16 = abi::PATH_USER | abi::PATH_UNREACHABLE | abi::PATH_OTHER_ROOT | abi::PATH_UNSTABLE;
+
+/// What of the kernel's flags a frame says.
+pub(crate) fn flags(kernel: u16) -> PathFlags {
     let bits = [
         (abi::PATH_TRUNCATED | LOST_BASE, PathFlags::TRUNCATED),
-        (abi::PATH_USER | abi::PATH_UNREACHABLE | abi::PATH_OTHER_ROOT, PathFlags::UNRESOLVED),
+        (UNRESOLVED, PathFlags::UNRESOLVED),
         (abi::PATH_UNLINKED | abi::PATH_PSEUDO, PathFlags::UNLINKED),
     ];
     bits.into_iter()

@@ -95,6 +95,16 @@ impl Ring {
         unsafe { AtomicU64::from_ptr(self.producer.start.as_ptr().cast()) }.load(Ordering::Acquire)
     }
 
+    /// Bytes that wait to be read.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.producer_position().saturating_sub(self.at)
+    }
+
+    /// How many bytes there is room for.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.mask + 1
+    }
+
     /// How far this reader is.
     pub(crate) fn position(&self) -> u64 {
         self.at

@@ -33,6 +33,9 @@ pub struct WatchRequest {
     pub redactor: Redactor,
     /// Takes the frames.
     pub sink: Box<dyn FrameSink>,
+    /// When a ring is half full, stop the execution's processes (SIGSTOP) until there is room again (SIGCONT), rather
+    /// than lose a fact. Their parents can see that. Only in the initial pid namespace.
+    pub lossless: bool,
 }
 
 impl std::fmt::Debug for WatchRequest {
@@ -50,8 +53,8 @@ pub struct KernelCounts {
     /// As the programs kept them.
     pub raw: abi::Counters,
     /// Times that a program could not run because it was running already on that CPU, while this execution was watched;
-    /// of process, system call and cgroup programs. Whose fact it was is not known. `None` when the kernel did not tell.
-    pub missed_runs: Option<[u64; 3]>,
+    /// of process, system call, cgroup and signal programs. Whose fact it was is not known. `None` when the kernel did not tell.
+    pub missed_runs: Option<[u64; 4]>,
 }
 
 /// The end of a watch.

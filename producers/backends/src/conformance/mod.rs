@@ -84,6 +84,7 @@ pub fn spec<Argument: Into<std::ffi::OsString>>(argv: impl IntoIterator<Item = A
         streams: StdStreams::Capture,
         profile: ProfilingMode::Disabled,
         profile_required: false,
+        lossless: false,
         guest_prep: false,
         wait_for_descendants: false,
         labels: Default::default(),

@@ -166,6 +166,7 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
         streams: StdStreams::Proxy,
         profile: args.profile.into(),
         profile_required: args.profile_required,
+        lossless: args.lossless,
         guest_prep: args.guest,
         wait_for_descendants: args.wait_descendants,
         labels: args.label.iter().cloned().collect(),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use glasshouse_host_probe::{HostProbe, LoadOptions, SealReport, Watch, WatchRequest, cgroup};
+use glasshouse_schema::event::{FileChange, Operation, SocketOperation};
 use glasshouse_schema::frame::FrameWriterConfig;
 use glasshouse_schema::lifecycle::RedactionRules;
 use glasshouse_schema::redact::Redactor;
@@ -127,11 +128,55 @@ pub enum Seen {
         to: Known,
         result: i32,
     },
-    Connect {
+    Socket {
+        operation: SocketOperation,
         address: Vec<u8>,
         port: Option<u16>,
         protocol: u8,
         result: i32,
+    },
+    Change {
+        change: FileChange,
+        path: Known,
+        other: Option<Known>,
+        value: u64,
+        result: i32,
+    },
+    Io {
+        process: ProcessKey,
+        path: Known,
+        reads: u64,
+        writes: u64,
+        read_bytes: u64,
+        written_bytes: u64,
+    },
+    Traffic {
+        address: Vec<u8>,
+        port: Option<u16>,
+        protocol: u8,
+        sends: u64,
+        receives: u64,
+        sent_bytes: u64,
+        received_bytes: u64,
+    },
+    Dns {
+        name: String,
+        query_type: u16,
+        answers: Vec<Vec<u8>>,
+        response_code: Option<u8>,
+    },
+    Operation {
+        operation: Operation,
+        value: u64,
+        target_tgid: u32,
+        result: i32,
+    },
+    Credentials {
+        process: ProcessKey,
+        uid: u32,
+        euid: u32,
+        capabilities: u64,
+        gained: bool,
     },
 }
 
@@ -250,12 +295,68 @@ pub fn decode(frames: &[EncodedFrame]) -> Vec<Seen> {
             let (from, to) = (path(rename.from), path(rename.to));
             seen.push(Seen::Rename { from, to, result: rename.result });
         }
-        for connect in &body.connects {
-            seen.push(Seen::Connect {
-                address: connect.address.to_vec(),
-                port: connect.port,
-                protocol: connect.protocol,
-                result: connect.result,
+        for socket in &body.sockets {
+            seen.push(Seen::Socket {
+                operation: socket.operation,
+                address: socket.address.to_vec(),
+                port: socket.port,
+                protocol: socket.protocol,
+                result: socket.result,
+            });
+        }
+        for change in &body.changes {
+            seen.push(Seen::Change {
+                change: change.change,
+                path: path(change.path),
+                other: change.other.map(path),
+                value: change.value,
+                result: change.result,
+            });
+        }
+        for io in &body.ios {
+            seen.push(Seen::Io {
+                process: process(io.process),
+                path: path(io.path),
+                reads: io.reads,
+                writes: io.writes,
+                read_bytes: io.read_bytes,
+                written_bytes: io.written_bytes,
+            });
+        }
+        for traffic in &body.traffic {
+            seen.push(Seen::Traffic {
+                address: traffic.address.to_vec(),
+                port: traffic.port,
+                protocol: traffic.protocol,
+                sends: traffic.sends,
+                receives: traffic.receives,
+                sent_bytes: traffic.sent_bytes,
+                received_bytes: traffic.received_bytes,
+            });
+        }
+        for dns in &body.dns {
+            seen.push(Seen::Dns {
+                name: text(dns.name),
+                query_type: dns.query_type,
+                answers: dns.answers.iter().map(|answer| answer.to_vec()).collect(),
+                response_code: dns.response_code,
+            });
+        }
+        for operation in &body.operations {
+            seen.push(Seen::Operation {
+                operation: operation.operation,
+                value: operation.value,
+                target_tgid: operation.target_tgid,
+                result: operation.result,
+            });
+        }
+        for of in &body.credentials {
+            seen.push(Seen::Credentials {
+                process: process(of.process),
+                uid: of.uid,
+                euid: of.euid,
+                capabilities: of.capabilities,
+                gained: of.gained,
             });
         }
     }
@@ -308,6 +409,7 @@ pub fn start(
         root_tgid: child.id(),
         writer: FrameWriter::new(config),
         redactor: Redactor::new([7; 32], id, RedactionRules { path_prefixes: Vec::new(), tokens: true }),
+        lossless: false,
         sink: Box::new(move |frame: EncodedFrame| {
             let _open = closed.lock().unwrap();
             sink.lock().unwrap().push(frame);

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What reaches beyond files and sockets: other processes, the kernel, namespaces. */
+#ifndef GLASSHOUSE_OPERATION_H
+#define GLASSHOUSE_OPERATION_H
+
+#include "task.h"
+
+static __inline void tell_operation(struct gh_record *record, __u32 operation, __u64 value, __u32 target, long result)
+{
+	record->body.operation.result = result;
+	record->body.operation.value = value;
+	record->body.operation.operation = operation;
+	record->body.operation.target = target;
+}
+
+__noinline int on_operation(struct task *t, struct scratch *s, struct gh_counters *count, struct call *call)
+{
+	if (!t || !s || !count || !call)
+		return 0;
+	ADD(count->observed[GH_CLASS_OTHER], 1);
+	begin(&s->record, &t->watch, bpf_get_current_task_btf(), GH_KIND_OPERATION);
+	tell_operation(&s->record, call->kind, call->value ? s->args[call->value & 7] : 0,
+		       call->other ? s->args[call->other & 7] : 0, s->result);
+	return finish_activity(s, count, GH_CLASS_OTHER);
+}
+
+/*
+ * Signals that a watched process sends to a process outside of its execution. Told by the target itself, so that process
+ * groups and pid namespaces need no thought. The kernel's own (SIGCHLD, SIGPIPE) are nobody's deed.
+ */
+SEC("tp_btf/signal_generate")
+int glasshouse_signal(__u64 *ctx)
+{
+	struct kernel_siginfo *info = (void *)ctx[1];
+	struct task_struct *target = (void *)ctx[2];
+	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
+	struct gh_execution *execution;
+	struct gh_record record = {};
+	struct gh_counters *count;
+	struct gh_watch *at;
+
+	if (!watch)
+		return 0;
+	/* SEND_SIG_NOINFO and SEND_SIG_PRIV. */
+	if (ctx[1] <= 1 || KREAD(info, si_code) > 0)
+		return 0;
+	execution = execution_of(watch);
+	count = counters_of(watch);
+	if (!execution || execution->state != GH_STATE_RECORDING || !count)
+		return 0;
+	at = watched_cgroup(target->cgroups->dfl_cgrp->kn->id);
+	if (at && at->slot == watch->slot && at->generation == watch->generation)
+		return 0;
+	ADD(count->observed[GH_CLASS_OTHER], 1);
+	begin(&record, watch, bpf_get_current_task_btf(), GH_KIND_OPERATION);
+	tell_operation(&record, GH_OPERATION_SIGNAL, (int)ctx[0], target->tgid, 0);
+	/* TRACE_SIGNAL_DELIVERED is 0, IGNORED 1, ALREADY_PENDING 2; what was refused does not come by here. */
+	emit(&activity_ring, &record, 0, execution->lossless, count, GH_CLASS_OTHER, 1);
+	return 0;
+}
+
+#endif
