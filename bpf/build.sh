@@ -36,13 +36,20 @@ if [ -z "$arch" ]; then
     esac
 fi
 
-mkdir -p "$out"
-for source in "$here"/probe/*.bpf.c; do
-    object=$out/$(basename "$source" .c).o
+# compile SOURCE OBJECT [FLAG...]
+compile() {
+    source=$1 object=$2
+    shift 2
     "$clang" -O2 -g -target bpf -mcpu=v3 "-D__TARGET_ARCH_$arch" \
         -Wall -Wextra -Werror -Wno-unused-parameter -Wno-unused-function -Wno-missing-declarations \
         -Wno-sign-compare -Wno-unused-variable \
-        "-ffile-prefix-map=$here=bpf" -I "$here/include" -I "$here/probe" -c "$source" -o "$object"
+        "-ffile-prefix-map=$here=bpf" -I "$here/include" -I "$here/probe" "$@" -c "$source" -o "$object"
     # The DWARF goes, the BTF stays: CO-RE and the alignment test need it.
     "$strip" -g "$object"
+}
+
+mkdir -p "$out"
+for source in "$here"/probe/*.bpf.c; do
+    compile "$source" "$out/$(basename "$source" .c).o"
 done
+compile "$here/probe/probe.bpf.c" "$out/probe.direct.bpf.o" -DGH_DIRECT_READS

@@ -37,6 +37,11 @@ struct hlist_bl_node {
 	struct hlist_bl_node **pprev;
 };
 
+/* One pointer: what any element of an array of pointers can be read as. */
+struct hlist_head {
+	void *first;
+};
+
 /* d_name is inside an anonymous union since 6.16; CO-RE looks through it. */
 struct dentry {
 	/* Moves on when the dentry is renamed, unhashed, or gets an inode (fs/dcache.c). */

@@ -117,6 +117,8 @@ struct peer {
 
 /* What is known of a task. Only the task itself works on it, so that nothing here needs an atomic operation. */
 struct task {
+	/* Its task_struct: a stale index leads nowhere. */
+	__u64 self;
 	struct gh_watch watch;
 	__u32 number;
 	__u32 runs;
@@ -126,7 +128,8 @@ struct task {
 	struct gh_credentials credentials;
 	/* Has filled an entry of `seen`. */
 	__u32 has_entries;
-	__u32 reserved;
+	/* Where this is in `tasks`. */
+	__u32 index;
 	/* Calls by number, since the last flush. */
 	__u16 calls[GH_SYSCALLS];
 	struct descriptor descriptors[DESCRIPTORS];
@@ -134,13 +137,40 @@ struct task {
 	struct peer peers[PEERS];
 };
 
-/* A task of a watched cgroup gets its own at its first system call. */
+/*
+ * A task of a watched cgroup gets its own at its first system call: `tids` has its index in `tasks`, by thread id. Arrays,
+ * because every system call of the machine looks here first, and an array is read without a call (local storage of tasks
+ * costs some 40 ns more).
+ */
+#define TIDS_PER_CHUNK 4096
+
+struct tids {
+	__u16 index[TIDS_PER_CHUNK];
+};
+
 struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 8);
+	__type(key, __u32);
+	__type(value, struct tids);
+} tids SEC(".maps");
+
+/* The first is nobody's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
 	__type(value, struct task);
 } tasks SEC(".maps");
+
+/* Indexes that were used before, and how many were. */
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK);
+	__uint(max_entries, 4096);
+	__type(value, __u32);
+} free_tasks SEC(".maps");
+
+__u32 tasks_used;
 
 /* Two paths of a rename, each with its walked base and its string, or exe, cwd, argv and environment; with slack. */
 #define PAYLOAD_BYTES 24576

@@ -301,10 +301,10 @@ __noinline int age(struct task *t, __u32 index)
 }
 
 /* Whether bytes went from or to the file that the descriptor was known to be, and were counted. */
-static __inline bool is_counted(struct task *t, int fd, long result, bool writes)
+static __inline bool is_counted(struct task *t, struct task_struct *task, int fd, long result, bool writes)
 {
 	struct descriptor *d = &t->descriptors[fd & (DESCRIPTORS - 1)];
-	struct file *file = file_of(fd);
+	struct file *file = file_in(task, fd);
 	struct dentry *dentry = (void *)d->object;
 	struct seen *e;
 

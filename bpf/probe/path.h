@@ -211,17 +211,19 @@ static __inline __u64 own_root(void)
 	return (__u64)&fs->root;
 }
 
-static __inline struct file *file_of(int fd)
+static __inline struct file *file_in(struct task_struct *task, int fd)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
 	struct fdtable *table = task->files->fdt;
-	struct file **files = table->fd;
-	struct file *file = NULL;
+	struct hlist_head *files = (void *)table->fd;
 
 	if ((__u32)fd >= table->max_fds)
 		return NULL;
-	bpf_probe_read_kernel(&file, sizeof(file), files + (__u32)fd);
-	return file;
+	return KREAD(files + (__u32)fd, first);
+}
+
+static __inline struct file *file_of(int fd)
+{
+	return file_in(bpf_get_current_task_btf(), fd);
 }
 
 /*

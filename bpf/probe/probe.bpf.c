@@ -32,7 +32,7 @@ static __noinline int on_call(struct task *t, struct pt_regs *regs, __u32 nr, lo
 		return 0;
 	if (!execution || execution->state != GH_STATE_RECORDING) {
 		/* The execution is over; should its cgroup be watched again, the task is met anew. */
-		bpf_task_storage_delete(&tasks, task);
+		part(task, t);
 		return 0;
 	}
 	call = calls[nr & (GH_SYSCALLS - 1)];
@@ -61,9 +61,9 @@ static __noinline int on_call(struct task *t, struct pt_regs *regs, __u32 nr, lo
 	case ACTION_WRITE:
 		return on_bytes(t, s, count, s->args[1], 1);
 	case ACTION_TRANSFER:
-		if (!is_counted(t, s->args[call.dirfd & 7], result, false))
+		if (!is_counted(t, task, s->args[call.dirfd & 7], result, false))
 			on_bytes(t, s, count, s->args[call.dirfd & 7], 0);
-		if (!is_counted(t, s->args[call.other_dirfd & 7], result, true))
+		if (!is_counted(t, task, s->args[call.other_dirfd & 7], result, true))
 			on_bytes(t, s, count, s->args[call.other_dirfd & 7], 1);
 		return 0;
 	case ACTION_OPEN:
@@ -134,11 +134,11 @@ static __inline int on_return(struct task *t, struct task_struct *task, struct p
 	case ACTION_CLONE:
 		return 0;
 	case ACTION_READ:
-		if (result < 0 || is_counted(t, ARG1(regs), result, false))
+		if (result < 0 || is_counted(t, task, ARG1(regs), result, false))
 			return 0;
 		break;
 	case ACTION_WRITE:
-		if (result < 0 || is_counted(t, ARG1(regs), result, true))
+		if (result < 0 || is_counted(t, task, ARG1(regs), result, true))
 			return 0;
 		break;
 	case ACTION_TRANSFER:
@@ -185,7 +185,7 @@ SEC("tp_btf/sys_exit")
 int glasshouse_sys_exit(__u64 *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct task *t = bpf_task_storage_get(&tasks, task, NULL, 0);
+	struct task *t = task_of(task);
 	struct pt_regs *regs = (void *)ctx[0];
 	struct gh_counters *count;
 	__u64 began;

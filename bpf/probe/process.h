@@ -92,8 +92,11 @@ int glasshouse_exec(__u64 *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
+	__u32 old_tid = ctx[1];
 	struct gh_execution *execution;
 	struct gh_counters *count;
+	__u16 *old_index;
+	__u16 *index;
 	struct gh_credentials credentials;
 	__u64 namespaces[7];
 	struct scratch *s;
@@ -102,6 +105,15 @@ int glasshouse_exec(__u64 *ctx)
 	struct file *exe;
 	struct task *t;
 
+	/* A thread that executes becomes its group's leader, whose id it takes. */
+	if (old_tid != task->pid) {
+		old_index = index_of(old_tid);
+		index = index_of(task->pid);
+		if (old_index && index) {
+			*index = *old_index;
+			*old_index = 0;
+		}
+	}
 	if (!watch)
 		return 0;
 	execution = execution_of(watch);
@@ -136,7 +148,7 @@ int glasshouse_exec(__u64 *ctx)
 	exec->gid = credentials.egid;
 	exec->parent_tgid = task->real_parent->tgid;
 	exec->flags = 0;
-	t = bpf_task_storage_get(&tasks, task, NULL, 0);
+	t = task_of(task);
 	if (credentials.euid != credentials.uid || credentials.egid != credentials.gid ||
 	    (t && gains(&t->credentials, &credentials)))
 		exec->flags |= GH_EXEC_PRIVILEGED;
@@ -164,16 +176,24 @@ int glasshouse_exit(__u64 *ctx)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct gh_watch *watch = watched_cgroup(bpf_get_current_cgroup_id());
 	struct signal_struct *group = task->signal;
+	struct task *t = task_of(task);
 	struct gh_execution *execution;
 	struct gh_counters *count;
 	struct gh_syscalls *numbers;
 	struct gh_exit *exit;
 	struct scratch *s;
-	struct task *t;
 	__u32 tgid = task->tgid;
 	bool last;
 	long nr;
 
+	if (t) {
+		execution = execution_of(&t->watch);
+		count = counters_of(&t->watch);
+		s = execution ? scratch(SCRATCH_EXIT, execution) : NULL;
+		if (s && count && execution->state == GH_STATE_RECORDING)
+			flush(t, s, count);
+		part(task, t);
+	}
 	if (!watch)
 		return 0;
 	/* Also of a root that ends without an exec. */
@@ -204,9 +224,6 @@ int glasshouse_exit(__u64 *ctx)
 			lose(count, GH_CLASS_PROCESS);
 		return 0;
 	}
-	t = bpf_task_storage_get(&tasks, task, NULL, 0);
-	if (t && t->watch.slot == watch->slot && t->watch.generation == watch->generation)
-		flush(t, s, count);
 	if (!last)
 		return 0;
 	ADD(count->observed[GH_CLASS_PROCESS], 1);

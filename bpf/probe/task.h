@@ -25,19 +25,76 @@ static __inline bool gains(const struct gh_credentials *from, const struct gh_cr
 	return (from->euid && !to->euid) || (to->capabilities & ~from->capabilities);
 }
 
-/* The task's own; made at its first system call within a watched cgroup. */
+/* Where the index of a thread is kept. NULL when there are more thread ids than when the probe was loaded. */
+static __inline __u16 *index_of(__u32 tid)
+{
+	__u32 chunk = tid / TIDS_PER_CHUNK;
+	struct tids *of = bpf_map_lookup_elem(&tids, &chunk);
+
+	return of ? &of->index[tid % TIDS_PER_CHUNK] : NULL;
+}
+
+/* What is known of a task; NULL for one that is not watched, or was not met yet. */
+static __inline struct task *task_of(struct task_struct *task)
+{
+	__u16 *at = index_of(task->pid);
+	struct task *t;
+	__u32 index;
+
+	if (!at || !*at)
+		return NULL;
+	index = *at;
+	t = bpf_map_lookup_elem(&tasks, &index);
+	return t && t->self == (__u64)task ? t : NULL;
+}
+
+/* Makes room for what is known of a task, at its first system call within a watched cgroup. NULL when there is none. */
 static __inline struct task *meet(struct task_struct *task, const struct gh_watch *watch, struct gh_counters *count)
 {
-	struct task *t = bpf_task_storage_get(&tasks, task, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	__u16 *at = index_of(task->pid);
+	struct task *t;
+	__u32 index;
 
-	if (!t)
+	if (!at)
 		return NULL;
+	if (bpf_map_pop_elem(&free_tasks, &index))
+		index = ADD(tasks_used, 1) + 1;
+	t = bpf_map_lookup_elem(&tasks, &index);
+	if (!t || index > 0xffff) {
+		/* So that it does not come round. */
+		__sync_fetch_and_sub(&tasks_used, 1);
+		return NULL;
+	}
+	for (int i = 0; i < GH_SEEN; i++)
+		t->seen[i].key = 0;
+	for (int i = 0; i < DESCRIPTORS; i++)
+		t->descriptors[i].kind = DESCRIPTOR_FREE;
+	for (int i = 0; i < PEERS; i++)
+		t->peers[i].key = 0;
+	t->has_entries = 0;
+	/* Somewhere between two samples: also the calls of tasks with few of them are measured as often as others. */
+	t->runs = bpf_get_prandom_u32();
+	t->index = index;
+	t->self = (__u64)task;
+	*at = index;
 	t->watch = *watch;
 	t->number = ADD(count->tasks, 1) + 1;
 	t->cred = (__u64)task->cred;
 	t->cgroups = (__u64)task->cgroups;
 	read_credentials(&t->credentials, task);
 	return t;
+}
+
+/* Forgets a task. What was not flushed is gone. */
+static __inline void part(struct task_struct *task, struct task *t)
+{
+	__u16 *at = index_of(task->pid);
+	__u32 index = t->index;
+
+	if (at)
+		*at = 0;
+	t->self = 0;
+	bpf_map_push_elem(&free_tasks, &index, BPF_ANY);
 }
 
 /* Adds the calls to those of the execution. */
@@ -280,7 +337,7 @@ __noinline int on_attention(struct task *t, __u32 nr)
 	finish(&process_ring, s, count, GH_CLASS_PROCESS);
 	return 0;
 gone:
-	bpf_task_storage_delete(&tasks, task);
+	part(task, t);
 	return 1;
 }
 

@@ -26,7 +26,12 @@ fn fill(writer: &mut FrameWriter, paths: &[String]) -> Vec<u8> {
         let event = Event {
             boot_ns: 5_000_000_000 + u64::from(n) * 10_000,
             process: ProcessKey { tgid: 100 + n % 4, start_boot_ns: 1_000_000_000 },
-            fact: Fact::Open { path: PathRef::resolved(path.as_bytes()), flags: 0o2_000_000, result: 0 },
+            fact: Fact::Open {
+                path: PathRef::resolved(path.as_bytes()),
+                flags: 0o2_000_000,
+                result: 0,
+                created: false,
+            },
         };
         assert!(writer.push(black_box(&event)).is_none());
     }

@@ -27,8 +27,12 @@ pub mod subject;
 pub mod time;
 pub mod verdict;
 pub mod version;
+pub mod words;
 
-pub use event::{Address, Class, Counters, Event, Fact, PathFlags, PathRef};
+pub use event::{
+    Address, Class, Counters, Event, ExecFlags, Fact, FileChange, Operation, PathFlags, PathRef,
+    SocketOperation, Usage,
+};
 pub use frame::{DecodeError, EncodedFrame, Frame, FrameWriter};
 pub use ids::{Digest, ExecutionId, IdError, NodeId, PolicyName, ProcessKey, Vantage};
 pub use lifecycle::{LifecycleEvent, Phase};

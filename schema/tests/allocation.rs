@@ -37,11 +37,18 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// The lists of a body.
+const LISTS: usize = 15;
+/// Where they begin: an array with the base time before them.
+const BODY: [u8; 4] = [0xdc, 0x00, 0x10, 0x00];
+/// A seal's cost with every number 0.
+const COST: [u8; 5] = [0x94, 0, 0, 0, 0];
+
 /// The header of a real frame with its prelude: all that stands before the body.
 fn beginning() -> Vec<u8> {
     let empty = common::writer().seal(Default::default(), Default::default()).remove(0);
     let frame = Frame::decode(&empty.bytes).unwrap();
-    let body = [&[0x9a, 0x00][..], &[0x90; 9]].concat();
+    let body = [&BODY[..], &[0x90; LISTS]].concat();
     let at = empty.bytes.windows(body.len()).position(|window| window == body).unwrap();
     assert_eq!(frame.body.events(), 0);
     empty.bytes[..at].to_vec()
@@ -73,22 +80,28 @@ fn hostile_frames_are_cheap() {
 
     let beginning = beginning();
     // Each list of the body in turn claims 4 billion entries, those before it are empty.
-    for list in 0..9 {
-        let body = [&[0x9a, 0x00][..], &vec![0x90; list], &huge].concat();
+    for list in 0..LISTS {
+        let body = [&BODY[..], &vec![0x90; list], &huge].concat();
         measure("a list of 4 billion in the body", &[&*beginning, &body].concat());
     }
 
     // As many of the smallest entries as a frame can hold.
-    let entries: [(usize, &[u8]); 9] = [
-        (0, &[0x92, 0, 0]),                            // processes
-        (1, &[0x92, 0xa0, 0]),                         // paths
-        (2, &[0x93, 0, 0, 0]),                         // forks
-        (3, &[0x99, 0, 0, 0, 0, 0, 0x90, 0xc2, 0, 0]), // execs
-        (4, &[0x95, 0, 0, 0, 0, 0xc2]),                // exits
-        (5, &[0x96, 0, 0, 0, 0, 0, 1]),                // opens
-        (6, &[0x95, 0, 0, 0, 0xc2, 0]),                // deletes
-        (7, &[0x95, 0, 0, 0, 0, 0]),                   // renames
-        (8, &[0x96, 0, 0, 0xa0, 0xc0, 0, 0]),          // connects
+    let entries: [(usize, &[u8]); LISTS] = [
+        (0, &[0x92, 0, 0]),                                            // processes
+        (1, &[0x92, 0xa0, 0]),                                         // paths
+        (2, &[0x93, 0, 0, 0]),                                         // forks
+        (3, &[0x99, 0, 0, 0, 0, 0, 0x90, 0xc2, 0, 0]),                 // execs
+        (4, &[0x95, 0, 0, 0, 0, 0xc2]),                                // exits
+        (5, &[0x96, 0, 0, 0, 0, 0, 1]),                                // opens
+        (6, &[0x95, 0, 0, 0, 0xc2, 0]),                                // deletes
+        (7, &[0x95, 0, 0, 0, 0, 0]),                                   // renames
+        (8, &[0x96, 0, 0, 0xa0, 0xc0, 0, 0]),                          // sockets
+        (9, &[0x98, 0, 0, 0, 0, 0, 0, 0, 0xc2]),                       // credentials
+        (10, &[0x98, 0, 0, 0, 0, 0xc0, 0, 0, 1]),                      // changes
+        (11, &[0x97, 0, 0, 0, 0, 0, 0, 0]),                            // ios
+        (12, &[0x99, 0, 0, 0xa0, 0xc0, 0, 0, 0, 0, 0]),                // traffic
+        (13, &[0x9a, 0, 0, 0xa0, 0xc0, 0xa0, 0, 0x90, 0xc0, 0xc2, 1]), // dns
+        (14, &[0x97, 0, 0, 0, 0, 0, 0, 1]),                            // operations
     ];
     let room = MAX_FRAME_BYTES - beginning.len() - 64;
     let list = |room: usize, entry: &[u8]| {
@@ -97,23 +110,31 @@ fn hostile_frames_are_cheap() {
     };
     for (at, entry) in entries {
         let body =
-            [&[0x9a, 0x00][..], &vec![0x90; at], &list(room, entry), &vec![0x90; 8 - at], &[0xc0]].concat();
+            [&BODY[..], &vec![0x90; at], &list(room, entry), &vec![0x90; LISTS - 1 - at], &[0xc0]].concat();
         measure("as many of the smallest entries as fit", &[&*beginning, &body].concat());
     }
 
     // One exec with as many empty arguments as fit.
     let exec = [&[0x91, 0x99, 0, 0, 0, 0, 0][..], &list(room, &[0xa0]), &[0xc2, 0, 0]].concat();
     let body =
-        [&[0x9a, 0x00, 0x91, 0x92, 0, 0, 0x91, 0x92, 0xa0, 0, 0x90][..], &exec, &[0x90; 5], &[0xc0]].concat();
+        [&BODY[..], &[0x91, 0x92, 0, 0, 0x91, 0x92, 0xa0, 0, 0x90], &exec, &[0x90; LISTS - 4], &[0xc0]]
+            .concat();
     measure("as many empty arguments as fit", &[&*beginning, &body].concat());
+
+    // One answer to a DNS question with as many empty addresses as fit.
+    let dns = [&[0x91, 0x9a, 0, 0, 0xa0, 0xc0, 0xa0, 0][..], &list(room, &[0xa0]), &[0xc0, 0xc2, 1]].concat();
+    let body = [&BODY[..], &[0x91, 0x92, 0, 0], &[0x90; 12], &dns, &[0x90, 0xc0]].concat();
+    let bytes = [&*beginning, &body].concat();
+    assert!(Frame::decode(&bytes).is_err());
+    measure("as many empty addresses as fit", &bytes);
 
     // A seal with as many empty names as fit.
     for (before, entry) in [(0, &[0x92, 0xa0, 0][..]), (3, &[0xa0])] {
         let seal = match before {
-            0 => [&[0x96][..], &list(room, entry), &[0x90, 0, 0x90, 0x90, 0x92, 0, 0]].concat(),
-            _ => [&[0x96, 0x90, 0x90, 0][..], &list(room, entry), &[0x90, 0x92, 0, 0]].concat(),
+            0 => [&[0x96][..], &list(room, entry), &[0x90, 0, 0x90, 0x90], &COST].concat(),
+            _ => [&[0x96, 0x90, 0x90, 0][..], &list(room, entry), &[0x90], &COST].concat(),
         };
-        let bytes = [&*beginning, &[0x9a, 0x00], &[0x90; 9], &seal].concat();
+        let bytes = [&*beginning, &BODY, &[0x90; LISTS], &seal].concat();
         assert!(Frame::decode(&bytes).is_ok());
         measure("as many empty names in the seal as fit", &bytes);
     }

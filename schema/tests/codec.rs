@@ -4,11 +4,16 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use common::{chain, config, every_event, process, writer};
-use glasshouse_schema::frame::{MAX_FRAME_BYTES, SealTotals};
+use glasshouse_schema::frame::{
+    self, Change, Credentials, Delete, Exit, Io, MAX_FRAME_BYTES, Open, Rename, SealTotals, Socket, Traffic,
+};
 use glasshouse_schema::{
-    Address, Class, DecodeError, Digest, Event, Fact, Frame, FrameWriter, PathFlags, PathRef, ProcessKey,
-    version,
+    Address, Class, DecodeError, Digest, Event, ExecFlags, Fact, FileChange, Frame, FrameWriter, Operation,
+    PathFlags, PathRef, ProcessKey, SocketOperation, Usage, version,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -18,13 +23,38 @@ use proptest::prelude::*;
 enum Owned {
     Fork(u32),
     Exec { paths: [(Vec<u8>, u8); 2], argv: Vec<Vec<u8>>, numbers: [u32; 3], argv_truncated: bool },
-    Exit(u8, u8, bool),
-    Open((Vec<u8>, u8), u32, i32),
+    Exit(u8, u8, bool, [u64; 5]),
+    Open((Vec<u8>, u8), u32, i32, bool),
     Delete((Vec<u8>, u8), bool, i32),
-    Rename([(Vec<u8>, u8); 2], i32),
-    V4([u8; 4], u16, u8, i32),
-    V6([u8; 16], u16, u8, i32),
-    Unix(Vec<u8>, i32),
+    Rename([(Vec<u8>, u8); 2], bool, i32),
+    Credentials([u32; 4], u64, bool),
+    Change(u8, [(Vec<u8>, u8); 2], bool, u64, i32),
+    Io((Vec<u8>, u8), [u32; 4]),
+    Socket(u8, OwnedAddress, u8, i32),
+    Traffic(OwnedAddress, u8, [u32; 4]),
+    Dns(OwnedAddress, Vec<u8>, u16, Vec<IpAddr>, Option<u8>),
+    Operation(u8, u64, u32, i32),
+}
+
+#[derive(Debug, Clone)]
+enum OwnedAddress {
+    V4([u8; 4], u16),
+    V6([u8; 16], u16),
+    Unix(Vec<u8>),
+}
+
+impl OwnedAddress {
+    fn borrowed(&self) -> Address<'_> {
+        match self {
+            Self::V4(address, port) => Address::V4(*address, *port),
+            Self::V6(address, port) => Address::V6(*address, *port),
+            Self::Unix(path) => Address::Unix(path),
+        }
+    }
+}
+
+fn usage_of([user_ns, system_ns, max_rss_kib, minor_faults, major_faults]: [u64; 5]) -> Usage {
+    Usage { user_ns, system_ns, max_rss_kib, minor_faults, major_faults }
 }
 
 fn path_ref((bytes, flags): &(Vec<u8>, u8)) -> PathRef<'_> {
@@ -46,28 +76,65 @@ fn with_event<T>((boot_ns, tgid, owned): &(u64, u32, Owned), then: impl FnOnce(&
             argv_truncated: *argv_truncated,
             uid: *uid,
             gid: *gid,
+            env: &arguments[..arguments.len() / 2],
+            env_truncated: *argv_truncated,
+            flags: ExecFlags(*uid as u16),
         },
-        Owned::Exit(code, signal, core_dumped) => {
-            Fact::Exit { code: *code, signal: *signal, core_dumped: *core_dumped }
+        Owned::Exit(code, signal, core_dumped, usage) => {
+            Fact::Exit { code: *code, signal: *signal, core_dumped: *core_dumped, usage: usage_of(*usage) }
         }
-        Owned::Open(path, flags, result) => {
-            Fact::Open { path: path_ref(path), flags: *flags, result: *result }
+        Owned::Credentials([uid, euid, gid, egid], capabilities, gained) => Fact::Credentials {
+            uid: *uid,
+            euid: *euid,
+            gid: *gid,
+            egid: *egid,
+            capabilities: *capabilities,
+            gained: *gained,
+        },
+        Owned::Open(path, flags, result, created) => {
+            Fact::Open { path: path_ref(path), flags: *flags, result: *result, created: *created }
         }
         Owned::Delete(path, directory, result) => {
             Fact::Delete { path: path_ref(path), directory: *directory, result: *result }
         }
-        Owned::Rename([from, to], result) => {
-            Fact::Rename { from: path_ref(from), to: path_ref(to), result: *result }
+        Owned::Rename([from, to], exchange, result) => {
+            Fact::Rename { from: path_ref(from), to: path_ref(to), exchange: *exchange, result: *result }
         }
-        Owned::V4(address, port, protocol, result) => {
-            Fact::Connect { address: Address::V4(*address, *port), protocol: *protocol, result: *result }
+        Owned::Change(change, [path, other], has_other, value, result) => Fact::Change {
+            change: FileChange::try_from(*change).unwrap(),
+            path: path_ref(path),
+            other: has_other.then(|| path_ref(other)),
+            value: *value,
+            result: *result,
+        },
+        Owned::Io(path, numbers) => {
+            let [reads, writes, read_bytes, written_bytes] = numbers.map(u64::from);
+            Fact::Io { path: path_ref(path), reads, writes, read_bytes, written_bytes }
         }
-        Owned::V6(address, port, protocol, result) => {
-            Fact::Connect { address: Address::V6(*address, *port), protocol: *protocol, result: *result }
+        Owned::Socket(operation, address, protocol, result) => Fact::Socket {
+            operation: SocketOperation::try_from(*operation).unwrap(),
+            address: address.borrowed(),
+            protocol: *protocol,
+            result: *result,
+        },
+        Owned::Traffic(address, protocol, numbers) => {
+            let [sends, receives, sent_bytes, received_bytes] = numbers.map(u64::from);
+            let address = address.borrowed();
+            Fact::Traffic { address, protocol: *protocol, sends, receives, sent_bytes, received_bytes }
         }
-        Owned::Unix(path, result) => {
-            Fact::Connect { address: Address::Unix(path), protocol: 0, result: *result }
-        }
+        Owned::Dns(server, name, query_type, answers, response_code) => Fact::Dns {
+            server: server.borrowed(),
+            name,
+            query_type: *query_type,
+            answers,
+            response_code: *response_code,
+        },
+        Owned::Operation(operation, value, target_tgid, result) => Fact::Operation {
+            operation: Operation::try_from(*operation).unwrap(),
+            value: *value,
+            target_tgid: *target_tgid,
+            result: *result,
+        },
     };
     then(&Event { boot_ns: *boot_ns, process: process(*tgid), fact })
 }
@@ -77,112 +144,182 @@ fn event() -> impl Strategy<Value = (u64, u32, Owned)> {
     let path = || (prop_oneof![Just(b"/a".to_vec()), vec(any::<u8>(), 0..40)], 0u8..16);
     let paths = move || (path(), path()).prop_map(|(one, other)| [one, other]);
     let result = || prop_oneof![Just(0), -4095..=0i32, any::<i32>()];
+    let numbers = || prop_oneof![Just([0; 4]), Just([1, 0, 5, 0]), any::<[u32; 4]>()];
+    let address = || {
+        prop_oneof![
+            (any::<[u8; 4]>(), any::<u16>()).prop_map(|(a, p)| OwnedAddress::V4(a, p)),
+            Just(OwnedAddress::V4([127, 0, 0, 1], 53)),
+            (any::<[u8; 16]>(), any::<u16>()).prop_map(|(a, p)| OwnedAddress::V6(a, p)),
+            vec(any::<u8>(), 0..40).prop_map(OwnedAddress::Unix),
+        ]
+    };
     let argv = vec(vec(any::<u8>(), 0..20), 0..5);
     let owned = prop_oneof![
         (0..9u32).prop_map(Owned::Fork),
         (paths(), argv, any::<[u32; 3]>(), any::<bool>()).prop_map(
             |(paths, argv, numbers, argv_truncated)| { Owned::Exec { paths, argv, numbers, argv_truncated } }
         ),
-        any::<(u8, u8, bool)>().prop_map(|(code, signal, core)| Owned::Exit(code, signal, core)),
-        (path(), prop_oneof![Just(0), any::<u32>()], result()).prop_map(|(p, f, r)| Owned::Open(p, f, r)),
+        any::<(u8, u8, bool, [u64; 5])>().prop_map(|(c, s, core, usage)| Owned::Exit(c, s, core, usage)),
+        any::<([u32; 4], u64, bool)>().prop_map(|(ids, c, gained)| Owned::Credentials(ids, c, gained)),
+        (path(), prop_oneof![Just(0), any::<u32>()], result(), any::<bool>())
+            .prop_map(|(p, f, r, c)| Owned::Open(p, f, r, c)),
         (path(), any::<bool>(), result()).prop_map(|(p, d, r)| Owned::Delete(p, d, r)),
-        (paths(), result()).prop_map(|(p, r)| Owned::Rename(p, r)),
-        (any::<([u8; 4], u16, u8)>(), result()).prop_map(|((a, p, l), r)| Owned::V4(a, p, l, r)),
-        (any::<([u8; 16], u16, u8)>(), result()).prop_map(|((a, p, l), r)| Owned::V6(a, p, l, r)),
-        (vec(any::<u8>(), 0..40), result()).prop_map(|(p, r)| Owned::Unix(p, r)),
+        (paths(), any::<bool>(), result()).prop_map(|(p, e, r)| Owned::Rename(p, e, r)),
+        (0..12u8, paths(), any::<bool>(), any::<u64>(), result())
+            .prop_map(|(c, p, o, v, r)| Owned::Change(c, p, o, v, r)),
+        (path(), numbers()).prop_map(|(p, n)| Owned::Io(p, n)),
+        (0..5u8, address(), any::<u8>(), result()).prop_map(|(o, a, p, r)| Owned::Socket(o, a, p, r)),
+        (address(), any::<u8>(), numbers()).prop_map(|(a, p, n)| Owned::Traffic(a, p, n)),
+        (address(), vec(any::<u8>(), 0..20), any::<u16>(), vec(any::<IpAddr>(), 0..4), any::<Option<u8>>())
+            .prop_map(|(s, n, q, a, r)| Owned::Dns(s, n, q, a, r)),
+        (0..18u8, 0..3u64, 0..3u32, result()).prop_map(|(o, v, t, r)| Owned::Operation(o, v, t, r)),
     ];
     (any::<u64>(), 0..9u32, owned)
 }
 
-/// What a frame says, every event with its whole time and names, sorted; collapsed opens counted.
-fn said(frames: &[Frame<'_>]) -> Vec<String> {
-    let mut said = Vec::new();
-    for Frame { body, .. } in frames {
-        let process = |index: u32| body.processes[index as usize];
-        let path = |index: u32| body.paths[index as usize];
-        let base = body.base_boot_ns;
-        said.extend(
-            body.forks.iter().map(|e| {
-                format!("fork {} {:?} {:?}", base + e.after_ns, process(e.process), process(e.child))
-            }),
-        );
-        said.extend(body.execs.iter().map(|e| {
-            let argv: Vec<&[u8]> = e.argv.iter().map(|argument| argument.as_ref()).collect();
-            let numbers = (e.ppid, e.uid, e.gid, e.argv_truncated);
-            let time = base + e.after_ns;
-            format!(
-                "exec {time} {:?} {:?} {:?} {argv:?} {numbers:?}",
-                process(e.process),
-                path(e.exe),
-                path(e.cwd)
-            )
-        }));
-        said.extend(body.exits.iter().map(|e| {
-            let how = (e.code, e.signal, e.core_dumped);
-            format!("exit {} {:?} {how:?}", base + e.after_ns, process(e.process))
-        }));
-        // Of collapsed opens only the first has its time.
-        said.extend(body.opens.iter().flat_map(|e| {
-            let open = format!("open {:?} {:?} {} {}", process(e.process), path(e.path), e.flags, e.result);
-            std::iter::repeat_n(open, e.count as usize)
-        }));
-        said.extend(body.deletes.iter().map(|e| {
-            let time = base + e.after_ns;
-            format!("delete {time} {:?} {:?} {} {}", process(e.process), path(e.path), e.directory, e.result)
-        }));
-        said.extend(body.renames.iter().map(|e| {
-            let time = base + e.after_ns;
-            format!("rename {time} {:?} {:?} {:?} {}", process(e.process), path(e.from), path(e.to), e.result)
-        }));
-        said.extend(body.connects.iter().map(|e| {
-            let time = base + e.after_ns;
-            format!(
-                "connect {time} {:?} {:?} {:?} {} {}",
-                process(e.process),
-                e.address,
-                e.port,
-                e.protocol,
-                e.result
-            )
-        }));
+/// Everything that frames say: of what is told one by one a line, of what may collapse or add up a sum per line.
+#[derive(Debug, Default, PartialEq)]
+struct Said(BTreeMap<String, Vec<u128>>);
+
+impl Said {
+    fn add(&mut self, line: String, numbers: &[u64]) {
+        let sums = self.0.entry(line).or_insert_with(|| vec![0; numbers.len()]);
+        sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += u128::from(*number));
     }
-    said.sort();
-    said
+
+    fn event(&mut self, &Event { boot_ns, process, fact }: &Event<'_>) {
+        match fact {
+            // Each its own, with its time.
+            Fact::Fork { .. } | Fact::Exec { .. } | Fact::Exit { .. } | Fact::Credentials { .. } => {
+                self.add(format!("{boot_ns} {process:?} {fact:?}"), &[1]);
+            }
+            Fact::Io { path, reads, writes, read_bytes, written_bytes } => {
+                self.add(format!("io {process:?} {path:?}"), &[reads, writes, read_bytes, written_bytes]);
+            }
+            Fact::Traffic { address, protocol, sends, receives, sent_bytes, received_bytes } => {
+                let numbers = [sends, receives, sent_bytes, received_bytes];
+                self.add(format!("traffic {process:?} {address:?} {protocol}"), &numbers);
+            }
+            _ => self.add(format!("{process:?} {fact:?}"), &[1]),
+        }
+    }
+
+    fn frame(&mut self, Frame { body, .. }: &Frame<'_>) {
+        let path = |index: u32| body.paths[index as usize];
+        let mut say = |after_ns: u64, process: u32, fact: Fact<'_>, count: u64| {
+            let process = body.processes[process as usize];
+            let event = Event { boot_ns: body.base_boot_ns + after_ns, process, fact };
+            (0..count).for_each(|_| self.event(&event));
+        };
+        for e in &body.forks {
+            say(e.after_ns, e.process, Fact::Fork { child: body.processes[e.child as usize] }, 1);
+        }
+        for e in &body.execs {
+            let argv: Vec<&[u8]> = e.argv.iter().map(|argument| argument.as_ref()).collect();
+            let env: Vec<&[u8]> = e.env.iter().map(|name| name.as_ref()).collect();
+            let fact = Fact::Exec {
+                ppid: e.ppid,
+                exe: path(e.exe),
+                cwd: path(e.cwd),
+                argv: &argv,
+                argv_truncated: e.argv_truncated,
+                uid: e.uid,
+                gid: e.gid,
+                env: &env,
+                env_truncated: e.env_truncated,
+                flags: e.flags,
+            };
+            say(e.after_ns, e.process, fact, 1);
+        }
+        for e in &body.exits {
+            let Exit { code, signal, core_dumped, usage, .. } = *e;
+            say(e.after_ns, e.process, Fact::Exit { code, signal, core_dumped, usage }, 1);
+        }
+        for e in &body.credentials {
+            let Credentials { uid, euid, gid, egid, capabilities, gained, .. } = *e;
+            let fact = Fact::Credentials { uid, euid, gid, egid, capabilities, gained };
+            say(e.after_ns, e.process, fact, 1);
+        }
+        for e in &body.opens {
+            let Open { flags, result, created, count, .. } = *e;
+            say(e.after_ns, e.process, Fact::Open { path: path(e.path), flags, result, created }, count);
+        }
+        for e in &body.deletes {
+            let Delete { directory, result, count, .. } = *e;
+            say(e.after_ns, e.process, Fact::Delete { path: path(e.path), directory, result }, count);
+        }
+        for e in &body.renames {
+            let Rename { exchange, result, count, .. } = *e;
+            let fact = Fact::Rename { from: path(e.from), to: path(e.to), exchange, result };
+            say(e.after_ns, e.process, fact, count);
+        }
+        for e in &body.changes {
+            let Change { change, value, result, count, .. } = *e;
+            let fact = Fact::Change { change, path: path(e.path), other: e.other.map(path), value, result };
+            say(e.after_ns, e.process, fact, count);
+        }
+        for e in &body.ios {
+            let Io { reads, writes, read_bytes, written_bytes, .. } = *e;
+            say(
+                e.after_ns,
+                e.process,
+                Fact::Io { path: path(e.path), reads, writes, read_bytes, written_bytes },
+                1,
+            );
+        }
+        for e in &body.sockets {
+            let Socket { operation, protocol, result, count, .. } = *e;
+            let address = address_of(e.address, e.port);
+            say(e.after_ns, e.process, Fact::Socket { operation, address, protocol, result }, count);
+        }
+        for e in &body.traffic {
+            let Traffic { protocol, sends, receives, sent_bytes, received_bytes, .. } = *e;
+            let address = address_of(e.address, e.port);
+            let fact = Fact::Traffic { address, protocol, sends, receives, sent_bytes, received_bytes };
+            say(e.after_ns, e.process, fact, 1);
+        }
+        for e in &body.dns {
+            assert!(!e.truncated);
+            let answers: Vec<IpAddr> = e.answers.iter().map(|answer| ip_of(answer)).collect();
+            let fact = Fact::Dns {
+                server: address_of(e.server, e.port),
+                name: e.name,
+                query_type: e.query_type,
+                answers: &answers,
+                response_code: e.response_code,
+            };
+            say(e.after_ns, e.process, fact, e.count);
+        }
+        for e in &body.operations {
+            let frame::Operation { operation, value, target_tgid, result, count, .. } = *e;
+            say(e.after_ns, e.process, Fact::Operation { operation, value, target_tgid, result }, count);
+        }
+    }
 }
 
-fn said_by(events: &[(u64, u32, Owned)]) -> Vec<String> {
-    let mut said: Vec<String> = events
-        .iter()
-        .map(|event| {
-            with_event(event, |&Event { boot_ns, process, fact }| match fact {
-                Fact::Fork { child } => format!("fork {boot_ns} {process:?} {child:?}"),
-                Fact::Exec { ppid, exe, cwd, argv, argv_truncated, uid, gid } => {
-                    let numbers = (ppid, uid, gid, argv_truncated);
-                    format!("exec {boot_ns} {process:?} {exe:?} {cwd:?} {argv:?} {numbers:?}")
-                }
-                Fact::Exit { code, signal, core_dumped } => {
-                    format!("exit {boot_ns} {process:?} {:?}", (code, signal, core_dumped))
-                }
-                Fact::Open { path, flags, result } => format!("open {process:?} {path:?} {flags} {result}"),
-                Fact::Delete { path, directory, result } => {
-                    format!("delete {boot_ns} {process:?} {path:?} {directory} {result}")
-                }
-                Fact::Rename { from, to, result } => {
-                    format!("rename {boot_ns} {process:?} {from:?} {to:?} {result}")
-                }
-                Fact::Connect { address, protocol, result } => {
-                    let (address, port): (&[u8], _) = match &address {
-                        Address::V4(address, port) => (address, Some(*port)),
-                        Address::V6(address, port) => (address, Some(*port)),
-                        Address::Unix(path) => (path, None),
-                    };
-                    format!("connect {boot_ns} {process:?} {address:?} {port:?} {protocol} {result}")
-                }
-            })
-        })
-        .collect();
-    said.sort();
-    said
+fn ip_of(bytes: &[u8]) -> IpAddr {
+    match *bytes {
+        [a, b, c, d] => IpAddr::from([a, b, c, d]),
+        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).unwrap()),
+    }
+}
+
+fn address_of(bytes: &[u8], port: Option<u16>) -> Address<'_> {
+    match (port, port.map(|_| ip_of(bytes))) {
+        (Some(port), Some(IpAddr::V4(address))) => Address::V4(address.octets(), port),
+        (Some(port), Some(IpAddr::V6(address))) => Address::V6(address.octets(), port),
+        _ => Address::Unix(bytes),
+    }
+}
+
+/// How many facts an event stands for.
+fn facts_of((_, _, owned): &(u64, u32, Owned)) -> u64 {
+    match owned {
+        Owned::Io(_, [calls, more, ..]) | Owned::Traffic(_, _, [calls, more, ..]) => {
+            (u64::from(*calls) + u64::from(*more)).max(1)
+        }
+        _ => 1,
+    }
 }
 
 proptest! {
@@ -196,7 +333,10 @@ proptest! {
         frames.extend(writer.seal(SealTotals::default(), Default::default()));
 
         let decoded: Vec<Frame<'_>> = frames.iter().map(|frame| Frame::decode(&frame.bytes).unwrap()).collect();
-        prop_assert_eq!(said(&decoded), said_by(&events));
+        let (mut said, mut pushed) = (Said::default(), Said::default());
+        decoded.iter().for_each(|frame| said.frame(frame));
+        events.iter().for_each(|event| with_event(event, |event| pushed.event(event)));
+        prop_assert_eq!(said, pushed);
         let mut before = Digest::ZERO;
         for (seq, (frame, decoded)) in frames.iter().zip(&decoded).enumerate() {
             prop_assert_eq!((frame.seq, decoded.header.seq), (seq as u64, seq as u64));
@@ -209,13 +349,25 @@ proptest! {
         let last = decoded.last().unwrap().header.counters;
         prop_assert_eq!(last, counters);
         let observed: u64 = Class::ALL.iter().map(|class| last.class(*class).observed).sum();
-        prop_assert_eq!(observed, events.len() as u64);
+        prop_assert_eq!(observed, events.iter().map(facts_of).sum::<u64>());
+        // What the frames hold is what the counters say.
+        let mut held = [(0, 0); 5];
+        for (class, delivered, collapsed) in decoded.iter().flat_map(|frame| frame.body.facts()) {
+            held[class as usize].0 += delivered;
+            held[class as usize].1 += collapsed;
+        }
+        for class in Class::ALL {
+            let counters = last.class(class);
+            prop_assert_eq!(held[class as usize], (counters.delivered, counters.collapsed));
+        }
     }
 
     #[test]
     fn any_bytes_are_an_answer(tail in vec(any::<u8>(), 0..400)) {
         let _ = Frame::decode(&tail);
-        let _ = Frame::decode(&[b"\x95\xa3ghf\x01", &*tail].concat());
+        for version in 1..=version::FRAME {
+            let _ = Frame::decode(&[b"\x95\xa3ghf", &[version][..], &*tail].concat());
+        }
     }
 
     #[test]
@@ -303,7 +455,7 @@ fn inconsistent_frames_are_refused() {
         change(&mut changed);
         Frame::decode(&changed.encode().unwrap()).unwrap_err().to_string()
     };
-    let of_table: [&dyn Fn(&mut Frame<'_>); 16] = [
+    let of_table: [&dyn Fn(&mut Frame<'_>); 25] = [
         &|frame| frame.body.forks[0].process = 9,
         &|frame| frame.body.forks[0].child = u32::MAX,
         &|frame| frame.body.execs[0].process = 9,
@@ -317,15 +469,46 @@ fn inconsistent_frames_are_refused() {
         &|frame| frame.body.renames[0].process = 9,
         &|frame| frame.body.renames[0].from = 99,
         &|frame| frame.body.renames[0].to = 99,
-        &|frame| frame.body.connects[0].process = 9,
+        &|frame| frame.body.sockets[0].process = 9,
+        &|frame| frame.body.credentials[0].process = 9,
+        &|frame| frame.body.changes[0].process = 9,
+        &|frame| frame.body.changes[0].path = 99,
+        &|frame| frame.body.changes[0].other = Some(99),
+        &|frame| frame.body.ios[0].process = 9,
+        &|frame| frame.body.ios[0].path = 99,
+        &|frame| frame.body.traffic[0].process = 9,
+        &|frame| frame.body.dns[0].process = 9,
+        &|frame| frame.body.operations[0].process = 9,
         &|frame| frame.body.processes.clear(),
         &|frame| frame.body.paths.clear(),
     ];
     for change in of_table {
         assert!(refused(change).contains("of a table of"));
     }
-    assert!(refused(&|frame| frame.body.opens[0].count = 0).contains("stands for none"));
-    assert!(refused(&|frame| frame.body.connects[0].address = b"123").contains("neither 4 nor 16"));
+    let of_nothing: [&dyn Fn(&mut Frame<'_>); 7] = [
+        &|frame| frame.body.opens[0].count = 0,
+        &|frame| frame.body.deletes[0].count = 0,
+        &|frame| frame.body.renames[0].count = 0,
+        &|frame| frame.body.changes[0].count = 0,
+        &|frame| frame.body.sockets[0].count = 0,
+        &|frame| frame.body.dns[0].count = 0,
+        &|frame| frame.body.operations[0].count = 0,
+    ];
+    for change in of_nothing {
+        assert!(refused(change).contains("stands for none"));
+    }
+    let of_address: [&dyn Fn(&mut Frame<'_>); 4] = [
+        &|frame| frame.body.sockets[0].address = b"123",
+        &|frame| frame.body.traffic[0].address = b"123",
+        &|frame| frame.body.dns[0].server = b"123",
+        &|frame| frame.body.dns[1].answers[0] = serde_bytes::Bytes::new(b"123"),
+    ];
+    for change in of_address {
+        assert!(refused(change).contains("neither 4 nor 16"));
+    }
+    let address = serde_bytes::Bytes::new(b"1234");
+    assert!(refused(&|frame| frame.body.dns[0].answers = vec![address; 65]).contains("too long"));
+    assert!(refused(&|frame| frame.body.dns[0].name = &[b'x'; 256]).contains("too long"));
 }
 
 #[test]

@@ -19,23 +19,49 @@ use glasshouse_schema::{Class, Frame, Vantage, canonical, json_schema, version};
 #[test]
 fn frames_keep_their_bytes() {
     let chain = common::chain();
-    assert_committed("tests/golden/frame-v1-events.bin", &chain[0].bytes);
-    assert_committed("tests/golden/frame-v1-seal.bin", &chain[1].bytes);
+    assert_committed("tests/golden/frame-v2-events.bin", &chain[0].bytes);
+    assert_committed("tests/golden/frame-v2-seal.bin", &chain[1].bytes);
 
-    // The other direction, on the committed bytes: what every older frame in a stream is read with.
-    let read = |name| std::fs::read(common::path(&format!("tests/golden/{name}"))).unwrap();
-    let (events, seal) = (read("frame-v1-events.bin"), read("frame-v1-seal.bin"));
+    // The other direction, on the committed bytes: what every frame in a stream is read with.
+    let (events, seal) = (golden("frame-v2-events.bin"), golden("frame-v2-seal.bin"));
     let (events, seal) = (Frame::decode(&events).unwrap(), Frame::decode(&seal).unwrap());
     assert_eq!((events.header.seq, seal.header.seq), (0, 1));
     assert_eq!((events.seal.is_some(), seal.seal.is_some()), (false, true));
     let body = &events.body;
-    let counts =
-        [&body.forks.len(), &body.execs.len(), &body.exits.len(), &body.opens.len(), &body.deletes.len()];
-    assert_eq!(counts, [&1, &2, &1, &3, &2]);
-    assert_eq!((body.renames.len(), body.connects.len(), seal.body.events()), (1, 3, 0));
-    assert_eq!(body.opens[0].count, 2);
+    assert_eq!([body.forks.len(), body.execs.len(), body.exits.len(), body.credentials.len()], [1, 3, 2, 1]);
+    assert_eq!([body.opens.len(), body.deletes.len(), body.renames.len(), body.changes.len()], [4, 2, 2, 12]);
+    assert_eq!(
+        [body.sockets.len(), body.traffic.len(), body.dns.len(), body.operations.len()],
+        [8, 1, 2, 18]
+    );
+    assert_eq!((body.ios.len(), seal.body.events()), (2, 0));
+    assert_eq!((body.opens[0].count, body.ios[0].reads, body.ios[0].writes), (2, 3, 2));
     let seal = seal.seal.unwrap();
-    assert_eq!((seal.syscalls.len(), seal.escaped_tasks), (2, 2));
+    assert_eq!((seal.syscalls.len(), seal.escaped_tasks, seal.cost.kernel_samples), (2, 2, 7));
+}
+
+/// Frames of version 1 are read as what they always said, and what they could not say is its default.
+#[test]
+fn frames_of_version_1_read_the_same() {
+    let (events, seal) = (golden("frame-v1-events.bin"), golden("frame-v1-seal.bin"));
+    assert_eq!((events[5], seal[5]), (1, 1));
+    let (events, seal) = (Frame::decode(&events).unwrap(), Frame::decode(&seal).unwrap());
+    let [events_now, seal_now] = &common::chain_of(&common::first_events(), common::seal())[..] else {
+        unreachable!()
+    };
+    let (events_now, seal_now) =
+        (Frame::decode(&events_now.bytes).unwrap(), Frame::decode(&seal_now.bytes).unwrap());
+    assert_eq!(events, events_now);
+    assert_eq!(seal.body, seal_now.body);
+    let (mut seal, mut seal_now) = (seal.seal.unwrap(), seal_now.seal.unwrap());
+    // Frames of version 1 were shorter.
+    seal.cost.frame_bytes = 0;
+    seal_now.cost.frame_bytes = 0;
+    assert_eq!(seal, seal_now);
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    std::fs::read(common::path(&format!("tests/golden/{name}"))).unwrap()
 }
 
 fn policy() -> PolicyRef {
@@ -172,12 +198,33 @@ fn full_receipt() -> Receipt {
             exe: "/usr/bin/dash".into(),
             argv: vec!["sh".into()],
             working_dir: "/srv".into(),
+            exec_flags: vec!["deleted".into()],
+            environment: vec!["LD_PRELOAD".into()],
         }],
         forked_only: true,
         argv_truncated: true,
         exe_flags: vec!["unlinked".into()],
         uid: Some(0),
         gid: Some(1000),
+        exec_flags: vec!["deleted".into(), "namespace:pid".into()],
+        environment: vec!["LD_PRELOAD".into()],
+        environment_truncated: true,
+        credentials: vec![receipt::CredentialChange {
+            time: "2026-01-02T03:04:05.000000010Z".into(),
+            uid: 1,
+            euid: 2,
+            gid: 3,
+            egid: 4,
+            capabilities: "000001ffffffffff".into(),
+            gained: true,
+        }],
+        usage: Some(receipt::Usage {
+            user_us: 1,
+            system_us: 2,
+            max_rss_kb: 3,
+            minor_faults: 4,
+            major_faults: 5,
+        }),
         vantage: Vantage::Host,
     };
     let classes = Class::ALL.into_iter().map(|class| {
@@ -279,7 +326,20 @@ fn full_receipt() -> Receipt {
             writes: 2,
             path_only: 3,
             creates: 4,
+            created: 3,
+            read_calls: 11,
+            write_calls: 12,
+            bytes_read: 13,
+            bytes_written: 14,
             deletes: 5,
+            renames: 6,
+            exchanges: 7,
+            changes: BTreeMap::from([("chmod".into(), 8)]),
+            modes: vec!["755".into()],
+            linked_to: vec!["/srv/c".into()],
+            linked_from: vec!["/srv/d".into()],
+            symlink_targets: vec!["../e".into()],
+            mounted_from: vec!["tmpfs".into()],
             renamed_to: vec!["/srv/b".into()],
             renamed_from: vec!["/srv/a".into()],
             errors: BTreeMap::from([("open ENOENT".into(), 6)]),
@@ -290,7 +350,30 @@ fn full_receipt() -> Receipt {
         sockets: vec![receipt::Socket {
             dst: "127.0.0.1:80".into(),
             protocol: "tcp".into(),
+            operation: "connect".into(),
             results: BTreeMap::from([("ECONNREFUSED".into(), 1)]),
+            pids: vec![10],
+            sends: Some(1),
+            receives: Some(2),
+            bytes_sent: Some(3),
+            bytes_received: Some(4),
+            vantage: Vantage::Host,
+        }],
+        dns: vec![receipt::Dns {
+            server: "10.0.0.1:53".into(),
+            name: "example.org".into(),
+            query_type: "A".into(),
+            answers: vec!["93.184.216.34".into()],
+            results: BTreeMap::from([("NOERROR".into(), 1), ("asked".into(), 1)]),
+            pids: vec![10],
+            vantage: Vantage::Host,
+        }],
+        operations: vec![receipt::Operation {
+            operation: "signal".into(),
+            detail: "SIGTERM".into(),
+            target: Some(99),
+            count: 2,
+            results: BTreeMap::from([("EPERM".into(), 2)]),
             pids: vec![10],
             vantage: Vantage::Host,
         }],
@@ -304,7 +387,13 @@ fn full_receipt() -> Receipt {
         labels: BTreeMap::from([("team".into(), "größe".into())]),
         trace_id: Some("0af7651916cd43dd8448eb211c80319c".into()),
         policies: vec![policy()],
-        probe_cost: Some(receipt::ProbeCost { user_cpu_us: 1234, frame_bytes: 5678, estimated: true }),
+        probe_cost: Some(receipt::ProbeCost {
+            user_cpu_us: 1234,
+            kernel_cpu_us: 89,
+            kernel_samples: 7,
+            frame_bytes: 5678,
+            estimated: true,
+        }),
     }
 }
 

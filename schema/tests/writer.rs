@@ -9,7 +9,10 @@ use std::time::Duration;
 use common::{config, open, process, seal, writer};
 use glasshouse_schema::event::ClassCounters;
 use glasshouse_schema::frame::{FrameWriterConfig, MAX_FLUSH_BYTES, MAX_FRAME_BYTES, Seal, SealTotals};
-use glasshouse_schema::{Class, Digest, EncodedFrame, Event, Fact, Frame, FrameWriter, PathRef};
+use glasshouse_schema::{
+    Address, Class, Digest, EncodedFrame, Event, ExecFlags, Fact, FileChange, Frame, FrameWriter, Operation,
+    PathRef, SocketOperation, Usage,
+};
 
 fn counters(observed: u64, delivered: u64, collapsed: u64, lost: u64) -> ClassCounters {
     ClassCounters { observed, delivered, collapsed, lost }
@@ -72,6 +75,9 @@ fn no_frame_grows_beyond_what_is_read() {
             argv_truncated: true,
             uid: u32::MAX,
             gid: u32::MAX,
+            env: &[],
+            env_truncated: true,
+            flags: ExecFlags(u16::MAX),
         };
         frames.extend(writer.push(&Event { boot_ns: n << 40, process: process(1), fact }));
     }
@@ -102,7 +108,7 @@ fn equal_opens_collapse_within_a_frame() {
         writer.push(&open(n, 1, b"/a"));
     }
     writer.push(&open(5, 2, b"/a"));
-    let different = Fact::Open { path: PathRef::resolved(b"/a"), flags: 1, result: 0 };
+    let different = Fact::Open { path: PathRef::resolved(b"/a"), flags: 1, result: 0, created: false };
     writer.push(&Event { boot_ns: 6, process: process(1), fact: different });
     let frame = writer.flush().unwrap();
     let body = Frame::decode(&frame.bytes).unwrap().body;
@@ -179,7 +185,18 @@ fn events_too_large_for_any_frame_are_lost_and_counted() {
     let argument = vec![b'x'; MAX_FRAME_BYTES];
     let argv: [&[u8]; 1] = [&argument];
     let (exe, cwd) = (PathRef::resolved(b"/x"), PathRef::resolved(b"/"));
-    let fact = Fact::Exec { ppid: 1, exe, cwd, argv: &argv, argv_truncated: false, uid: 0, gid: 0 };
+    let fact = Fact::Exec {
+        ppid: 1,
+        exe,
+        cwd,
+        argv: &argv,
+        argv_truncated: false,
+        uid: 0,
+        gid: 0,
+        env: &[],
+        env_truncated: false,
+        flags: ExecFlags(0),
+    };
     writer.push(&open(1, 1, b"/a"));
     writer.push(&open(2, 1, b"/a"));
     assert!(writer.push(&Event { boot_ns: 3, process: process(1), fact }).is_none());
@@ -191,4 +208,98 @@ fn events_too_large_for_any_frame_are_lost_and_counted() {
     assert_eq!(frames.iter().map(|frame| frame.seq).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(last_counters(&frames)[..2], [counters(1, 0, 0, 1), counters(3, 1, 0, 2)]);
     assert!(last_counters(&frames).iter().all(ClassCounters::adds_up));
+}
+
+/// Every kind that may collapse does, alone and counted, in the sums of its class.
+#[test]
+fn equal_facts_of_every_kind_collapse() {
+    let path = PathRef::resolved(b"/a");
+    let address = Address::V4([1, 2, 3, 4], 5);
+    let facts = [
+        Fact::Open { path, flags: 0, result: 0, created: false },
+        Fact::Delete { path, directory: false, result: 0 },
+        Fact::Rename { from: path, to: path, exchange: false, result: 0 },
+        Fact::Change { change: FileChange::Mode, path, other: None, value: 0, result: 0 },
+        Fact::Socket { operation: SocketOperation::Send, address, protocol: 17, result: 0 },
+        Fact::Dns { server: address, name: b"a", query_type: 1, answers: &[], response_code: None },
+        Fact::Operation { operation: Operation::Ptrace, value: 0, target_tgid: 0, result: 0 },
+    ];
+    for fact in facts {
+        let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: 1024, ..config() });
+        let event = |boot_ns| Event { boot_ns, process: process(1), fact };
+        assert!(writer.push_counted(&event(2), 5).is_none());
+        for n in 3..1000 {
+            assert!(writer.push_counted(&event(n), 2).is_none(), "{fact:?} fills a frame");
+        }
+        assert_eq!(*writer.counters().class(fact.class()), counters(1999, 1, 1998, 0), "{fact:?}");
+        let frame = writer.flush().unwrap();
+        let body = Frame::decode(&frame.bytes).unwrap().body;
+        assert_eq!((body.events(), body.base_boot_ns), (1, 2));
+        assert!(body.facts().contains(&(fact.class(), 1, 1998)));
+        // Another one differs in its process.
+        let mut other = event(1);
+        writer.push(&event(0));
+        other.process = process(2);
+        writer.push(&other);
+        assert_eq!(Frame::decode(&writer.flush().unwrap().bytes).unwrap().body.events(), 2);
+    }
+}
+
+#[test]
+fn calls_and_bytes_add_up() {
+    let path = PathRef::resolved(b"/a");
+    let io = |reads, writes| {
+        let fact = Fact::Io { path, reads, writes, read_bytes: 10, written_bytes: u64::MAX - 2 };
+        Event { boot_ns: 1, process: process(1), fact }
+    };
+    let mut writer = writer();
+    // Of no calls there is one fact, and no other event may hide it.
+    for (reads, writes) in [(0, 0), (2, 3), (0, 0), (1, 0), (0, 4)] {
+        writer.push(&io(reads, writes));
+    }
+    assert_eq!(*writer.counters().class(Class::File), counters(12, 3, 9, 0));
+    let frame = writer.flush().unwrap();
+    let body = Frame::decode(&frame.bytes).unwrap().body;
+    let sums: Vec<_> =
+        body.ios.iter().map(|io| (io.reads, io.writes, io.read_bytes, io.written_bytes)).collect();
+    assert_eq!(sums, [(0, 0, 10, u64::MAX - 2), (3, 7, 30, u64::MAX), (0, 0, 10, u64::MAX - 2)]);
+    assert_eq!(body.facts()[Class::File as usize], (Class::File, 3, 9));
+    // Counts that no machine reaches stay what they say in both accounts.
+    writer.push(&io(u64::MAX, 5));
+    writer.push(&io(7, u64::MAX));
+    let body = writer.flush().unwrap();
+    assert_eq!(Frame::decode(&body.bytes).unwrap().body.facts()[1], (Class::File, 1, u64::MAX - 1));
+    assert_eq!(writer.counters().class(Class::File).collapsed, u64::MAX);
+}
+
+#[test]
+fn long_names_and_answers_are_cut_and_say_so() {
+    let answers: Vec<std::net::IpAddr> = (0..70u8).map(|n| std::net::IpAddr::from([10, 0, 0, n])).collect();
+    let mut writer = writer();
+    for (name, answers) in [(&[b'x'; 300][..], &answers[..1]), (b"a", &answers), (b"a", &answers[..64])] {
+        let server = Address::Unix(b"/s");
+        let fact = Fact::Dns { server, name, query_type: 1, answers, response_code: Some(0) };
+        writer.push(&Event { boot_ns: 1, process: process(1), fact });
+    }
+    let frame = writer.flush().unwrap();
+    let body = Frame::decode(&frame.bytes).unwrap().body;
+    let kept: Vec<_> =
+        body.dns.iter().map(|dns| (dns.name.len(), dns.answers.len(), dns.truncated)).collect();
+    assert_eq!(kept, [(255, 1, true), (1, 64, true), (1, 64, false)]);
+}
+
+/// With every number as wide as it gets, the kind whose estimate is the furthest off.
+#[test]
+fn no_frame_of_the_widest_events_grows_beyond_what_is_read() {
+    let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: usize::MAX, ..config() });
+    let wide = u64::MAX;
+    let usage =
+        Usage { user_ns: wide, system_ns: wide, max_rss_kib: wide, minor_faults: wide, major_faults: wide };
+    let fact = Fact::Exit { code: u8::MAX, signal: u8::MAX, core_dumped: true, usage };
+    let event = |n: u64| Event { boot_ns: n << 40, process: process(1), fact };
+    let mut frames: Vec<_> = (0..30_000).filter_map(|n| writer.push(&event(n))).collect();
+    frames.extend(writer.seal(SealTotals::default(), Seal::default()));
+    let largest = frames.iter().map(|frame| frame.bytes.len()).max().unwrap();
+    assert!(largest > MAX_FLUSH_BYTES && largest < MAX_FRAME_BYTES, "{largest} bytes");
+    assert_eq!(last_counters(&frames)[0], counters(30_000, 30_000, 0, 0));
 }

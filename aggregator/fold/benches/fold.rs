@@ -32,7 +32,12 @@ fn frames(files: usize) -> Vec<EncodedFrame> {
         let event = Event {
             boot_ns: 5_000_000_000 + n as u64 * 10_000,
             process: ProcessKey { tgid: 100 + n as u32 % 8, start_boot_ns: 1_000_000_000 },
-            fact: Fact::Open { path: PathRef::resolved(path.as_bytes()), flags: 0o2_000_000, result: 0 },
+            fact: Fact::Open {
+                path: PathRef::resolved(path.as_bytes()),
+                flags: 0o2_000_000,
+                result: 0,
+                created: false,
+            },
         };
         assert!(writer.push(&event).is_none());
         if n % PER_FRAME == PER_FRAME - 1 {

@@ -61,13 +61,9 @@ impl Chain {
             self.seals.insert(at, seal.clone());
         }
         self.facts.apply(&frame.body);
-        let body = &frame.body;
-        let collapsed = body.opens.iter().map(|open| u64::from(open.count - 1)).sum::<u64>();
-        let process = body.forks.len() + body.execs.len() + body.exits.len();
-        let file = body.opens.len() + body.deletes.len() + body.renames.len();
-        self.hold(Class::Process, process as u64, 0);
-        self.hold(Class::File, file as u64, collapsed);
-        self.hold(Class::Network, body.connects.len() as u64, 0);
+        for (class, delivered, collapsed) in frame.body.facts() {
+            self.hold(class, delivered, collapsed);
+        }
         for (class, folded) in frame.seal.iter().flat_map(Seal::folded) {
             self.hold(class, 0, folded);
         }

@@ -1,35 +1,30 @@
-//! The facts of one chain: processes, files and sockets, as sets and sums.
+//! The facts of one chain, as sets and sums.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use glasshouse_schema::canonical::MAX_INTEGER;
-use glasshouse_schema::event::{PathFlags, PathRef};
-use glasshouse_schema::frame::{Body, Connect, Open};
+use glasshouse_schema::event::{ExecFlags, FileChange, Operation, PathFlags, PathRef, Usage};
+use glasshouse_schema::frame::{Body, Entry};
 use glasshouse_schema::ids::{Digest, ProcessKey};
 
 use crate::capped::CappedMap;
+use crate::files::{Deed, FileFacts};
+use crate::sockets::{DnsFacts, Outcomes, SocketFacts, destination, protocol};
 
 /// Entries of a receipt's lists; those that sort first stay and `coverage.caps` says how much was left out.
 pub(crate) const MAX_PROCESSES: usize = 100_000;
 pub(crate) const MAX_EXECS: usize = 1_000;
+pub(crate) const MAX_CREDENTIALS: usize = 1_000;
 pub(crate) const MAX_FILES: usize = 100_000;
 pub(crate) const MAX_SOCKETS: usize = 10_000;
-/// Processes named at one file or socket, and names that a file was renamed to or from.
+pub(crate) const MAX_DNS: usize = 10_000;
+pub(crate) const MAX_OPERATIONS: usize = 10_000;
+/// Processes, other names, modes or answers that are named at one entry.
 pub(crate) const MAX_NAMED: usize = 64;
 
 /// Negated `MAX_ERRNO` (`include/linux/err.h`): no result is below it.
-const LAST_ERRNO: i32 = -4095;
-
-/// `O_*` bits that are the same on x86-64 and arm64 (`include/uapi/asm-generic/fcntl.h`).
-const O_ACCMODE: u32 = 0o3;
-const O_WRONLY: u32 = 0o1;
-const O_RDWR: u32 = 0o2;
-const O_CREAT: u32 = 0o100;
-const O_TRUNC: u32 = 0o1000;
-const O_PATH: u32 = 0o10_000_000;
-/// `O_TMPFILE` without its `O_DIRECTORY` bit, which differs between architectures.
-const O_TMPFILE: u32 = 0o20_000_000;
+pub(crate) const LAST_ERRNO: i32 = -4095;
 
 /// Processes sort by their start, so that the first of an execution are the ones that stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +46,14 @@ pub(crate) type Path = Arc<[u8]>;
 pub(crate) struct Facts {
     pub(crate) processes: CappedMap<ByStart, ProcessFacts>,
     pub(crate) files: CappedMap<Path, FileFacts>,
+    /// By destination and protocol.
     pub(crate) sockets: CappedMap<(String, String), SocketFacts>,
+    /// Bytes sent to and received from all peers, those that are not in the list included.
+    pub(crate) traffic: Option<(u64, u64)>,
+    /// By server, name and type.
+    pub(crate) dns: CappedMap<(String, Vec<u8>, u16), DnsFacts>,
+    /// By operation, value and target.
+    pub(crate) operations: CappedMap<(Operation, u64, u32), Outcomes>,
     /// Digests of the paths that are longer than the probe carries: frames name one again, and it counts once.
     truncated_paths: BTreeSet<Digest>,
 }
@@ -62,6 +64,9 @@ impl Default for Facts {
             processes: CappedMap::new(MAX_PROCESSES),
             files: CappedMap::new(MAX_FILES),
             sockets: CappedMap::new(MAX_SOCKETS),
+            traffic: None,
+            dns: CappedMap::new(MAX_DNS),
+            operations: CappedMap::new(MAX_OPERATIONS),
             truncated_paths: BTreeSet::new(),
         }
     }
@@ -73,30 +78,46 @@ impl Default for Facts {
 pub(crate) struct ProcessFacts {
     /// Fork time and parent.
     pub(crate) fork: Option<(u64, ByStart)>,
-    /// The first execs and the last one, at most [`MAX_EXECS`].
-    pub(crate) execs: BTreeSet<ExecFact>,
-    exec_events: u64,
+    pub(crate) execs: FirstAndLast<ExecFact, MAX_EXECS>,
+    pub(crate) credentials: FirstAndLast<CredentialFact, MAX_CREDENTIALS>,
     pub(crate) exit: Option<ExitFact>,
 }
 
-impl ProcessFacts {
-    fn exec(&mut self, fact: ExecFact) {
-        self.exec_events += 1;
-        self.execs.insert(fact);
+/// Facts in the order of their time: the first ones and the last, at most `LIMIT`.
+#[derive(Debug, Clone)]
+pub(crate) struct FirstAndLast<T, const LIMIT: usize> {
+    facts: BTreeSet<T>,
+    events: u64,
+}
+
+impl<T, const LIMIT: usize> Default for FirstAndLast<T, LIMIT> {
+    fn default() -> Self {
+        Self { facts: BTreeSet::new(), events: 0 }
+    }
+}
+
+impl<T: Ord, const LIMIT: usize> FirstAndLast<T, LIMIT> {
+    fn insert(&mut self, fact: T) {
+        self.events += 1;
+        self.facts.insert(fact);
         // The last one stays, because it is what the process is in the end. Whatever the order of arrival, the
-        // first MAX_EXECS - 1 and the last are what remains.
-        if self.execs.len() > MAX_EXECS
-            && let (Some(last), Some(_)) = (self.execs.pop_last(), self.execs.pop_last())
+        // first LIMIT - 1 and the last are what remains.
+        if self.facts.len() > LIMIT
+            && let (Some(last), Some(_)) = (self.facts.pop_last(), self.facts.pop_last())
         {
-            self.execs.insert(last);
+            self.facts.insert(last);
         }
     }
 
-    /// How many execs are not in the list.
-    pub(crate) fn execs_left_out(&self) -> u64 {
-        match self.execs.len() < MAX_EXECS {
+    pub(crate) fn facts(&self) -> &BTreeSet<T> {
+        &self.facts
+    }
+
+    /// How many events are not in the list.
+    pub(crate) fn left_out(&self) -> u64 {
+        match self.facts.len() < LIMIT {
             true => 0,
-            false => self.exec_events.saturating_sub(MAX_EXECS as u64),
+            false => self.events.saturating_sub(LIMIT as u64),
         }
     }
 }
@@ -112,6 +133,20 @@ pub(crate) struct ExecFact {
     pub(crate) argv_truncated: bool,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    pub(crate) env: Vec<Vec<u8>>,
+    pub(crate) env_truncated: bool,
+    pub(crate) flags: ExecFlags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CredentialFact {
+    pub(crate) boot_ns: u64,
+    pub(crate) uid: u32,
+    pub(crate) euid: u32,
+    pub(crate) gid: u32,
+    pub(crate) egid: u32,
+    pub(crate) capabilities: u64,
+    pub(crate) gained: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,130 +154,10 @@ pub(crate) struct ExitFact {
     pub(crate) boot_ns: u64,
     pub(crate) code: u8,
     pub(crate) signal: u8,
+    pub(crate) usage: Usage,
 }
 
-/// What was tried on a file, as a failure is named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Operation {
-    Open,
-    Delete,
-    Rmdir,
-    Rename,
-}
-
-impl Operation {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Delete => "delete",
-            Self::Rmdir => "rmdir",
-            Self::Rename => "rename",
-        }
-    }
-}
-
-/// What a process did with a file, as bits.
-#[derive(Debug, Clone, Copy)]
-#[repr(u8)]
-pub(crate) enum Deed {
-    Read = 1,
-    Write = 1 << 1,
-    Path = 1 << 2,
-    Create = 1 << 3,
-    Delete = 1 << 4,
-    Rename = 1 << 5,
-    Failed = 1 << 6,
-}
-
-impl Deed {
-    pub(crate) const NAMES: [(Self, &'static str); 7] = [
-        (Self::Read, "read"),
-        (Self::Write, "write"),
-        (Self::Path, "path"),
-        (Self::Create, "create"),
-        (Self::Delete, "delete"),
-        (Self::Rename, "rename"),
-        (Self::Failed, "failed"),
-    ];
-
-    const fn or_failed(self, result: i32) -> u8 {
-        if result < 0 { Self::Failed as u8 } else { self as u8 }
-    }
-
-    /// What an open did. 3 as access mode asks for ioctl access only; it can neither read nor write, and reading is
-    /// the nearest.
-    const fn of_open(open: &Open) -> u8 {
-        if open.result < 0 {
-            return Self::Failed as u8;
-        }
-        if open.flags & O_PATH != 0 {
-            return Self::Path as u8;
-        }
-        let access = match open.flags & O_ACCMODE {
-            O_WRONLY => Self::Write as u8,
-            O_RDWR => Self::Read as u8 | Self::Write as u8,
-            // Emptying a file is writing to it, whatever it is opened for.
-            _ if open.flags & O_TRUNC != 0 => Self::Read as u8 | Self::Write as u8,
-            _ => Self::Read as u8,
-        };
-        if open.flags & (O_CREAT | O_TMPFILE) != 0 { access | Self::Create as u8 } else { access }
-    }
-}
-
-#[derive(Debug, Clone, Default)]
-pub(crate) struct FileFacts {
-    pub(crate) reads: u64,
-    pub(crate) writes: u64,
-    pub(crate) path_only: u64,
-    pub(crate) creates: u64,
-    pub(crate) deletes: u64,
-    pub(crate) renamed_to: Named<Path>,
-    pub(crate) renamed_from: Named<Path>,
-    /// Failures per operation and negated errno.
-    pub(crate) errors: BTreeMap<(Operation, i32), u64>,
-    /// What each process did, as bits of [`Deed`].
-    pub(crate) deeds: Named<u32, u8>,
-    pub(crate) flags: u8,
-}
-
-impl FileFacts {
-    /// Notes what a process did; of the processes those that sort first are kept.
-    fn did(&mut self, pid: u32, deeds: u8, flags: PathFlags) {
-        self.deeds.change(pid, |known| *known |= deeds);
-        self.flags |= flags.0;
-    }
-
-    fn failed(&mut self, operation: Operation, result: i32, count: u64) {
-        add(self.errors.entry((operation, result.max(LAST_ERRNO))).or_default(), count);
-    }
-
-    fn opened(&mut self, open: &Open) {
-        let count = u64::from(open.count);
-        if open.result < 0 {
-            self.failed(Operation::Open, open.result, count);
-            return;
-        }
-        let deeds = Deed::of_open(open);
-        for (deed, sum) in [
-            (Deed::Read, &mut self.reads),
-            (Deed::Write, &mut self.writes),
-            (Deed::Path, &mut self.path_only),
-            (Deed::Create, &mut self.creates),
-        ] {
-            if deeds & deed as u8 != 0 {
-                add(sum, count);
-            }
-        }
-    }
-}
-
-#[derive(Debug, Clone, Default)]
-pub(crate) struct SocketFacts {
-    pub(crate) results: BTreeMap<i32, u64>,
-    pub(crate) pids: Named<u32>,
-}
-
-/// What is named at one file or socket: the [`MAX_NAMED`] that sort first, and whether there were more.
+/// What is named at one entry: the [`MAX_NAMED`] that sort first, and whether there were more.
 #[derive(Debug, Clone)]
 pub(crate) struct Named<K, V = ()> {
     entries: BTreeMap<K, V>,
@@ -256,7 +171,7 @@ impl<K, V> Default for Named<K, V> {
 }
 
 impl<K: Ord, V: Default> Named<K, V> {
-    fn change(&mut self, key: K, change: impl FnOnce(&mut V)) {
+    pub(crate) fn change(&mut self, key: K, change: impl FnOnce(&mut V)) {
         change(self.entries.entry(key).or_default());
         if self.entries.len() > MAX_NAMED {
             self.entries.pop_last();
@@ -274,13 +189,21 @@ impl<K: Ord, V: Default> Named<K, V> {
 }
 
 impl<K: Ord> Named<K> {
-    fn insert(&mut self, key: K) {
+    pub(crate) fn insert(&mut self, key: K) {
         self.change(key, |()| ());
+    }
+
+    pub(crate) fn extend(&mut self, others: &Self)
+    where
+        K: Copy,
+    {
+        others.keys().for_each(|key| self.insert(*key));
+        self.has_more |= others.has_more;
     }
 }
 
 /// Adds to a count that becomes a JSON number.
-fn add(sum: &mut u64, count: u64) {
+pub(crate) fn add(sum: &mut u64, count: u64) {
     *sum = sum.saturating_add(count).min(MAX_INTEGER);
 }
 
@@ -331,62 +254,121 @@ impl Facts {
                 argv_truncated: exec.argv_truncated,
                 uid: exec.uid,
                 gid: exec.gid,
+                env: exec.env.iter().map(|name| name.to_vec()).collect(),
+                env_truncated: exec.env_truncated,
+                flags: exec.flags,
             };
-            self.process(process(exec.process), |facts| facts.exec(fact));
+            self.process(process(exec.process), |facts| facts.execs.insert(fact));
         }
         for exit in &body.exits {
-            let fact = ExitFact { boot_ns: at(exit.after_ns), code: exit.code, signal: exit.signal };
+            let boot_ns = at(exit.after_ns);
+            let fact = ExitFact { boot_ns, code: exit.code, signal: exit.signal, usage: exit.usage };
             self.process(process(exit.process), |facts| facts.exit = facts.exit.max(Some(fact)));
         }
+        for change in &body.credentials {
+            let fact = CredentialFact {
+                boot_ns: at(change.after_ns),
+                uid: change.uid,
+                euid: change.euid,
+                gid: change.gid,
+                egid: change.egid,
+                capabilities: change.capabilities,
+                gained: change.gained,
+            };
+            self.process(process(change.process), |facts| facts.credentials.insert(fact));
+        }
+        self.apply_files(body, &mut paths);
+        for socket in &body.sockets {
+            let pid = process(socket.process).tgid;
+            let key = (destination(socket.address, socket.port), protocol(socket.port, socket.protocol));
+            self.sockets.change(
+                &key,
+                || key.clone(),
+                socket.count,
+                |facts| {
+                    facts.operations.entry(socket.operation).or_default().add(
+                        pid,
+                        socket.result,
+                        socket.count,
+                    );
+                },
+            );
+        }
+        for traffic in &body.traffic {
+            let pid = process(traffic.process).tgid;
+            let key = (destination(traffic.address, traffic.port), protocol(traffic.port, traffic.protocol));
+            self.sockets.change(
+                &key,
+                || key.clone(),
+                traffic.facts(),
+                |facts| facts.transferred(pid, traffic),
+            );
+            let (sent, received) = self.traffic.get_or_insert_default();
+            add(sent, traffic.sent_bytes);
+            add(received, traffic.received_bytes);
+        }
+        for dns in &body.dns {
+            let pid = process(dns.process).tgid;
+            let key = (destination(dns.server, dns.port), dns.name.to_vec(), dns.query_type);
+            self.dns.change(&key, || key.clone(), dns.count, |facts| facts.asked(pid, dns));
+        }
+        for operation in &body.operations {
+            let pid = process(operation.process).tgid;
+            let key = (operation.operation, operation.value, operation.target_tgid);
+            let (result, count) = (operation.result, operation.count);
+            self.operations.change(&key, || key, count, |facts| facts.add(pid, result, count));
+        }
+    }
+
+    fn apply_files(&mut self, body: &Body<'_>, paths: &mut Paths<'_>) {
+        let pid = |index: u32| body.processes[index as usize].tgid;
         for open in &body.opens {
-            let pid = process(open.process).tgid;
-            let flags = paths.get(open.path).flags;
-            self.file(&mut paths, open.path, open.count, |file| {
-                file.did(pid, Deed::of_open(open), flags);
+            self.file(paths, open.path, open.count, |file, flags| {
+                file.did(pid(open.process), Deed::of_open(open), flags);
                 file.opened(open);
             });
         }
         for delete in &body.deletes {
-            let pid = process(delete.process).tgid;
-            let flags = paths.get(delete.path).flags;
-            let operation = if delete.directory { Operation::Rmdir } else { Operation::Delete };
-            self.file(&mut paths, delete.path, 1, |file| {
-                file.did(pid, Deed::Delete.or_failed(delete.result), flags);
-                match delete.result {
-                    0.. => add(&mut file.deletes, 1),
-                    error => file.failed(operation, error, 1),
-                }
+            self.file(paths, delete.path, delete.count, |file, flags| {
+                file.did(pid(delete.process), Deed::Delete.or_failed(delete.result), flags);
+                file.deleted(delete);
             });
         }
         for rename in &body.renames {
-            let pid = process(rename.process).tgid;
+            let pid = pid(rename.process);
             let (from, to) = (paths.own(rename.from), paths.own(rename.to));
-            let (from_flags, to_flags) = (paths.get(rename.from).flags, paths.get(rename.to).flags);
-            self.file(&mut paths, rename.from, 1, |file| {
-                file.did(pid, Deed::Rename.or_failed(rename.result), from_flags);
-                match rename.result {
-                    0.. => file.renamed_to.insert(to),
-                    error => file.failed(Operation::Rename, error, 1),
-                }
+            self.file(paths, rename.from, rename.count, |file, flags| {
+                file.did(pid, Deed::Rename.or_failed(rename.result), flags);
+                file.renamed_away(rename, to);
             });
             if rename.result >= 0 {
-                self.file(&mut paths, rename.to, 1, |file| {
-                    file.did(pid, Deed::Rename as u8, to_flags);
-                    file.renamed_from.insert(from);
+                self.file(paths, rename.to, rename.count, |file, flags| {
+                    file.did(pid, Deed::Rename as u16, flags);
+                    file.renamed_here(rename, from);
                 });
             }
         }
-        for connect in &body.connects {
-            let key = (destination(connect), protocol(connect));
-            self.sockets.change(
-                &key,
-                || key.clone(),
-                1,
-                |socket| {
-                    add(socket.results.entry(connect.result.clamp(LAST_ERRNO, 0)).or_default(), 1);
-                    socket.pids.insert(process(connect.process).tgid);
-                },
-            );
+        for change in &body.changes {
+            let pid = pid(change.process);
+            let other = change.other.map(|other| paths.own(other));
+            self.file(paths, change.path, change.count, |file, flags| {
+                file.did(pid, Deed::of_change(change), flags);
+                file.changed(change, other);
+            });
+            // A link is told at the file that it names, too.
+            if let (FileChange::Link, Some(existing), 0..) = (change.change, change.other, change.result) {
+                let link = paths.own(change.path);
+                self.file(paths, existing, change.count, |file, flags| {
+                    file.did(pid, Deed::Change as u16, flags);
+                    file.linked(link);
+                });
+            }
+        }
+        for io in &body.ios {
+            self.file(paths, io.path, io.facts(), |file, flags| {
+                file.did(pid(io.process), Deed::of_io(io), flags);
+                file.transferred(io);
+            });
         }
     }
 
@@ -399,33 +381,14 @@ impl Facts {
         self.processes.change(&key, || key, 1, change);
     }
 
-    fn file(&mut self, paths: &mut Paths<'_>, index: u32, events: u32, change: impl FnOnce(&mut FileFacts)) {
-        let key = paths.get(index).bytes;
-        self.files.change(key, || paths.own(index), events.into(), change);
-    }
-}
-
-/// `address:port` (IPv6 in brackets; an IPv4 address in IPv6 clothes is that IPv4 address, so that one rule covers both),
-/// a unix socket's path, or `@name` for an abstract one.
-fn destination(connect: &Connect<'_>) -> String {
-    use std::net::{IpAddr, SocketAddr};
-    let address: Option<IpAddr> = match *connect.address {
-        [a, b, c, d] => Some(IpAddr::from([a, b, c, d])),
-        ref address => <[u8; 16]>::try_from(address).ok().map(IpAddr::from),
-    };
-    match (connect.port, address, connect.address) {
-        (Some(port), Some(address), _) => SocketAddr::new(address.to_canonical(), port).to_string(),
-        (None, _, [0, name @ ..]) => format!("@{}", String::from_utf8_lossy(name)),
-        (_, _, path) => String::from_utf8_lossy(path).into_owned(),
-    }
-}
-
-fn protocol(connect: &Connect<'_>) -> String {
-    match (connect.port, connect.protocol) {
-        (None, _) => "unix".into(),
-        (_, 6) => "tcp".into(),
-        (_, 17) => "udp".into(),
-        (_, 58 | 1) => "icmp".into(),
-        (_, other) => other.to_string(),
+    fn file(
+        &mut self,
+        paths: &mut Paths<'_>,
+        index: u32,
+        events: u64,
+        change: impl FnOnce(&mut FileFacts, PathFlags),
+    ) {
+        let PathRef { bytes, flags } = paths.get(index);
+        self.files.change(bytes, || paths.own(index), events, |file| change(file, flags));
     }
 }

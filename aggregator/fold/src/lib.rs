@@ -15,8 +15,11 @@
 
 mod capped;
 mod chain;
+mod entries;
 mod facts;
+mod files;
 mod receipt;
+mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 

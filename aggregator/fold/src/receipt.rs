@@ -3,28 +3,38 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use glasshouse_schema::canonical::MAX_INTEGER;
-use glasshouse_schema::errno::result_name;
-use glasshouse_schema::event::{Class, PathFlags};
+use glasshouse_schema::event::{Class, SocketOperation};
 use glasshouse_schema::lifecycle::{
     Attached, ClosedReason, Exited, Failed, LifecycleEvent, Outcome, Phase, PhaseName,
 };
 use glasshouse_schema::receipt::{
-    Artifacts, Attempt, Cap, ChainHead, ClassCoverage, Completeness, Connection, Coverage, Exec, Execution,
-    File, Filesystem, FlatProcess, Incomplete, MAX_RECEIPT_BYTES, Network, ProbeCost, Process, Provenance,
-    Receipt, Redaction, Resources, Socket, Syscalls, Timing, VantageCoverage,
+    Artifacts, Attempt, Cap, ChainHead, ClassCoverage, Completeness, Connection, Coverage, Execution, File,
+    Filesystem, FlatProcess, Incomplete, MAX_RECEIPT_BYTES, Network, ProbeCost, Process, Provenance, Receipt,
+    Redaction, Resources, Socket, Syscalls, Timing, VantageCoverage,
 };
 use glasshouse_schema::time::rfc3339;
 use glasshouse_schema::{ids::Vantage, version};
 
 use crate::ExecutionFold;
 use crate::chain::{Chain, ChainKey};
-use crate::facts::{self, ByStart, Deed, ExecFact, FileFacts, Named, ProcessFacts};
+use crate::entries::{self, Budget};
+use crate::facts;
+use crate::files::{ChangeFacts, FileFacts};
+use crate::sockets::DnsFacts;
 
-/// Bytes of JSON that `process_tree`, `files` and `sockets`, each with the established lists made from it, may take:
-/// together they and the rest stay below what a reader takes. One long argument list and a hundred thousand forks
-/// would otherwise do.
-const MAX_LIST_BYTES: [u64; 3] = [24 << 20, 24 << 20, 4 << 20];
-const _: () = assert!(MAX_LIST_BYTES[0] + MAX_LIST_BYTES[1] + MAX_LIST_BYTES[2] < MAX_RECEIPT_BYTES as u64);
+/// Bytes of JSON that each list of facts, with the established lists made from it, may take: together they and the rest
+/// stay below what a reader takes. One long argument list and a hundred thousand forks would otherwise do.
+const MAX_LIST_BYTES: [(&str, u64); 5] = [
+    ("process_tree", 24 << 20),
+    ("files", 24 << 20),
+    ("sockets", 4 << 20),
+    ("dns", 2 << 20),
+    ("operations", 2 << 20),
+];
+const _: () = {
+    let [(_, tree), (_, files), (_, sockets), (_, dns), (_, operations)] = MAX_LIST_BYTES;
+    assert!(tree + files + sockets + dns + operations < MAX_RECEIPT_BYTES as u64);
+};
 
 /// An attached vantage point with its chain, if any frame of it came.
 type Watched<'f> = (&'f Attached, Option<&'f Chain>);
@@ -58,16 +68,13 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         _ => None,
     });
     let end = End::of(fold);
-    let [tree_bytes, file_bytes, socket_bytes] = MAX_LIST_BYTES;
-    let mut budgets = [
-        Budget::new("process_tree", tree_bytes),
-        Budget::new("files", file_bytes),
-        Budget::new("sockets", socket_bytes),
-    ];
-    let [of_tree, of_files, of_sockets] = &mut budgets;
-    let processes = processes(&chains, of_tree);
-    let files = files(&chains, of_files);
-    let sockets = sockets(&chains, of_sockets);
+    let mut budgets = MAX_LIST_BYTES.map(|(list, bytes)| Budget::new(list, bytes));
+    let [of_tree, of_files, of_sockets, of_dns, of_operations] = &mut budgets;
+    let processes = entries::processes(&chains, of_tree);
+    let files = entries::files(&chains, of_files);
+    let sockets = entries::sockets(&chains, of_sockets);
+    let dns = entries::dns(&chains, of_dns);
+    let operations = entries::operations(&chains, of_operations);
     let incomplete = incomplete(fold, &watched);
 
     Some(Receipt {
@@ -89,7 +96,7 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         processes: processes.iter().map(flat).collect(),
         process_tree: processes,
         filesystem: filesystem(&files),
-        network: network(&sockets),
+        network: network(&chains, &sockets),
         syscalls: syscalls(&chains),
         environment: prepared.map(|prepared| prepared.environment.clone()).unwrap_or_default(),
         execution: Execution {
@@ -109,6 +116,8 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         },
         files,
         sockets,
+        dns,
+        operations,
         chain: chains
             .iter()
             .filter_map(|(vantage, chain)| {
@@ -194,156 +203,12 @@ impl End {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn texts(argv: &[Vec<u8>]) -> Vec<String> {
-    argv.iter().map(|argument| text(argument)).collect()
-}
-
-/// Keeps the entries of a list that sort first, until their text is all that the list may take.
-struct Budget {
-    list: &'static str,
-    bytes: u64,
-    left: u64,
-    events_left_out: u64,
-}
-
-impl Budget {
-    fn new(list: &'static str, bytes: u64) -> Self {
-        Self { list, bytes, left: bytes, events_left_out: 0 }
-    }
-
-    /// Adds the entry that `events` events are about, if there is room; once there is not, none is added.
-    fn push<T>(&mut self, list: &mut Vec<T>, events: u64, entry: impl FnOnce() -> (T, u64)) {
-        let entry = (self.left > 0).then(entry).filter(|(_, bytes)| *bytes <= self.left);
-        match entry {
-            Some((entry, bytes)) => {
-                self.left -= bytes;
-                list.push(entry);
-            }
-            None => {
-                self.left = 0;
-                self.events_left_out = self.events_left_out.saturating_add(events);
-            }
-        }
-    }
-
-    fn cap(&self) -> Option<Cap> {
-        (self.events_left_out > 0).then(|| Cap {
-            list: format!("{} (bytes)", self.list),
-            limit: self.bytes,
-            events_left_out: self.events_left_out,
-        })
-    }
-}
-
-/// How many bytes a string takes in JSON.
-fn json_bytes(text: &str) -> u64 {
-    let escaped = |byte| match byte {
-        b'"' | b'\\' => 2,
-        0..0x20 => 6,
-        _ => 1,
-    };
-    text.bytes().map(escaped).sum::<u64>() + 3
-}
-
-fn all_json_bytes<'t>(texts: impl IntoIterator<Item = &'t String>) -> u64 {
-    texts.into_iter().map(|text| json_bytes(text)).sum()
-}
-
-fn processes(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Process> {
-    let mut list = Vec::new();
-    for (vantage, chain) in chains {
-        // What a process ran when it began, for the children that it forked before it ran anything else.
-        let mut ran_at_start: BTreeMap<ByStart, &ExecFact> = BTreeMap::new();
-        // Sorted by start, so a parent has been seen before its children.
-        for (key, facts, events) in chain.facts.processes.iter() {
-            let inherited = facts.fork.and_then(|(forked_at, parent)| {
-                let ran_then = chain
-                    .facts
-                    .processes
-                    .get(&parent)
-                    .and_then(|parent| last_before(&parent.execs, forked_at));
-                ran_then.or_else(|| ran_at_start.get(&parent).copied())
-            });
-            if let Some(exec) = inherited {
-                ran_at_start.insert(*key, exec);
-            }
-            budget.push(&mut list, events, || {
-                let process = process(*vantage, chain, *key, facts, inherited);
-                let bytes = process_bytes(&process);
-                (process, bytes)
-            });
-        }
-    }
-    list
-}
-
-/// The last of `execs` at or before a time.
-fn last_before(execs: &BTreeSet<ExecFact>, boot_ns: u64) -> Option<&ExecFact> {
-    execs.iter().rfind(|exec| exec.boot_ns <= boot_ns)
-}
-
-/// About what a process takes in `process_tree` and `processes`.
-fn process_bytes(process: &Process) -> u64 {
-    let execs = process
-        .execs
-        .iter()
-        .map(|exec| 100 + json_bytes(&exec.exe) + json_bytes(&exec.working_dir) + all_json_bytes(&exec.argv));
-    400 + json_bytes(&process.exe)
-        + json_bytes(&process.working_dir)
-        + 2 * all_json_bytes(&process.argv)
-        + execs.sum::<u64>()
-}
-
-/// `inherited` is what its parent ran when it forked: a process without a program of its own runs that.
-fn process(
-    vantage: Vantage,
-    chain: &Chain,
-    key: ByStart,
-    facts: &ProcessFacts,
-    inherited: Option<&ExecFact>,
-) -> Process {
-    let last = facts.execs.last();
-    let program: Option<&ExecFact> = last.or(inherited);
-    let parent = facts.fork.map(|(_, parent)| parent.tgid);
-    let exit = facts.exit;
-    let (signal, code) = match exit {
-        Some(exit) if exit.signal != 0 => (Some(exit.signal), None),
-        Some(exit) => (None, Some(exit.code)),
-        None => (None, None),
-    };
-    let exec = |fact: &ExecFact| Exec {
-        time: rfc3339(chain.unix_ns(fact.boot_ns)),
-        exe: text(&fact.exe),
-        argv: texts(&fact.argv),
-        working_dir: text(&fact.cwd),
-    };
-    Process {
-        pid: key.tgid,
-        ppid: parent.or(facts.execs.first().map(|exec| exec.ppid)).unwrap_or(0),
-        exe: program.map(|exec| text(&exec.exe)).unwrap_or_default(),
-        argv: program.map(|exec| texts(&exec.argv)).unwrap_or_default(),
-        working_dir: program.map(|exec| text(&exec.cwd)).unwrap_or_default(),
-        start_time: rfc3339(chain.unix_ns(key.start_boot_ns)),
-        end_time: exit.map(|exit| rfc3339(chain.unix_ns(exit.boot_ns))),
-        exit_code: code,
-        signal,
-        execs: if facts.execs.len() > 1 { facts.execs.iter().map(exec).collect() } else { Vec::new() },
-        forked_only: last.is_none(),
-        argv_truncated: program.is_some_and(|exec| exec.argv_truncated),
-        exe_flags: program.map(|exec| flags(PathFlags(exec.exe_flags))).unwrap_or_default(),
-        uid: program.map(|exec| exec.uid),
-        gid: program.map(|exec| exec.gid),
-        vantage,
-    }
-}
-
 fn flat(process: &Process) -> FlatProcess {
     FlatProcess { pid: process.pid, ppid: process.ppid, cmd: process.argv.join(" ") }
 }
+
+/// Changes that leave something else at a path than there was.
+const WRITES: [&str; 7] = ["link", "symlink", "mkdir", "mknod", "truncate", "chmod", "chown"];
 
 fn filesystem(files: &[File]) -> Filesystem {
     let paths = |is: fn(&File) -> bool| {
@@ -351,85 +216,25 @@ fn filesystem(files: &[File]) -> Filesystem {
         paths.into_iter().cloned().collect()
     };
     Filesystem {
-        reads: paths(|file| file.reads > 0),
-        writes: paths(|file| file.writes > 0 || !file.renamed_from.is_empty()),
-        deletes: paths(|file| file.deletes > 0 || !file.renamed_to.is_empty()),
+        reads: paths(|file| file.reads > 0 || file.read_calls > 0),
+        writes: paths(|file| {
+            let writes = file.writes > 0 || file.write_calls > 0 || file.created > 0;
+            writes
+                || !file.renamed_from.is_empty()
+                || WRITES.iter().any(|change| file.changes.contains_key(*change))
+        }),
+        deletes: paths(|file| file.deletes > 0 || file.renames > 0),
         policy_violations: Vec::new(),
     }
 }
 
-fn files(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<File> {
-    let mut list = Vec::new();
-    for (vantage, chain) in chains {
-        for (path, facts, events) in chain.facts.files.iter() {
-            budget.push(&mut list, events, || {
-                let file = file(*vantage, path, facts);
-                let bytes = file_bytes(&file);
-                (file, bytes)
-            });
-        }
-    }
-    list
-}
-
-/// About what a file takes in `files` and in the three lists of `filesystem`.
-fn file_bytes(file: &File) -> u64 {
-    200 + 4 * json_bytes(&file.path)
-        + file.path_hex.as_deref().map_or(0, json_bytes)
-        + all_json_bytes(file.renamed_to.iter().chain(&file.renamed_from))
-        + 40 * file.errors.len() as u64
-        + 11 * file.by.values().map(Vec::len).sum::<usize>() as u64
-}
-
-/// Which processes did what, turned around to be read by deed.
-fn by(deeds: &Named<u32, u8>) -> BTreeMap<String, Vec<u32>> {
-    let pids = |deed: Deed| -> Vec<u32> {
-        deeds.iter().filter(|(_, deeds)| **deeds & deed as u8 != 0).map(|(pid, _)| *pid).collect()
-    };
-    let named = Deed::NAMES.into_iter().map(|(deed, name)| (name.to_owned(), pids(deed)));
-    named.filter(|(_, pids)| !pids.is_empty()).collect()
-}
-
-fn file(vantage: Vantage, path: &[u8], file: &FileFacts) -> File {
-    let errors = file.errors.iter().map(|((operation, result), count)| {
-        (format!("{} {}", operation.as_str(), result_name(*result)), *count)
-    });
-    File {
-        path: text(path),
-        path_hex: std::str::from_utf8(path)
-            .is_err()
-            .then(|| path.iter().map(|byte| format!("{byte:02x}")).collect()),
-        reads: file.reads,
-        writes: file.writes,
-        path_only: file.path_only,
-        creates: file.creates,
-        deletes: file.deletes,
-        renamed_to: file.renamed_to.keys().map(|path| text(path)).collect(),
-        renamed_from: file.renamed_from.keys().map(|path| text(path)).collect(),
-        errors: errors.collect(),
-        by: by(&file.deeds),
-        flags: flags(PathFlags(file.flags)),
-        vantage,
-    }
-}
-
-fn flags(flags: PathFlags) -> Vec<String> {
-    [
-        (PathFlags::MASKED, "masked"),
-        (PathFlags::TRUNCATED, "truncated"),
-        (PathFlags::UNLINKED, "unlinked"),
-        (PathFlags::UNRESOLVED, "unresolved"),
-    ]
-    .into_iter()
-    .filter(|(flag, _)| flags.contains(*flag))
-    .map(|(_, name)| name.to_owned())
-    .collect()
-}
-
-fn network(sockets: &[Socket]) -> Network {
+fn network(chains: &[(Vantage, &Chain)], sockets: &[Socket]) -> Network {
     let mut connections = BTreeSet::new();
     let mut attempts = BTreeSet::new();
-    for Socket { dst, protocol, results, .. } in sockets {
+    let reaches_out = [SocketOperation::Connect.as_str(), SocketOperation::Send.as_str()];
+    for Socket { dst, protocol, results, .. } in
+        sockets.iter().filter(|socket| reaches_out.contains(&socket.operation.as_str()))
+    {
         for result in results.keys() {
             let (dst, protocol) = (dst.clone(), protocol.clone());
             // EINPROGRESS is a connect that was begun and whose end was not waited for.
@@ -443,39 +248,14 @@ fn network(sockets: &[Socket]) -> Network {
             attempts.insert(Attempt { dst, protocol, result: result.clone(), policy: String::new() });
         }
     }
+    // Two vantage points see the same bytes.
+    let traffic = || chains.iter().filter_map(|(_, chain)| chain.facts.traffic);
     Network {
         connections: connections.into_iter().collect(),
         attempts: attempts.into_iter().collect(),
-        bytes_sent: None,
-        bytes_received: None,
+        bytes_sent: traffic().map(|(sent, _)| sent).max(),
+        bytes_received: traffic().map(|(_, received)| received).max(),
     }
-}
-
-fn sockets(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Socket> {
-    let mut list = Vec::new();
-    for (vantage, chain) in chains {
-        for ((dst, protocol), socket, events) in chain.facts.sockets.iter() {
-            budget.push(&mut list, events, || {
-                let results = socket.results.iter().map(|(result, count)| (result_name(*result), *count));
-                let socket = Socket {
-                    dst: dst.clone(),
-                    protocol: protocol.clone(),
-                    results: results.collect(),
-                    pids: socket.pids.keys().copied().collect(),
-                    vantage: *vantage,
-                };
-                let bytes = socket_bytes(&socket);
-                (socket, bytes)
-            });
-        }
-    }
-    list
-}
-
-/// About what a socket takes in `sockets` and in the two lists of `network`.
-fn socket_bytes(socket: &Socket) -> u64 {
-    let each = json_bytes(&socket.dst) + json_bytes(&socket.protocol);
-    200 + 2 * each + (120 + each) * socket.results.len() as u64 + 11 * socket.pids.len() as u64
 }
 
 fn sum(lists: impl Iterator<Item = Vec<(String, u64)>>) -> BTreeMap<String, u64> {
@@ -510,6 +290,8 @@ fn cost(chains: &[(Vantage, &Chain)]) -> Option<ProbeCost> {
     seals.peek()?;
     Some(seals.fold(ProbeCost { estimated: true, ..ProbeCost::default() }, |cost, seal| ProbeCost {
         user_cpu_us: cost.user_cpu_us.saturating_add(seal.cost.user_cpu_ns / 1_000).min(MAX_INTEGER),
+        kernel_cpu_us: cost.kernel_cpu_us.saturating_add(seal.cost.kernel_ns / 1_000).min(MAX_INTEGER),
+        kernel_samples: cost.kernel_samples.saturating_add(seal.cost.kernel_samples).min(MAX_INTEGER),
         frame_bytes: cost.frame_bytes.saturating_add(seal.cost.frame_bytes).min(MAX_INTEGER),
         estimated: true,
     }))
@@ -542,21 +324,41 @@ fn caps(chains: &[(Vantage, &Chain)], budgets: &[Budget]) -> Vec<Cap> {
     let mut caps = Vec::new();
     for (_, chain) in chains {
         let facts = &chain.facts;
-        let execs_left_out = facts.processes.iter().map(|(_, process, _)| process.execs_left_out()).sum();
+        let processes = || facts.processes.iter().map(|(_, process, _)| process);
+        let execs_left_out = processes().map(|process| process.execs.left_out()).sum();
+        let credentials_left_out = processes().map(|process| process.credentials.left_out()).sum();
         let cut = |is_cut: fn(&FileFacts) -> bool| {
             facts.files.iter().filter(|(_, file, _)| is_cut(file)).count() as u64
         };
-        let cut_sockets = facts.sockets.iter().filter(|(_, socket, _)| socket.pids.has_more).count() as u64;
+        let cut_changed = |is_cut: fn(&ChangeFacts) -> bool| {
+            let changed = facts.files.iter().filter_map(|(_, file, _)| file.changed.as_deref());
+            changed.filter(|changed| is_cut(changed)).count() as u64
+        };
+        let cut_dns =
+            |is_cut: fn(&DnsFacts) -> bool| facts.dns.iter().filter(|(_, dns, _)| is_cut(dns)).count() as u64;
+        let cut_sockets = facts.sockets.iter().filter(|(_, socket, _)| socket.has_more_pids()).count() as u64;
+        let cut_operations = facts.operations.iter().filter(|(_, of, _)| of.pids.has_more).count() as u64;
         let named = facts::MAX_NAMED as u64;
         let lists = [
             ("files[].by", named, cut(|file| file.deeds.has_more)),
             ("files[].renamed_to", named, cut(|file| file.renamed_to.has_more)),
             ("files[].renamed_from", named, cut(|file| file.renamed_from.has_more)),
+            ("files[].linked_to", named, cut_changed(|file| file.linked_to.has_more)),
+            ("files[].linked_from", named, cut_changed(|file| file.linked_from.has_more)),
+            ("files[].symlink_targets", named, cut_changed(|file| file.symlink_targets.has_more)),
+            ("files[].mounted_from", named, cut_changed(|file| file.mounted_from.has_more)),
+            ("files[].modes", named, cut_changed(|file| file.modes.has_more)),
             ("sockets[].pids", named, cut_sockets),
+            ("dns[].answers", named, cut_dns(|dns| dns.answers.has_more || dns.truncated)),
+            ("dns[].pids", named, cut_dns(|dns| dns.outcomes.pids.has_more)),
+            ("operations[].pids", named, cut_operations),
             ("process_tree", facts.processes.limit(), facts.processes.events_left_out()),
             ("process_tree[].execs", facts::MAX_EXECS as u64, execs_left_out),
+            ("process_tree[].credentials", facts::MAX_CREDENTIALS as u64, credentials_left_out),
             ("files", facts.files.limit(), facts.files.events_left_out()),
             ("sockets", facts.sockets.limit(), facts.sockets.events_left_out()),
+            ("dns", facts.dns.limit(), facts.dns.events_left_out()),
+            ("operations", facts.operations.limit(), facts.operations.events_left_out()),
         ];
         let capped = lists.into_iter().filter(|(_, _, left_out)| *left_out > 0);
         caps.extend(capped.map(|(list, limit, events_left_out)| Cap {
@@ -575,7 +377,7 @@ fn saw_root_exec(fold: &ExecutionFold, vantage: Vantage, chain: &Chain) -> bool 
         Some(Phase::Started(started)) if vantage == Vantage::Host => started.root_pid,
         _ => None,
     };
-    let mut execs = chain.facts.processes.iter().filter(|(_, facts, _)| !facts.execs.is_empty());
+    let mut execs = chain.facts.processes.iter().filter(|(_, facts, _)| !facts.execs.facts().is_empty());
     execs.any(|(process, _, _)| root.is_none_or(|root| root == process.tgid))
 }
 

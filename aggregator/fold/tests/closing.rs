@@ -68,7 +68,7 @@ fn it_waits_for_the_last_of_whatever_comes_late() {
 #[test]
 fn frames_beside_the_chain_do_not_stand_in_for_those_in_it() {
     // Three frames are told of; numbers 0, 1 and 7 are three too.
-    let told = frames(config(), &events(), 15, seal());
+    let told = frames(config(), &events(), events().len().div_ceil(2), seal());
     assert_eq!(told.len(), 3);
     let mut early = Scenario::of(&TO_RELEASE);
     early.add(phase(Exited)).add(sealed(&told)).add_frames(told[..2].to_vec());

@@ -10,11 +10,15 @@ use std::time::{Duration, Instant};
 use common::{Scenario, at, config, events, execution, frames, node, open, phase, process, scenario, seal};
 use glasshouse_fold::{ExecutionFold, Rejected};
 use glasshouse_schema::canonical::MAX_INTEGER;
-use glasshouse_schema::frame::{Body, Exit, Fork, FrameWriterConfig, MAX_FRAME_BYTES, Open, Rename, Seal};
+use glasshouse_schema::event::{ExecFlags, FileChange, Operation as Kind, SocketOperation, Usage};
+use glasshouse_schema::frame::{
+    Body, Change, Dns, Exit, Fork, FrameWriterConfig, Io, MAX_FRAME_BYTES, Open, Operation, Rename, Seal,
+    Socket, Traffic,
+};
 use glasshouse_schema::ids::Digest;
 use glasshouse_schema::lifecycle::{Exited, Phase, PhaseName, Rusage};
 use glasshouse_schema::receipt::{MAX_RECEIPT_BYTES, Receipt};
-use glasshouse_schema::{EncodedFrame, Event, ExecutionId, Fact, Frame, PathRef, ProcessKey, Vantage};
+use glasshouse_schema::{EncodedFrame, Event, ExecutionId, Frame, PathRef, ProcessKey, Vantage};
 use proptest::prelude::*;
 
 fn fold_of(phases: &[PhaseName]) -> ExecutionFold {
@@ -82,7 +86,7 @@ fn a_node_with_too_many_chains_is_held_to_some() {
 }
 
 fn open_of(path: u32, count: u32) -> Open {
-    Open { after_ns: 0, process: 0, path, flags: 0o102, result: 0, count }
+    Open { after_ns: 0, process: 0, path, flags: 0o102, result: 0, count: count.into(), created: true }
 }
 
 fn one_process(frame: &mut Frame<'_>) {
@@ -107,8 +111,77 @@ fn counts_and_times_at_their_limits_do_not_overflow() {
             frame.body.paths = vec![PathRef::resolved(b"/x")];
             frame.body.opens = vec![Open { after_ns: u64::MAX, ..open_of(0, u32::MAX) }; 100_000 / 50];
             frame.body.forks = vec![Fork { after_ns: u64::MAX, process: 0, child: 0 }];
+            let most = u64::MAX;
+            let usage = Usage {
+                user_ns: most,
+                system_ns: most,
+                max_rss_kib: most,
+                minor_faults: most,
+                major_faults: most,
+            };
             frame.body.exits =
-                vec![Exit { after_ns: u64::MAX, process: 0, code: 1, signal: 0, core_dumped: false }];
+                vec![Exit { after_ns: most, process: 0, code: 1, signal: 0, core_dumped: false, usage }];
+            let (after_ns, process, path, result, count) = (most, 0, 0, 0, most);
+            let io = Io {
+                after_ns,
+                process,
+                path,
+                reads: most,
+                writes: most,
+                read_bytes: most,
+                written_bytes: most,
+            };
+            frame.body.ios = vec![io; 3];
+            let change = Change {
+                after_ns,
+                process,
+                change: FileChange::Mode,
+                path,
+                other: None,
+                value: most,
+                result,
+                count,
+            };
+            frame.body.changes = vec![change; 3];
+            let (address, port, protocol) = (&b"1234"[..], Some(5), 6);
+            let operation = SocketOperation::Connect;
+            frame.body.sockets =
+                vec![Socket { after_ns, process, address, port, protocol, result, operation, count }; 3];
+            let traffic = Traffic {
+                after_ns,
+                process,
+                address,
+                port,
+                protocol,
+                sends: most,
+                receives: most,
+                sent_bytes: most,
+                received_bytes: most,
+            };
+            frame.body.traffic = vec![traffic; 3];
+            let operation = Operation {
+                after_ns,
+                process,
+                operation: Kind::Reboot,
+                value: most,
+                target_tgid: 0,
+                result,
+                count,
+            };
+            frame.body.operations = vec![operation; 3];
+            let dns = Dns {
+                after_ns,
+                process,
+                server: address,
+                port,
+                name: b"\xff",
+                query_type: u16::MAX,
+                answers: Vec::new(),
+                response_code: Some(u8::MAX),
+                truncated: true,
+                count,
+            };
+            frame.body.dns = vec![dns; 3];
             let seal = frame.seal.as_mut().unwrap();
             seal.syscalls = vec![("read".into(), u64::MAX); 3];
             seal.denied = vec![("read".into(), u64::MAX); 3];
@@ -116,6 +189,8 @@ fn counts_and_times_at_their_limits_do_not_overflow() {
             seal.redactions = vec![("tokens".into(), u64::MAX); 3];
             seal.cost.user_cpu_ns = u64::MAX;
             seal.cost.frame_bytes = u64::MAX;
+            seal.cost.kernel_ns = u64::MAX;
+            seal.cost.kernel_samples = u64::MAX;
         })]);
     }
     let exited = Exited {
@@ -130,6 +205,19 @@ fn counts_and_times_at_their_limits_do_not_overflow() {
     let receipt = extreme.receipt();
     assert_eq!(receipt.syscalls.counts["read"], MAX_INTEGER);
     assert_eq!(receipt.resources.as_ref().unwrap().max_rss_kb, MAX_INTEGER);
+    let file = &receipt.files[0];
+    assert_eq!(
+        (file.bytes_read, file.write_calls, file.changes["chmod"]),
+        (MAX_INTEGER, MAX_INTEGER, MAX_INTEGER)
+    );
+    assert_eq!((file.modes[0].as_str(), receipt.network.bytes_sent), ("7777", Some(MAX_INTEGER)));
+    assert_eq!(
+        (receipt.sockets[0].sends, receipt.sockets[0].results["ok"]),
+        (Some(MAX_INTEGER), MAX_INTEGER)
+    );
+    assert_eq!((receipt.operations[0].count, receipt.dns[0].results["255"]), (MAX_INTEGER, MAX_INTEGER));
+    let usage = receipt.process_tree[0].usage.unwrap();
+    assert_eq!((usage.max_rss_kb, usage.minor_faults), (MAX_INTEGER, MAX_INTEGER));
     assert_eq!(Receipt::decode(&receipt.encode().unwrap()).unwrap(), receipt);
 }
 
@@ -156,9 +244,7 @@ fn results_that_are_no_errno_are_held_to_the_last() {
     let results = [i32::MIN, -4096, -4095, -2, 0, 1, i32::MAX];
     let address = glasshouse_schema::Address::V4([1, 2, 3, 4], 5);
     let mut events: Vec<Event<'_>> = results.iter().map(|result| at(0, 1, open(b"/x", 0, *result))).collect();
-    events.extend(
-        results.iter().map(|result| at(0, 1, Fact::Connect { address, protocol: 6, result: *result })),
-    );
+    events.extend(results.iter().map(|result| at(0, 1, common::connect(address, 6, *result))));
     let receipt = Scenario::profiled(frames(config(), &events, 99, Seal::default())).receipt();
     let errors: Vec<_> =
         receipt.files[0].errors.iter().map(|(name, count)| (name.as_str(), *count)).collect();
@@ -181,7 +267,8 @@ fn what_is_named_often_is_not_copied_as_often() {
         one_process(frame);
         frame.body.paths = vec![PathRef::resolved(&long)];
         frame.body.paths.extend(names.iter().map(|name| PathRef::resolved(name.as_bytes())));
-        let rename = |from| Rename { after_ns: 0, process: 0, from, to: 0, result: 0 };
+        let rename =
+            |from| Rename { after_ns: 0, process: 0, from, to: 0, result: 0, exchange: false, count: 1 };
         frame.body.renames = (1..=30_000).map(rename).collect();
     })]);
     // 10 000 processes that ran it in it.
@@ -198,6 +285,9 @@ fn what_is_named_often_is_not_copied_as_often() {
             argv_truncated: false,
             uid: 0,
             gid: 0,
+            env: Vec::new(),
+            env_truncated: false,
+            flags: ExecFlags::default(),
         };
         frame.body.execs = (0..10_000).map(exec).collect();
     })]);
@@ -216,6 +306,66 @@ fn what_is_named_often_is_not_copied_as_often() {
     assert!(bytes.len() < MAX_RECEIPT_BYTES, "{} bytes", bytes.len());
     Receipt::decode(&bytes).unwrap();
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+/// More of everything else than a receipt holds, in lists and in bytes.
+#[test]
+fn more_sockets_names_and_operations_than_a_receipt_holds() {
+    let names: Vec<Vec<u8>> = (0..12_000).map(|n| format!("{n:0>250}").into_bytes()).collect();
+    let answer = serde_bytes::Bytes::new(b"1234567890123456");
+    let mut chain: Vec<EncodedFrame> = Vec::new();
+    for (seq, names) in (0..).zip(names.chunks(2_000)) {
+        chain.push(forged(seq, |frame| {
+            one_process(frame);
+            let (after_ns, process, result, count) = (0, 0, 0, 3);
+            let socket = |name| Socket {
+                after_ns,
+                process,
+                address: name,
+                port: None,
+                protocol: 0,
+                result,
+                operation: SocketOperation::Bind,
+                count,
+            };
+            let dns = |name| Dns {
+                after_ns,
+                process,
+                server: b"1234",
+                port: Some(53),
+                name,
+                query_type: 1,
+                answers: vec![answer],
+                response_code: None,
+                truncated: false,
+                count,
+            };
+            frame.body.sockets = names.iter().map(|name| socket(name)).collect();
+            frame.body.dns = names.iter().take(1_700).map(|name| dns(name)).collect();
+            let operation = |value| Operation {
+                after_ns,
+                process,
+                operation: Kind::Ptrace,
+                value,
+                target_tgid: 0,
+                result,
+                count,
+            };
+            frame.body.operations = (seq * 2_000..(seq + 1) * 2_000).map(operation).collect();
+        }));
+    }
+    let receipt = |chain: Vec<EncodedFrame>| {
+        let mut scenario = Scenario::of(&[PhaseName::Claimed, PhaseName::Profiled]);
+        scenario.add_frames(chain);
+        scenario.receipt()
+    };
+    let forward = receipt(chain.clone());
+    chain.reverse();
+    assert_eq!(receipt(chain).encode().unwrap(), forward.encode().unwrap());
+    let caps: Vec<&str> = forward.coverage.caps.iter().map(|cap| cap.list.as_str()).collect();
+    let expected = ["sockets", "dns", "operations", "sockets (bytes)", "dns (bytes)", "operations (bytes)"];
+    assert!(caps.iter().all(|cap| expected.contains(cap)) && caps.len() >= 5, "{caps:?}");
+    assert!(forward.encode().unwrap().len() < MAX_RECEIPT_BYTES);
 }
 
 /// More files than a receipt holds: those that sort first stay, whichever came first.

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use common::{
     Delivery, Scenario, at, close, config, deliver, events, exec, execution, failed, frames, node, outcome,
     phase, process, scenario, seal,
@@ -11,7 +13,10 @@ use common::{
 use glasshouse_fold::ExecutionFold;
 use glasshouse_schema::frame::{FrameWriterConfig, Seal};
 use glasshouse_schema::lifecycle::{Claimed, Phase, PhaseName, Step};
-use glasshouse_schema::{Event, Fact, PathFlags, PathRef, Receipt, Vantage};
+use glasshouse_schema::{
+    Event, ExecFlags, Fact, FileChange, Operation, PathFlags, PathRef, Receipt, SocketOperation, Usage,
+    Vantage,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -59,26 +64,97 @@ fn hostile() -> Vec<Delivery> {
 /// Few names, so that facts meet: the same file from two processes, one process told of twice.
 fn any_event() -> impl Strategy<Value = Event<'static>> {
     const PATHS: [&[u8]; 5] = [b"/a", b"/b", b"/c/\xff", b"/d", b""];
+    const ANSWERS: [IpAddr; 3] = [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+        IpAddr::V6(Ipv4Addr::LOCALHOST.to_ipv6_mapped()),
+    ];
     const ARGV: [&[&[u8]]; 3] = [&[], &[b"a"], &[b"b", b"\xff"]];
     let path =
         || (0..5usize, 0u8..4).prop_map(|(at, flags)| PathRef { bytes: PATHS[at], flags: PathFlags(flags) });
+    let few = || prop_oneof![0..3u64, Just(1 << 55)];
+    let address = || (0..3u16).prop_map(|port| glasshouse_schema::Address::V4([10, 0, 0, 1], port));
     let result = || prop_oneof![Just(0), Just(-2), Just(-13), any::<i32>()];
     let fact = prop_oneof![
         (1..5u32).prop_map(|child| Fact::Fork { child: process(child) }),
         (path(), path(), 0..3usize, 0..3u32).prop_map(|(exe, cwd, argv, ppid)| {
-            Fact::Exec { ppid, exe, cwd, argv: ARGV[argv], argv_truncated: ppid == 2, uid: ppid, gid: 0 }
+            Fact::Exec {
+                ppid,
+                exe,
+                cwd,
+                argv: ARGV[argv],
+                argv_truncated: ppid == 2,
+                uid: ppid,
+                gid: 0,
+                env: ARGV[argv],
+                env_truncated: ppid == 1,
+                flags: ExecFlags(1 << argv | 1 << ppid),
+            }
         }),
-        any::<(u8, u8)>().prop_map(|(code, signal)| Fact::Exit {
+        (any::<(u8, u8)>(), few()).prop_map(|((code, signal), user_ns)| Fact::Exit {
             code,
             signal: signal % 3,
-            core_dumped: false
+            core_dumped: false,
+            usage: Usage { user_ns, ..Usage::default() },
         }),
-        (path(), 0..4u32, result()).prop_map(|(path, flags, result)| Fact::Open { path, flags, result }),
+        (0..3u32, any::<u64>(), any::<bool>()).prop_map(|(uid, capabilities, gained)| {
+            Fact::Credentials { uid, euid: uid, gid: 0, egid: 0, capabilities, gained }
+        }),
+        (path(), 0..4u32, result(), any::<bool>()).prop_map(|(path, flags, result, created)| Fact::Open {
+            path,
+            flags,
+            result,
+            created
+        }),
         (path(), any::<bool>(), result())
             .prop_map(|(path, directory, result)| { Fact::Delete { path, directory, result } }),
-        (path(), path(), result()).prop_map(|(from, to, result)| Fact::Rename { from, to, result }),
-        (0..3u16, 0..8u8, result()).prop_map(|(port, protocol, result)| {
-            Fact::Connect { address: glasshouse_schema::Address::V4([10, 0, 0, 1], port), protocol, result }
+        (path(), path(), any::<bool>(), result()).prop_map(|(from, to, exchange, result)| Fact::Rename {
+            from,
+            to,
+            exchange,
+            result
+        }),
+        (0..12u8, path(), proptest::option::of(path()), few(), result()).prop_map(
+            |(change, path, other, value, result)| Fact::Change {
+                change: FileChange::try_from(change).unwrap(),
+                path,
+                other,
+                value,
+                result,
+            }
+        ),
+        (path(), few(), few(), few(), few()).prop_map(|(path, reads, writes, read_bytes, written_bytes)| {
+            Fact::Io { path, reads, writes, read_bytes, written_bytes }
+        }),
+        (0..5u8, address(), 5..8u8, result()).prop_map(|(operation, address, protocol, result)| {
+            Fact::Socket {
+                operation: SocketOperation::try_from(operation).unwrap(),
+                address,
+                protocol,
+                result,
+            }
+        }),
+        (address(), 5..8u8, few(), few(), few(), few()).prop_map(
+            |(address, protocol, sends, receives, sent_bytes, received_bytes)| Fact::Traffic {
+                address,
+                protocol,
+                sends,
+                receives,
+                sent_bytes,
+                received_bytes,
+            }
+        ),
+        (address(), 0..5usize, 0..3u16, 0..4usize, proptest::option::of(0..3u8)).prop_map(
+            |(server, name, query_type, answers, response_code)| Fact::Dns {
+                server,
+                name: PATHS[name],
+                query_type,
+                answers: &ANSWERS[..answers],
+                response_code,
+            }
+        ),
+        (0..18u8, few(), 0..2u32, result()).prop_map(|(operation, value, target_tgid, result)| {
+            Fact::Operation { operation: Operation::try_from(operation).unwrap(), value, target_tgid, result }
         }),
     ];
     (0..2_000u64, 1..5u32, fact).prop_map(|(ms, tgid, fact)| at(ms, tgid, fact))

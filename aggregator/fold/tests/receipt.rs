@@ -7,7 +7,9 @@ mod common;
 use common::{Scenario, at, config, exec, frames, process, scenario, seal};
 use glasshouse_schema::frame::Seal;
 use glasshouse_schema::receipt::{Completeness, Process};
-use glasshouse_schema::{Event, Fact, PathFlags, PathRef, ProcessKey, Receipt};
+use glasshouse_schema::{
+    Address, Event, ExecFlags, Fact, FileChange, PathFlags, PathRef, ProcessKey, Receipt, SocketOperation,
+};
 
 /// The receipt of [`common::events`], to the byte: a change of this file is a change of what receipts say.
 #[test]
@@ -86,10 +88,10 @@ fn a_reused_pid_is_another_process() {
     let as_later = |event| Event { process: later, ..event };
     let tree = tree(&[
         at(0, 10, exec(1, b"/bin/before", argv)),
-        at(1, 10, Fact::Exit { code: 1, signal: 0, core_dumped: false }),
+        at(1, 10, common::exit(1, 0)),
         at(2, 50, Fact::Fork { child: later }),
         as_later(at(3, 10, exec(50, b"/bin/after", argv))),
-        as_later(at(4, 10, Fact::Exit { code: 0, signal: 15, core_dumped: true })),
+        as_later(at(4, 10, common::exit(0, 15))),
     ]);
     assert_eq!(names(&tree), [(10, 1, "/bin/before", false), (10, 50, "/bin/after", false)]);
     assert_eq!((tree[0].exit_code, tree[0].signal), (Some(1), None));
@@ -119,7 +121,8 @@ fn forks_in_a_circle_and_deep_forks_end() {
 
 #[test]
 fn paths_keep_what_is_known_of_them() {
-    let flagged = |bytes, flags| Fact::Open { path: PathRef { bytes, flags }, flags: 0, result: 0 };
+    let flagged =
+        |bytes, flags| Fact::Open { path: PathRef { bytes, flags }, flags: 0, result: 0, created: false };
     let events = [
         at(0, 10, flagged(b"/srv/\xff", PathFlags::TRUNCATED)),
         // The same path again, in another frame: it is one path.
@@ -153,4 +156,142 @@ fn open_flags_say_what_was_done() {
         receipt.files.iter().filter(|file| file.creates > 0).map(|file| file.path.as_str()).collect();
     assert_eq!(creates, ["/c", "/t"]);
     assert_eq!(receipt.files.iter().find(|file| file.path == "/p").unwrap().path_only, 1);
+}
+
+fn receipt_of(facts: &[Fact<'_>]) -> Receipt {
+    let events: Vec<Event<'_>> = facts.iter().map(|fact| at(0, 10, *fact)).collect();
+    Scenario::profiled(frames(config(), &events, 2, Seal::default())).receipt()
+}
+
+fn change(change: FileChange, path: &'static [u8], result: i32) -> Fact<'static> {
+    let other = Some(PathRef::resolved(b"/other"));
+    Fact::Change { change, path: PathRef::resolved(path), other, value: 0o100_640, result }
+}
+
+/// The established lists know what was made or changed, what was read and written without an open of its own, and
+/// that two names that changed places are both still there.
+#[test]
+fn changes_and_bytes_are_in_the_established_lists() {
+    let path = PathRef::resolved;
+    let io = |at, reads, writes| Fact::Io { path: path(at), reads, writes, read_bytes: 1, written_bytes: 1 };
+    let rename = |from, to, exchange| Fact::Rename { from: path(from), to: path(to), exchange, result: 0 };
+    let mut facts: Vec<Fact<'_>> =
+        FileChange::ALL.iter().map(|of| change(*of, of.as_str().as_bytes(), 0)).collect();
+    facts.extend([
+        change(FileChange::Mode, b"/refused", -1),
+        io(b"/stdin", 1, 0),
+        io(b"/stdout", 0, 1),
+        rename(b"/x", b"/y", true),
+        rename(b"/from", b"/to", false),
+    ]);
+    let receipt = receipt_of(&facts);
+    let filesystem = &receipt.filesystem;
+    assert_eq!(filesystem.reads, ["/stdin"]);
+    let written =
+        ["/stdout", "/to", "/x", "/y", "chmod", "chown", "link", "mkdir", "mknod", "symlink", "truncate"];
+    assert_eq!(filesystem.writes, written);
+    assert_eq!(filesystem.deletes, ["/from"]);
+    let file = |path: &str| receipt.files.iter().find(|file| file.path == path).unwrap();
+    assert_eq!((file("/x").exchanges, file("/x").renames), (1, 0));
+    assert_eq!((&file("/y").renamed_to, &file("/y").renamed_from), (&vec!["/x".into()], &vec!["/x".into()]));
+    assert_eq!(
+        (file("chmod").modes.clone(), file("/refused").errors["chmod EPERM"]),
+        (vec!["640".into()], 1)
+    );
+    assert!(file("/refused").modes.is_empty() && file("/refused").changes.is_empty());
+    assert_eq!(
+        (&file("link").linked_from, &file("/other").linked_to),
+        (&vec!["/other".into()], &vec!["link".into()])
+    );
+    assert_eq!(file("symlink").symlink_targets, ["/other"]);
+    assert_eq!(
+        (&file("mount").mounted_from, &file("move_mount").mounted_from),
+        (&vec!["/other".into()], &vec!["/other".into()])
+    );
+    assert_eq!(
+        (&file("map_executable").by["execute"], &file("/refused").by["failed"]),
+        (&vec![10], &vec![10])
+    );
+}
+
+#[test]
+fn traffic_is_told_where_the_peer_became_one() {
+    let traffic = |address| Fact::Traffic {
+        address,
+        protocol: 6,
+        sends: 1,
+        receives: 2,
+        sent_bytes: 3,
+        received_bytes: 4,
+    };
+    let address = |n| Address::V4([10, 0, 0, n], 1);
+    let socket = |operation, n| common::socket(operation, address(n), 6, 0);
+    let mut facts = vec![
+        socket(SocketOperation::Accept, 1),
+        socket(SocketOperation::Connect, 1),
+        socket(SocketOperation::Accept, 2),
+        socket(SocketOperation::Send, 3),
+        socket(SocketOperation::Bind, 4),
+    ];
+    facts.extend((1..=5).map(|n| traffic(address(n))));
+    let receipt = receipt_of(&facts);
+    let told: Vec<(&str, &str, Option<u64>)> = receipt
+        .sockets
+        .iter()
+        .map(|socket| (socket.dst.as_str(), socket.operation.as_str(), socket.bytes_received))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("10.0.0.1:1", "connect", Some(4)),
+            ("10.0.0.1:1", "accept", None),
+            ("10.0.0.2:1", "accept", Some(4)),
+            ("10.0.0.3:1", "send", Some(4)),
+            ("10.0.0.4:1", "bind", None),
+            ("10.0.0.4:1", "traffic", Some(4)),
+            ("10.0.0.5:1", "traffic", Some(4)),
+        ]
+    );
+    // Only what reaches out is a connection.
+    let connections: Vec<&str> = receipt.network.connections.iter().map(|of| of.dst.as_str()).collect();
+    assert_eq!(connections, ["10.0.0.1:1", "10.0.0.3:1"]);
+    assert_eq!((receipt.network.bytes_sent, receipt.network.bytes_received), (Some(15), Some(20)));
+    assert_eq!(receipt_of(&[socket(SocketOperation::Connect, 1)]).network.bytes_sent, None);
+}
+
+/// What is special about any exec stays known, whatever runs last; credentials are in order, the last one kept.
+#[test]
+fn flags_of_every_exec_and_the_last_credentials_are_kept() {
+    let argv: &[&[u8]] = &[b"a"];
+    let special = |ms, flags, env: &'static [&'static [u8]]| {
+        let mut fact = exec(1, b"/bin/a", argv);
+        if let Fact::Exec { flags: of, env: names, .. } = &mut fact {
+            (*of, *names) = (flags, env);
+        }
+        at(ms, 10, fact)
+    };
+    let mut events = vec![
+        special(0, ExecFlags::DELETED, &[b"LD_PRELOAD", b"LD_AUDIT"]),
+        special(1, ExecFlags::NET, &[b"LD_PRELOAD"]),
+        special(2, ExecFlags(0), &[]),
+    ];
+    events.extend((0..1_200).map(|n| {
+        let uid = n as u32;
+        let fact = Fact::Credentials { uid, euid: uid, gid: 0, egid: 0, capabilities: n, gained: false };
+        at(10 + n, 10, fact)
+    }));
+    let receipt = Scenario::profiled(frames(config(), &events, 300, Seal::default())).receipt();
+    let process = &receipt.process_tree[0];
+    assert_eq!(process.exec_flags, ["deleted", "namespace:net"]);
+    assert_eq!(process.environment, ["LD_AUDIT", "LD_PRELOAD"]);
+    assert_eq!(
+        (process.execs[1].exec_flags.clone(), process.execs[2].environment.len()),
+        (vec!["namespace:net".into()], 0)
+    );
+    let uids: Vec<u32> = process.credentials.iter().map(|change| change.uid).collect();
+    assert_eq!((uids.len(), uids[998], uids[999]), (1_000, 998, 1_199));
+    let cap = &receipt.coverage.caps[0];
+    assert_eq!((cap.list.as_str(), cap.events_left_out), ("process_tree[].credentials", 200));
+    // The exit was not seen, so what it used is not known.
+    assert_eq!(process.usage, None);
 }

@@ -26,8 +26,9 @@ impl Evidence {
         match field {
             "process_tree" | "processes" => Self::of(Class::Process),
             "files" | "filesystem" => Self::of(Class::File),
-            "sockets" | "network" => Self::of(Class::Network),
+            "sockets" | "network" | "dns" => Self::of(Class::Network),
             "syscalls" => Self::of(Class::Syscall),
+            "operations" => Self::of(Class::Other),
             _ => Self::NONE,
         }
     }
@@ -114,7 +115,7 @@ impl Gaps {
             }
         }
         // A class that no kernel outside of the guest counted was not watched.
-        for class in Class::ALL.into_iter().filter(|class| *class != Class::Other) {
+        for class in Class::ALL {
             let watched = coverage.vantages.iter().any(|vantage| {
                 vantage.attached.vantage != Vantage::Runner && vantage.classes.contains_key(class.as_str())
             });

@@ -93,7 +93,7 @@ async fn happy_and_profiled() {
     let open = |path: &'static [u8]| Event {
         boot_ns: 9,
         process,
-        fact: Fact::Open { path: PathRef::resolved(path), flags: 0, result: 0 },
+        fact: Fact::Open { path: PathRef::resolved(path), flags: 0, result: 0, created: false },
     };
     let controller = host().reporting([open(b"/etc/hosts"), open(b"/etc/hosts"), open(b"/etc/passwd")]);
     let script = Script { stdout: b"hello".to_vec(), ..Script::default() };

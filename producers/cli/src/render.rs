@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use glasshouse_schema::receipt::{Completeness, File, Process, Receipt};
+use glasshouse_schema::receipt::{Completeness, Dns, File, Operation, Process, Receipt, Socket};
 use glasshouse_schema::verdict::{Decision, RuleResult, Verdict};
 
 /// Lines of one list before the rest is only counted.
@@ -50,7 +50,9 @@ struct Tree<'r> {
     roots: Vec<usize>,
     processes: &'r [Process],
     files: BTreeMap<u32, Vec<&'r File>>,
-    sockets: BTreeMap<u32, Vec<String>>,
+    /// What stands before the files, because there is little of it and all of it matters.
+    special: BTreeMap<u32, Vec<String>>,
+    network: BTreeMap<u32, Vec<String>>,
     all: bool,
 }
 
@@ -75,15 +77,18 @@ impl<'r> Tree<'r> {
                 files.entry(*pid).or_default().push(file);
             }
         }
-        let mut sockets: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-        for socket in &receipt.sockets {
-            let results: Vec<&str> = socket.results.keys().map(String::as_str).collect();
-            let line = format!("connect {} {} -> {}", socket.protocol, socket.dst, results.join(", "));
-            for pid in &socket.pids {
-                sockets.entry(*pid).or_default().push(line.clone());
-            }
+        let mut special = BTreeMap::new();
+        for operation in &receipt.operations {
+            add_line(&mut special, &operation.pids, &operation_line(operation));
         }
-        Self { children, roots, processes, files, sockets, all }
+        let mut network = BTreeMap::new();
+        for dns in &receipt.dns {
+            add_line(&mut network, &dns.pids, &dns_line(dns));
+        }
+        for socket in &receipt.sockets {
+            add_line(&mut network, &socket.pids, &socket_line(socket));
+        }
+        Self { children, roots, processes, files, special, network, all }
     }
 
     fn write(&self, out: &mut String) {
@@ -117,15 +122,100 @@ impl<'r> Tree<'r> {
 
     fn facts(&self, process: &Process) -> Vec<String> {
         let files = self.files.get(&process.pid).map(Vec::as_slice).unwrap_or_default();
-        let mut lines: Vec<String> =
-            files.iter().filter_map(|file| file_line(file, process.pid, self.all)).collect();
-        lines.extend(self.sockets.get(&process.pid).into_iter().flatten().cloned());
+        let mut lines = own_lines(process, self.all);
+        lines.extend(self.special.get(&process.pid).into_iter().flatten().cloned());
+        lines.extend(files.iter().filter_map(|file| file_line(file, process.pid, self.all)));
+        lines.extend(self.network.get(&process.pid).into_iter().flatten().cloned());
         if !self.all && lines.len() > LIST_LINES {
             let more = lines.len() - LIST_LINES;
             lines.truncate(LIST_LINES);
             lines.push(format!("… and {more} more (--all shows them)"));
         }
         lines
+    }
+}
+
+fn add_line(lines: &mut BTreeMap<u32, Vec<String>>, pids: &[u32], line: &str) {
+    for pid in pids {
+        lines.entry(*pid).or_default().push(line.to_owned());
+    }
+}
+
+/// What is special about a process itself.
+fn own_lines(process: &Process, all: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !process.exec_flags.is_empty() {
+        lines.push(format!("runs {}", process.exec_flags.join(", ")));
+    }
+    if !process.environment.is_empty() {
+        lines.push(format!("with {} set", process.environment.join(", ")));
+    }
+    for change in process.credentials.iter().filter(|change| all || change.gained) {
+        let gained = if change.gained { " (gained)" } else { "" };
+        lines.push(format!(
+            "becomes uid {} (effective {}), gid {} (effective {}), capabilities {}{gained}",
+            change.uid, change.euid, change.gid, change.egid, change.capabilities
+        ));
+    }
+    if let Some(usage) = process.usage.as_ref().filter(|_| all) {
+        let ms = |us: u64| us / 1_000;
+        lines.push(format!(
+            "used {} ms user, {} ms system, {} at most, {} page faults",
+            ms(usage.user_us),
+            ms(usage.system_us),
+            bytes(usage.max_rss_kb.saturating_mul(1024)),
+            usage.minor_faults.saturating_add(usage.major_faults)
+        ));
+    }
+    lines
+}
+
+/// Results but plain success.
+fn outcome(results: &BTreeMap<String, u64>) -> String {
+    let results: Vec<&str> = results.keys().map(String::as_str).collect();
+    if results.is_empty() || results == ["ok"] {
+        String::new()
+    } else {
+        format!(" -> {}", results.join(", "))
+    }
+}
+
+fn operation_line(operation: &Operation) -> String {
+    let detail = if operation.detail.is_empty() { String::new() } else { format!(" {}", operation.detail) };
+    let target = operation.target.map(|target| format!(" of {target}")).unwrap_or_default();
+    let times = if operation.count > 1 { format!(" x{}", operation.count) } else { String::new() };
+    format!("{}{detail}{target}{times}{}", operation.operation, outcome(&operation.results))
+}
+
+fn dns_line(dns: &Dns) -> String {
+    let answers = match dns.answers.is_empty() {
+        true => {
+            let codes = dns.results.keys().map(String::as_str).filter(|result| *result != "asked");
+            codes.collect::<Vec<_>>().join(", ")
+        }
+        false => dns.answers.iter().take(4).cloned().collect::<Vec<_>>().join(", "),
+    };
+    let more = if dns.answers.len() > 4 { ", …" } else { "" };
+    let answers = if answers.is_empty() { "no answer seen".into() } else { answers };
+    format!("asks {} {} of {} -> {answers}{more}", dns.query_type, dns.name, dns.server)
+}
+
+fn socket_line(socket: &Socket) -> String {
+    let results: Vec<&str> = socket.results.keys().map(String::as_str).collect();
+    let results = if results.is_empty() { String::new() } else { format!(" -> {}", results.join(", ")) };
+    let traffic = match (socket.bytes_sent, socket.bytes_received) {
+        (Some(sent), Some(received)) => format!(" ({} sent, {} received)", bytes(sent), bytes(received)),
+        _ => String::new(),
+    };
+    format!("{} {} {}{results}{traffic}", socket.operation, socket.protocol, socket.dst)
+}
+
+/// A number of bytes, to read.
+fn bytes(count: u64) -> String {
+    let units = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
+    match units.into_iter().find(|(unit, _)| count >= *unit) {
+        Some((unit, name)) => format!("{}.{} {name}", count / unit, count % unit * 10 / unit),
+        None => format!("{count} B"),
     }
 }
 
@@ -186,6 +276,13 @@ fn file_line(file: &File, pid: u32, all: bool) -> Option<String> {
     if did("path") && all {
         deeds.push("path");
     }
+    if did("execute") && all {
+        deeds.push("execute");
+    }
+    if did("change") {
+        // That it was linked to is told at the link, and what maps it executable above.
+        deeds.extend(file.changes.keys().map(String::as_str).filter(|change| *change != "map_executable"));
+    }
     let errors = file.errors.keys().cloned().collect::<Vec<_>>().join(", ");
     if deeds.is_empty() {
         let refused = errors.contains("EACCES") || errors.contains("EPERM");
@@ -202,8 +299,28 @@ fn file_line(file: &File, pid: u32, all: bool) -> Option<String> {
         (true, None, Some(from)) => format!(" <- {from}"),
         _ => String::new(),
     };
+    let made_of = file.linked_from.first().or(file.symlink_targets.first());
+    let changed = match (did("change"), made_of, file.mounted_from.first(), file.modes.is_empty()) {
+        (true, Some(target), _, _) => format!(" -> {target}"),
+        (true, None, Some(source), _) => format!(" <- {source}"),
+        (true, None, None, false) => format!(" to {}", file.modes.join(", ")),
+        _ => String::new(),
+    };
     let errors = if all && did("failed") { format!(" ({errors})") } else { String::new() };
-    Some(format!("{} {}{renamed}{errors}", deeds.join("+"), file.path))
+    Some(format!("{} {}{renamed}{changed}{}{errors}", deeds.join("+"), file.path, transferred(file)))
+}
+
+/// Bytes read and written, if one process alone did both: the receipt has them per file.
+fn transferred(file: &File) -> String {
+    let of = |deed: &str| file.by.get(deed).into_iter().flatten();
+    let pids: BTreeSet<&u32> = of("read").chain(of("write")).collect();
+    let (read, written) = (bytes(file.bytes_read), bytes(file.bytes_written));
+    match (pids.len(), file.read_calls > 0, file.write_calls > 0) {
+        (1, true, true) => format!(" ({read} read, {written} written)"),
+        (1, true, false) => format!(" ({read})"),
+        (1, false, true) => format!(" ({written})"),
+        _ => String::new(),
+    }
 }
 
 fn summary(out: &mut String, receipt: &Receipt, all: bool) {
@@ -217,6 +334,32 @@ fn summary(out: &mut String, receipt: &Receipt, all: bool) {
         receipt.network.connections.len(),
         receipt.network.attempts.len(),
     );
+    let total = |of: fn(&File) -> u64| bytes(receipt.files.iter().map(of).fold(0, u64::saturating_add));
+    let mut moved = Vec::new();
+    if receipt.files.iter().any(|file| file.read_calls > 0 || file.write_calls > 0) {
+        let (read, written) = (total(|file| file.bytes_read), total(|file| file.bytes_written));
+        moved.push(format!("{read} read and {written} written in files"));
+    }
+    if let (Some(sent), Some(received)) = (receipt.network.bytes_sent, receipt.network.bytes_received) {
+        moved.push(format!("{} sent and {} received", bytes(sent), bytes(received)));
+    }
+    if !moved.is_empty() {
+        let _ = writeln!(out, "bytes: {}", moved.join("; "));
+    }
+    if !receipt.dns.is_empty() {
+        let names: BTreeSet<&str> = receipt.dns.iter().map(|dns| dns.name.as_str()).collect();
+        let _ = writeln!(out, "dns: {} names asked", names.len());
+    }
+    let mut operations: BTreeMap<&str, u64> = BTreeMap::new();
+    for operation in &receipt.operations {
+        let count = operations.entry(&operation.operation).or_default();
+        *count = count.saturating_add(operation.count);
+    }
+    if !operations.is_empty() {
+        let operations: Vec<String> =
+            operations.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        let _ = writeln!(out, "operations: {}", operations.join(", "));
+    }
     let mut counts: Vec<(&String, &u64)> = receipt.syscalls.counts.iter().collect();
     counts.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), (*name).clone()));
     let shown = if all { counts.len() } else { 8 };
@@ -273,4 +416,99 @@ pub(crate) fn verdict(verdict: &Verdict) -> String {
         let _ = writeln!(out, "  {mark:<4} {}{reason}", rule.rule);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a person reads of one process that did something of everything.
+    #[test]
+    fn every_kind_of_fact_is_told_in_a_line() {
+        let golden = include_str!("../../../schema/tests/golden/receipt-v0.4.json");
+        let mut golden: Receipt = Receipt::decode(golden.as_bytes()).unwrap();
+        golden.execution.node = None;
+        let process = &mut golden.process_tree[0];
+        process.signal = None;
+        let file = golden.files[0].clone();
+        let with = |path: &str, change: &dyn Fn(&mut File)| {
+            let mut file = File {
+                path: path.into(),
+                renamed_to: Vec::new(),
+                renamed_from: Vec::new(),
+                linked_from: Vec::new(),
+                symlink_targets: Vec::new(),
+                mounted_from: Vec::new(),
+                modes: Vec::new(),
+                changes: BTreeMap::new(),
+                read_calls: 0,
+                write_calls: 0,
+                ..file.clone()
+            };
+            change(&mut file);
+            file
+        };
+        let by = |deed: &str, pids: &[u32]| BTreeMap::from([(deed.to_owned(), pids.to_vec())]);
+        let changed = |file: &mut File, change: &str| {
+            file.changes = BTreeMap::from([(change.to_owned(), 1)]);
+            file.by = by("change", &[10]);
+        };
+        golden.files = vec![
+            with("/data", &|file| (file.read_calls, file.bytes_read) = (3, 1_234_567)),
+            with("/log", &|file| {
+                (file.write_calls, file.bytes_written, file.by) = (2, 999, by("write", &[10]));
+            }),
+            with("/shared", &|file| (file.read_calls, file.by) = (1, by("read", &[10, 11]))),
+            with("/tool", &|file| {
+                changed(file, "chmod");
+                file.modes = vec!["4755".into()];
+            }),
+            with("/soft", &|file| {
+                changed(file, "symlink");
+                file.symlink_targets = vec!["../data".into()];
+            }),
+            with("/mnt", &|file| {
+                changed(file, "mount");
+                file.mounted_from = vec!["tmpfs".into()];
+            }),
+            with("/linked", &|file| file.by = by("change", &[10])),
+            with("/usr/lib/libc.so.6", &|file| file.by = by("execute", &[10])),
+        ];
+        let text = receipt(&golden, false);
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for expected in [
+            "runs deleted, namespace:pid",
+            "with LD_PRELOAD set",
+            "becomes uid 1 (effective 2), gid 3 (effective 4), capabilities 000001ffffffffff (gained)",
+            "signal SIGTERM of 99 x2 -> EPERM",
+            "read /data (1.2 MB)",
+            "write /log (999 B)",
+            "read /shared",
+            "chmod /tool to 4755",
+            "symlink /soft -> ../data",
+            "mount /mnt <- tmpfs",
+            "asks A example.org of 10.0.0.1:53 -> 93.184.216.34",
+            "connect tcp 127.0.0.1:80 -> ECONNREFUSED (3 B sent, 4 B received)",
+            "dns: 1 names asked",
+            "operations: signal 2",
+        ] {
+            assert!(lines.contains(&expected), "{expected:?} is missing in:\n{text}");
+        }
+        assert!(text.contains("written in files; 1 B sent and 2 B received"), "{text}");
+        assert!(
+            !text.contains("/linked") && !text.contains("libc") && !text.contains("page faults"),
+            "{text}"
+        );
+        let all = receipt(&golden, true);
+        assert!(all.contains("execute /usr/lib/libc.so.6") && all.contains("9 page faults"), "{all}");
+    }
+
+    #[test]
+    fn bytes_are_short() {
+        assert_eq!(
+            [0, 999, 1_000, 1_960, 90_000, 5_000_000].map(bytes),
+            ["0 B", "999 B", "1.0 kB", "1.9 kB", "90.0 kB", "5.0 MB"]
+        );
+        assert_eq!(bytes(u64::MAX), "18446744073.7 GB");
+    }
 }

@@ -55,6 +55,7 @@ const ARRAY: u32 = 3;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const TYPEDEF: u32 = 8;
+const FUNCTION: u32 = 12;
 
 struct Source<'a> {
     types: &'a [u8],
@@ -225,6 +226,36 @@ pub(crate) fn extract(raw: &[u8], wanted: &[&str]) -> Option<Vec<u8>> {
     blob.extend_from_slice(&extract.types);
     blob.extend_from_slice(&extract.strings);
     Some(blob)
+}
+
+/// Numbers of types and of a function in the kernel's BTF.
+pub(crate) struct Numbers {
+    pub(crate) function: u32,
+    /// In the order they were asked for.
+    pub(crate) types: Vec<u32>,
+}
+
+/// The numbers of these structs and this function; `None` when the kernel lacks any.
+pub(crate) fn numbers(raw: &[u8], structs: &[&str], function: &str) -> Option<Numbers> {
+    let source = Source::parse(raw)?;
+    let mut types = vec![0; structs.len()];
+    let mut function_number = 0;
+    for (index, at) in source.offsets.iter().enumerate() {
+        let kind = word(source.types, at + 4)? >> 24 & 0x1f;
+        if !matches!(kind, STRUCT | FUNCTION) {
+            continue;
+        }
+        let name = source.name(word(source.types, *at)?)?;
+        let number = u32::try_from(index).ok()? + 1;
+        if kind == FUNCTION && name == function.as_bytes() {
+            function_number = number;
+        } else if kind == STRUCT
+            && let Some(wanted) = structs.iter().position(|wanted| wanted.as_bytes() == name)
+        {
+            types[wanted] = number;
+        }
+    }
+    (function_number != 0 && !types.contains(&0)).then_some(Numbers { function: function_number, types })
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@ use crate::ProbeError;
 pub struct LoadOptions {
     /// Where to read the BPF objects from instead of the embedded ones (`GLASSHOUSE_BPF_DIR`).
     pub object_dir: Option<PathBuf>,
+    /// Read kernel fields by one instruction each where the kernel has what that takes (Linux 6.2), and not by a helper
+    /// call each.
+    pub direct_reads: bool,
     /// Room for process lifecycle records, a power of two of at least a page.
     pub process_ring_bytes: u32,
     /// Room for file and network records, a power of two of at least a page.
@@ -18,6 +21,8 @@ pub struct LoadOptions {
     pub max_executions: u32,
     /// How many cgroups, nested ones included, can be watched at once.
     pub max_cgroups: u32,
+    /// How many live threads of watched executions can be told of at once. Each takes 3.7 KiB of kernel memory.
+    pub max_tasks: u32,
     /// How many live processes of watched executions are followed for escapes.
     pub max_processes: u32,
     /// The kernel wakes the drain thread once this much waits in a ring.
@@ -30,11 +35,13 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             object_dir: None,
+            direct_reads: true,
             process_ring_bytes: 4 * 1024 * 1024,
             activity_ring_bytes: 16 * 1024 * 1024,
             max_executions: 1024,
             max_cgroups: 8192,
             max_processes: 65536,
+            max_tasks: 4096,
             wakeup_bytes: 64 * 1024,
             drain_interval: Duration::from_millis(10),
         }

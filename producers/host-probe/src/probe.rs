@@ -16,6 +16,7 @@ use nix::sys::eventfd::EventFd;
 
 use crate::clock;
 use crate::decode::Decoder;
+use crate::direct_reads;
 use crate::drain::{Command, Drain, Tally, Watched};
 use crate::error::ProbeError;
 use crate::kernel_types;
@@ -91,7 +92,6 @@ impl HostProbe {
     pub fn load(options: &LoadOptions) -> Result<Self, ProbeError> {
         options.check()?;
         let began = Instant::now();
-        let (object, bytes) = object_bytes(options, glasshouse_bpf::PROBE)?;
         raise_memlock();
         // aya's loader parses all of the kernel's BTF when it is made, wanted or not, and attaching needs it as well: the
         // two parses run side by side. Relocation gets an extract, in which its searches are short.
@@ -104,7 +104,7 @@ impl HostProbe {
             let types = KernelTypes::read();
             (loader.join().unwrap_or_else(|_| EbpfLoader::new()), types)
         });
-        let KernelTypes { all: btf, used } = types?;
+        let types = types?;
         let parsed = began.elapsed();
         loader
             .override_global(abi::ABI_SYMBOL, &abi::ABI_VERSION, true)
@@ -117,15 +117,18 @@ impl HostProbe {
             .map_max_entries("watched", options.max_cgroups)
             .map_max_entries("members", options.max_processes)
             .map_max_entries("stopped", options.max_processes)
-            // A map type that aya has no wrapper for: only the programs use it.
-            .allow_unsupported_maps();
-        let by_extract = used.as_ref().and_then(|used| loader.btf(Some(used)).load(&bytes).ok());
-        let mut ebpf = match by_extract {
-            Some(ebpf) => ebpf,
-            None => loader.btf(Some(&btf)).load(&bytes).map_err(|error| load_error(error, &object))?,
+            // The first is nobody's.
+            .map_max_entries("tasks", options.max_tasks + 1)
+            .map_max_entries("free_tasks", options.max_tasks)
+            .map_max_entries("tids", tid_chunks());
+        let (mut ebpf, fds, object) = match load_direct(&mut loader, &types, options) {
+            Some(loaded) => loaded,
+            None => {
+                let (object, bytes) = object_bytes(options, glasshouse_bpf::PROBE)?;
+                let (ebpf, fds) = load_object(&mut loader, &types, &object, &bytes)?;
+                (ebpf, fds, object)
+            }
         };
-        let loaded = began.elapsed();
-        let fds = load_programs(&mut ebpf, &btf, &object)?;
         let verified = began.elapsed();
         for (name, hook, _) in PROGRAMS {
             let program = program(&mut ebpf, name, &object)?;
@@ -160,14 +163,14 @@ impl HostProbe {
             .map_err(|source| ProbeError::Ring { step: "starting the drain thread", source })?;
         tracing::debug!(
             btf_us = parsed.as_micros() as u64,
-            object_us = (loaded - parsed).as_micros() as u64,
-            verify_us = (verified - loaded).as_micros() as u64,
+            object,
+            load_us = (verified - parsed).as_micros() as u64,
             attach_us = (attached - verified).as_micros() as u64,
             total_us = began.elapsed().as_micros() as u64,
             "host probe loaded"
         );
         // Freeing 150,000 parsed types takes milliseconds that nobody should wait for.
-        let _ = std::thread::Builder::new().spawn(move || drop(btf));
+        let _ = std::thread::Builder::new().spawn(move || drop(types));
         let inner = Arc::new(Inner { maps, missed, commands, wake, _ebpf: Mutex::new(ebpf) });
         Ok(Self { inner, thread: Some(thread) })
     }
@@ -255,6 +258,8 @@ impl Drop for Watch {
 struct KernelTypes {
     all: Btf,
     used: Option<Btf>,
+    /// What direct reads take.
+    numbers: Option<kernel_types::Numbers>,
 }
 
 impl KernelTypes {
@@ -263,9 +268,46 @@ impl KernelTypes {
         let raw = std::fs::read("/sys/kernel/btf/vmlinux").map_err(|error| no_btf(&error))?;
         let used = kernel_types::extract(&raw, &kernel_types::USED)
             .and_then(|extract| Btf::parse(&extract, Endianness::default()).ok());
+        let numbers = kernel_types::numbers(&raw, &direct_reads::TYPES, direct_reads::CAST);
         let all = Btf::parse(&raw, Endianness::default()).map_err(|error| no_btf(&error))?;
-        Ok(Self { all, used })
+        Ok(Self { all, used, numbers })
     }
+}
+
+type Loaded = (Ebpf, Vec<(OwnedFd, Watches)>);
+
+/// The object with direct reads, where the kernel takes it.
+fn load_direct<'a>(
+    loader: &mut EbpfLoader<'a>,
+    types: &'a KernelTypes,
+    options: &LoadOptions,
+) -> Option<(Ebpf, Vec<(OwnedFd, Watches)>, String)> {
+    let numbers = types.numbers.as_ref().filter(|_| options.direct_reads)?;
+    let (object, bytes) = object_bytes(options, glasshouse_bpf::PROBE_DIRECT).ok()?;
+    let finished = direct_reads::finish(&bytes, numbers)?;
+    match load_object(loader, types, &object, &finished) {
+        Ok((ebpf, fds)) => Some((ebpf, fds, object)),
+        Err(error) => {
+            tracing::debug!(%error, "direct reads are refused: using helper calls");
+            None
+        }
+    }
+}
+
+/// Relocates an object, makes its maps, and has its programs verified.
+fn load_object<'a>(
+    loader: &mut EbpfLoader<'a>,
+    types: &'a KernelTypes,
+    object: &str,
+    bytes: &[u8],
+) -> Result<Loaded, ProbeError> {
+    let by_extract = types.used.as_ref().and_then(|used| loader.btf(Some(used)).load(bytes).ok());
+    let mut ebpf = match by_extract {
+        Some(ebpf) => ebpf,
+        None => loader.btf(Some(&types.all)).load(bytes).map_err(|error| load_error(error, object))?,
+    };
+    let fds = load_programs(&mut ebpf, &types.all, object)?;
+    Ok((ebpf, fds))
 }
 
 /// The object of that name: from the directory that overrides, or embedded.
@@ -287,6 +329,18 @@ pub(crate) fn object_bytes(
                 reason: "this build embeds no BPF objects".to_owned(),
             }),
     }
+}
+
+/// `TIDS_PER_CHUNK` of `bpf/probe/common.h`.
+const TIDS_PER_CHUNK: u32 = 4096;
+/// `PID_MAX_LIMIT` of include/linux/threads.h.
+const MAX_TIDS: u32 = 1 << 22;
+
+/// Enough for every thread id there can be. Should the limit be raised later, threads above it count as lost.
+fn tid_chunks() -> u32 {
+    let limit =
+        std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse().ok());
+    limit.unwrap_or(MAX_TIDS).min(MAX_TIDS) / TIDS_PER_CHUNK + 1
 }
 
 /// Before Linux 5.11 BPF memory counted against RLIMIT_MEMLOCK. That it can't be raised is no error: newer kernels do
@@ -486,7 +540,7 @@ mod tests {
         }
         let object = glasshouse_bpf::object(glasshouse_bpf::PROBE).unwrap();
         // The whole would do as well, only slower: nothing else tells that a type is missing.
-        EbpfLoader::new().btf(Some(&used)).allow_unsupported_maps().load(object.bytes).unwrap();
+        EbpfLoader::new().btf(Some(&used)).load(object.bytes).unwrap();
     }
 
     #[test]

@@ -15,9 +15,9 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 
 use glasshouse_host_probe::{LoadOptions, ProbeError};
+use glasshouse_schema::event::SocketOperation;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use glasshouse_schema::event::SocketOperation;
 use support::{Seen, run_shell, run_workload, start, start_workload, wait_for};
 
 const ENOENT: i32 = -2;

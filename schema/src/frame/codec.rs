@@ -2,11 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Frame, Header, Seal};
+use super::{Body, Entry, Frame, Header, Seal, each_list};
+use crate::event::Class;
 use crate::version;
 
 /// Largest frame that is written or read: with room for headers below a NATS server's default `max_payload`, 1 MiB.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024 - 16 * 1024;
+
+/// Most addresses of one DNS answer that a frame has: the writer keeps the first, a reader takes no more.
+pub const MAX_DNS_ANSWERS: usize = 64;
+/// Longest DNS name in a frame: what a name has on the wire (RFC 1035, section 2.3.4).
+pub const MAX_DNS_NAME_BYTES: usize = 255;
 
 /// MessagePack of a 5-element array whose first element is the 3-character string `ghf`.
 const MAGIC: [u8; 5] = [0x95, 0xa3, b'g', b'h', b'f'];
@@ -113,29 +119,6 @@ impl<'a> Frame<'a> {
 }
 
 impl Body<'_> {
-    /// How many events the body holds.
-    pub fn events(&self) -> usize {
-        self.forks.len()
-            + self.execs.len()
-            + self.exits.len()
-            + self.opens.len()
-            + self.deletes.len()
-            + self.renames.len()
-            + self.connects.len()
-    }
-
-    /// The time of every event.
-    pub(super) fn times(&mut self) -> impl Iterator<Item = &mut u64> {
-        let forks = self.forks.iter_mut().map(|fork| &mut fork.after_ns);
-        let execs = self.execs.iter_mut().map(|exec| &mut exec.after_ns);
-        let exits = self.exits.iter_mut().map(|exit| &mut exit.after_ns);
-        let opens = self.opens.iter_mut().map(|open| &mut open.after_ns);
-        let deletes = self.deletes.iter_mut().map(|delete| &mut delete.after_ns);
-        let renames = self.renames.iter_mut().map(|rename| &mut rename.after_ns);
-        let connects = self.connects.iter_mut().map(|connect| &mut connect.after_ns);
-        forks.chain(execs).chain(exits).chain(opens).chain(deletes).chain(renames).chain(connects)
-    }
-
     /// Whether every index is inside of its table, so that readers may index without a check of their own.
     fn check(&self) -> Result<(), DecodeError> {
         let within = |what, index: u32, len: usize| match (index as usize) < len {
@@ -144,6 +127,11 @@ impl Body<'_> {
         };
         let process = |index| within("process", index, self.processes.len());
         let path = |index| within("path", index, self.paths.len());
+        let of_address =
+            |address: &[u8], port: Option<u16>| match port.is_none() || matches!(address.len(), 4 | 16) {
+                true => Ok(()),
+                false => Err(DecodeError::Inconsistent("an IP address of neither 4 nor 16 bytes")),
+            };
         for fork in &self.forks {
             process(fork.process)?;
             process(fork.child)?;
@@ -159,9 +147,6 @@ impl Body<'_> {
         for open in &self.opens {
             process(open.process)?;
             path(open.path)?;
-            if open.count == 0 {
-                return Err(DecodeError::Inconsistent("an open that stands for none"));
-            }
         }
         for delete in &self.deletes {
             process(delete.process)?;
@@ -172,12 +157,44 @@ impl Body<'_> {
             path(rename.from)?;
             path(rename.to)?;
         }
-        for connect in &self.connects {
-            process(connect.process)?;
-            if connect.port.is_some() && !matches!(connect.address.len(), 4 | 16) {
+        for change in &self.changes {
+            process(change.process)?;
+            path(change.path)?;
+            change.other.map_or(Ok(()), path)?;
+        }
+        for io in &self.ios {
+            process(io.process)?;
+            path(io.path)?;
+        }
+        for socket in &self.sockets {
+            process(socket.process)?;
+            of_address(socket.address, socket.port)?;
+        }
+        for traffic in &self.traffic {
+            process(traffic.process)?;
+            of_address(traffic.address, traffic.port)?;
+        }
+        for dns in &self.dns {
+            process(dns.process)?;
+            of_address(dns.server, dns.port)?;
+            if dns.name.len() > MAX_DNS_NAME_BYTES || dns.answers.len() > MAX_DNS_ANSWERS {
+                return Err(DecodeError::Inconsistent("a DNS name or list of answers that is too long"));
+            }
+            if dns.answers.iter().any(|answer| !matches!(answer.len(), 4 | 16)) {
                 return Err(DecodeError::Inconsistent("an IP address of neither 4 nor 16 bytes"));
             }
         }
-        Ok(())
+        for credentials in &self.credentials {
+            process(credentials.process)?;
+        }
+        for operation in &self.operations {
+            process(operation.process)?;
+        }
+        let mut stands_for_none = false;
+        each_list!([&] self, |_class, list| stands_for_none |= list.iter().any(|entry| entry.facts() == 0));
+        match stands_for_none {
+            true => Err(DecodeError::Inconsistent("an event that stands for none")),
+            false => Ok(()),
+        }
     }
 }

@@ -261,6 +261,11 @@ impl From<ReceiptV03> for Receipt {
             exe_flags: Vec::new(),
             uid: None,
             gid: None,
+            exec_flags: Vec::new(),
+            environment: Vec::new(),
+            environment_truncated: false,
+            credentials: Vec::new(),
+            usage: None,
             vantage,
         };
         let FilesystemV03 { reads, writes, deletes, policy_violations } = old.filesystem;
@@ -324,6 +329,8 @@ impl From<ReceiptV03> for Receipt {
             coverage: Coverage { incomplete: vec![incomplete], ..Coverage::default() },
             files: Vec::new(),
             sockets: Vec::new(),
+            dns: Vec::new(),
+            operations: Vec::new(),
             chain: Vec::new(),
             labels: Default::default(),
             trace_id: None,

@@ -9,6 +9,7 @@
 //! UTF-8 are written with U+FFFD for what is not; `files[].path_hex` then holds the bytes.
 
 mod compat;
+mod facts;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use compat::{ReceiptError, ReceiptV03};
+pub use facts::{CredentialChange, Dns, Exec, File, Operation, Process, Socket, Usage};
 
 use crate::canonical::{CanonicalError, decimal};
 use crate::ids::{Digest, NodeId, Vantage};
@@ -121,6 +123,12 @@ pub struct Receipt {
     /// Every socket address, with all that is known of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sockets: Vec<Socket>,
+    /// Every name asked of a name server, with the answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<Dns>,
+    /// What the kernel was asked for that few programs need: ptrace, bpf, namespaces, modules and the like.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<Operation>,
     /// The frame chains that the facts were folded from.
     pub chain: Vec<ChainHead>,
     /// The submitter's labels.
@@ -146,65 +154,6 @@ pub struct Timing {
     pub cpu_time_ms: u64,
 }
 
-/// A process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Process {
-    /// Thread group id.
-    pub pid: u32,
-    /// Parent's thread group id.
-    pub ppid: u32,
-    /// The program it ran last.
-    pub exe: String,
-    /// Its last arguments, masked by the redaction rules.
-    pub argv: Vec<String>,
-    /// Its working directory at its last exec.
-    pub working_dir: String,
-    /// When it began, RFC 3339.
-    pub start_time: String,
-    /// When it ended; absent when that was not seen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end_time: Option<String>,
-    /// Exit code; absent when a signal ended it or its end was not seen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<u8>,
-    /// The signal that ended it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signal: Option<u8>,
-    /// Every program it ran, in order, when there was more than one or none of its own (a bare fork).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub execs: Vec<Exec>,
-    /// It never ran a program of its own: `exe`, `argv` and `working_dir` are its parent's.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub forked_only: bool,
-    /// Its arguments were longer than the probe carries.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub argv_truncated: bool,
-    /// How `exe` was learnt, as in `files[].flags`: `unlinked` is a program run from memory or a deleted file.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub exe_flags: Vec<String>,
-    /// Effective user id at its last exec.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
-    /// Effective group id at its last exec.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gid: Option<u32>,
-    /// Who saw it.
-    pub vantage: Vantage,
-}
-
-/// One program that a process ran.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Exec {
-    /// When, RFC 3339.
-    pub time: String,
-    /// The program.
-    pub exe: String,
-    /// The arguments.
-    pub argv: Vec<String>,
-    /// The working directory.
-    pub working_dir: String,
-}
-
 /// A process in the older, flat form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlatProcess {
@@ -219,9 +168,10 @@ pub struct FlatProcess {
 /// Paths, sorted and unique. Only what succeeded stands here; `files` has the attempts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Filesystem {
-    /// Opened for reading.
+    /// Opened for reading, or read through a descriptor that was there before.
     pub reads: Vec<String>,
-    /// Opened for writing, created, or the new name of a rename.
+    /// Opened for writing, written, created, made (directory, link, node), the new name of a rename, one of two names that
+    /// changed places, or with another mode, owner or length than before.
     pub writes: Vec<String>,
     /// Removed, or the old name of a rename.
     pub deletes: Vec<String>,
@@ -232,9 +182,9 @@ pub struct Filesystem {
 /// Sockets in the established form.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Network {
-    /// Where a connect succeeded or was begun.
+    /// Where a connect succeeded or was begun, and where datagrams were sent to without one.
     pub connections: Vec<Connection>,
-    /// Every connect with its result.
+    /// Every connect, and every datagram sent without one, with its result.
     pub attempts: Vec<Attempt>,
     /// Bytes sent; absent where no hook counts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -443,63 +393,6 @@ pub struct Cap {
     pub events_left_out: u64,
 }
 
-/// A file, with all that is known of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct File {
-    /// Its path.
-    pub path: String,
-    /// The path's bytes, hexadecimal, when they are not UTF-8.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path_hex: Option<String>,
-    /// Successful opens for reading.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub reads: u64,
-    /// Successful opens for writing.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub writes: u64,
-    /// Successful opens that neither read nor write (`O_PATH`).
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub path_only: u64,
-    /// Successful opens with `O_CREAT`; the file may have been there before.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub creates: u64,
-    /// Successful removals.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub deletes: u64,
-    /// What it was renamed to.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub renamed_to: Vec<String>,
-    /// What was renamed to it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub renamed_from: Vec<String>,
-    /// Failed attempts, per operation and errno, such as `open ENOENT`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub errors: BTreeMap<String, u64>,
-    /// Which processes did what: `read`, `write`, `path` (`O_PATH`), `create`, `delete`, `rename`, `failed`, each with
-    /// the ids of those that did. A create may find the file there, see `creates`.
-    pub by: BTreeMap<String, Vec<u32>>,
-    /// Any of `truncated`, `unresolved`, `unlinked`, `masked`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub flags: Vec<String>,
-    /// Who saw it.
-    pub vantage: Vantage,
-}
-
-/// A socket address, with all that is known of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Socket {
-    /// `address:port`, or a unix socket's path.
-    pub dst: String,
-    /// `tcp`, `udp`, `unix`, or the protocol's number.
-    pub protocol: String,
-    /// Connects per result, `ok` or the errno's name.
-    pub results: BTreeMap<String, u64>,
-    /// Processes that connected.
-    pub pids: Vec<u32>,
-    /// Who saw it.
-    pub vantage: Vantage,
-}
-
 /// Where one frame chain ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChainHead {
@@ -524,9 +417,15 @@ pub struct ChainHead {
 pub struct ProbeCost {
     /// User-space CPU time of the probe, microseconds. An estimate: the probe serves all executions of its node.
     pub user_cpu_us: u64,
+    /// CPU time of the probe's kernel programs, microseconds. An estimate from `kernel_samples`.
+    #[serde(default)]
+    pub kernel_cpu_us: u64,
+    /// How many runs of the kernel programs were measured.
+    #[serde(default)]
+    pub kernel_samples: u64,
     /// Bytes of frames.
     pub frame_bytes: u64,
-    /// Always true: see `user_cpu_us`.
+    /// Always true: see `user_cpu_us` and `kernel_cpu_us`.
     pub estimated: bool,
 }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use glasshouse_fold::ExecutionFold;
 use glasshouse_schema::frame::{Cost, FrameWriterConfig, Seal, SealTotals};
@@ -14,8 +15,8 @@ use glasshouse_schema::lifecycle::{
 };
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_schema::{
-    Address, EncodedFrame, Event, ExecutionId, Fact, FrameWriter, NodeId, PathFlags, PathRef, ProcessKey,
-    Receipt, Vantage, version,
+    Address, EncodedFrame, Event, ExecFlags, ExecutionId, Fact, FileChange, FrameWriter, NodeId, Operation,
+    PathFlags, PathRef, ProcessKey, Receipt, SocketOperation, Usage, Vantage, version,
 };
 
 pub(crate) const EPOCH: u64 = 4;
@@ -41,12 +42,48 @@ pub(crate) fn at(ms: u64, tgid: u32, fact: Fact<'_>) -> Event<'_> {
 }
 
 pub(crate) fn open(path: &[u8], flags: u32, result: i32) -> Fact<'_> {
-    Fact::Open { path: PathRef::resolved(path), flags, result }
+    Fact::Open { path: PathRef::resolved(path), flags, result, created: false }
 }
 
 pub(crate) fn exec<'a>(ppid: u32, exe: &'a [u8], argv: &'a [&'a [u8]]) -> Fact<'a> {
     let (exe, cwd) = (PathRef::resolved(exe), PathRef::resolved(b"/srv"));
-    Fact::Exec { ppid, exe, cwd, argv, argv_truncated: false, uid: 1000, gid: 100 }
+    let flags = ExecFlags::default();
+    Fact::Exec {
+        ppid,
+        exe,
+        cwd,
+        argv,
+        argv_truncated: false,
+        uid: 1000,
+        gid: 100,
+        env: &[],
+        env_truncated: false,
+        flags,
+    }
+}
+
+pub(crate) fn exit(code: u8, signal: u8) -> Fact<'static> {
+    let usage = Usage {
+        user_ns: 4_000_000,
+        system_ns: 1_500,
+        max_rss_kib: 5_120,
+        minor_faults: 300,
+        major_faults: 2,
+    };
+    Fact::Exit { code, signal, core_dumped: false, usage }
+}
+
+pub(crate) const fn socket(
+    operation: SocketOperation,
+    address: Address<'_>,
+    protocol: u8,
+    result: i32,
+) -> Fact<'_> {
+    Fact::Socket { operation, address, protocol, result }
+}
+
+pub(crate) const fn connect(address: Address<'_>, protocol: u8, result: i32) -> Fact<'_> {
+    socket(SocketOperation::Connect, address, protocol, result)
 }
 
 pub(crate) fn config() -> FrameWriterConfig {
@@ -75,7 +112,7 @@ pub(crate) fn seal() -> Seal {
         syscalls: vec![("openat".into(), 120), ("connect".into(), 3)],
         denied: vec![("connect".into(), 1)],
         redactions: vec![("tokens".into(), 1)],
-        cost: Cost { user_cpu_ns: 250_000, frame_bytes: 0 },
+        cost: Cost { user_cpu_ns: 250_000, kernel_ns: 91_000, kernel_samples: 12, ..Cost::default() },
         ..Seal::default()
     }
 }
@@ -86,17 +123,20 @@ pub(crate) fn events() -> Vec<Event<'static>> {
     const SHELL: &[&[u8]] = &[b"sh", b"-c", b"cat input > copy; exec cat copy"];
     const CAT: &[&[u8]] = &[b"cat", b"copy"];
     let unresolved = PathRef { bytes: b"/srv/missing/../x", flags: PathFlags::UNRESOLVED };
-    let rename =
-        |from, to, result| Fact::Rename { from: PathRef::resolved(from), to: PathRef::resolved(to), result };
+    let rename = |from, to, result| Fact::Rename {
+        from: PathRef::resolved(from),
+        to: PathRef::resolved(to),
+        exchange: false,
+        result,
+    };
     let delete = |path, directory, result| Fact::Delete { path: PathRef::resolved(path), directory, result };
-    let connect = |address, protocol, result| Fact::Connect { address, protocol, result };
-    vec![
+    let mut events = vec![
         at(0, 100, exec(1, b"/usr/bin/python3.12", PYTHON)),
         at(1, 100, open(b"/etc/ld.so.cache", 0o2_000_000, 0)),
         at(2, 100, open(b"/usr/lib/libc.so.6", 0o2_000_000, 0)),
         at(3, 100, open(b"/usr/lib/libc.so.6", 0o2_000_000, 0)),
         at(4, 100, open(b"/srv/build.py", 0o2_000_000, 0)),
-        at(5, 100, Fact::Open { path: unresolved, flags: 0, result: -2 }),
+        at(5, 100, Fact::Open { path: unresolved, flags: 0, result: -2, created: false }),
         at(6, 100, open(b"/etc/shadow", 0, -13)),
         at(7, 100, open(b"/srv", 0o10_200_000, 0)),
         at(8, 100, open(b"/srv/out.tmp", 0o2_001_101, 0)),
@@ -110,10 +150,10 @@ pub(crate) fn events() -> Vec<Event<'static>> {
         at(23, 101, Fact::Fork { child: process(102) }),
         at(24, 102, open(b"/srv/input", 0, 0)),
         at(25, 102, open(b"/srv/copy", 0o1_101, 0)),
-        at(26, 102, Fact::Exit { code: 0, signal: 0, core_dumped: false }),
+        at(26, 102, exit(0, 0)),
         at(27, 101, exec(100, b"/usr/bin/cat", CAT)),
         at(28, 101, open(b"/srv/copy", 0, 0)),
-        at(29, 101, Fact::Exit { code: 0, signal: 9, core_dumped: false }),
+        at(29, 101, exit(0, 9)),
         at(40, 100, connect(Address::V4([127, 0, 0, 1], 8080), 6, -111)),
         at(41, 100, connect(Address::V4([93, 184, 216, 34], 443), 6, -115)),
         at(
@@ -123,7 +163,111 @@ pub(crate) fn events() -> Vec<Event<'static>> {
         ),
         at(43, 100, connect(Address::Unix(b"/run/dbus/socket"), 0, 0)),
         at(44, 100, connect(Address::Unix(b"\0abstract"), 0, -111)),
-        at(60, 100, Fact::Exit { code: 3, signal: 0, core_dumped: false }),
+    ];
+    events.extend(later_events());
+    events.push(at(60, 100, exit(3, 0)));
+    events
+}
+
+/// Links, modes, mounts, bytes, credentials, names asked of DNS, and what else the same program does.
+fn later_events() -> Vec<Event<'static>> {
+    const ENV: &[&[u8]] = &[b"LD_PRELOAD"];
+    const ANSWERS: &[IpAddr] = &[
+        IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0x5db8, 0xd822)),
+        IpAddr::V4(Ipv4Addr::new(10, 9, 8, 7)),
+    ];
+    let path = PathRef::resolved;
+    let change = |change, at, other: Option<&'static [u8]>, value, result| Fact::Change {
+        change,
+        path: path(at),
+        other: other.map(path),
+        value,
+        result,
+    };
+    let io = |at, reads, writes, read_bytes, written_bytes| Fact::Io {
+        path: path(at),
+        reads,
+        writes,
+        read_bytes,
+        written_bytes,
+    };
+    let traffic = |address, sends, receives, sent_bytes, received_bytes| Fact::Traffic {
+        address,
+        protocol: 6,
+        sends,
+        receives,
+        sent_bytes,
+        received_bytes,
+    };
+    let server = Address::V4([10, 0, 0, 53], 53);
+    let dns = |name, query_type, answers, response_code| Fact::Dns {
+        server,
+        name,
+        query_type,
+        answers,
+        response_code,
+    };
+    let operation =
+        |operation, value, target_tgid, result| Fact::Operation { operation, value, target_tgid, result };
+    let web = Address::V4([93, 184, 216, 34], 443);
+    vec![
+        at(45, 100, Fact::Open { path: path(b"/srv/new"), flags: 0o101, result: 0, created: true }),
+        at(
+            45,
+            100,
+            Fact::Rename { from: path(b"/srv/one"), to: path(b"/srv/two"), exchange: true, result: 0 },
+        ),
+        at(45, 100, change(FileChange::Link, b"/srv/hard", Some(b"/srv/new"), 0, 0)),
+        at(45, 100, change(FileChange::Symlink, b"/srv/soft", Some(b"../new"), 0, 0)),
+        at(45, 100, change(FileChange::MakeDirectory, b"/srv/made", None, 0o755, 0)),
+        at(46, 100, change(FileChange::Mode, b"/srv/new", None, 0o104_755, 0)),
+        at(46, 100, change(FileChange::Owner, b"/srv/new", None, 0xffff_ffff, -1)),
+        at(46, 100, change(FileChange::Mount, b"/srv/made", Some(b"tmpfs"), 6, 0)),
+        at(46, 100, change(FileChange::MapExecutable, b"/usr/lib/libc.so.6", None, 0, 0)),
+        at(47, 100, io(b"/srv/build.py", 3, 0, 8_000, 0)),
+        at(47, 100, io(b"/srv/new", 0, 2, 0, 70_000)),
+        at(
+            48,
+            100,
+            Fact::Credentials {
+                uid: 1000,
+                euid: 0,
+                gid: 100,
+                egid: 100,
+                capabilities: 1 << 21,
+                gained: true,
+            },
+        ),
+        at(49, 100, dns(b"example.org", 1, &[], None)),
+        at(49, 100, dns(b"example.org", 1, ANSWERS, Some(0))),
+        at(49, 100, dns(b"nowhere.example", 28, &[], Some(3))),
+        at(50, 100, traffic(web, 4, 9, 600, 90_000)),
+        at(50, 100, traffic(Address::V4([10, 0, 0, 9], 9000), 1, 0, 11, 0)),
+        at(51, 100, socket(SocketOperation::Bind, Address::V4([0, 0, 0, 0], 8000), 6, 0)),
+        at(51, 100, socket(SocketOperation::Listen, Address::V4([0, 0, 0, 0], 8000), 6, 0)),
+        at(51, 100, socket(SocketOperation::Accept, Address::V4([10, 0, 0, 2], 50_000), 6, 0)),
+        at(51, 100, socket(SocketOperation::Send, server, 17, 0)),
+        at(52, 100, operation(Operation::Ptrace, 16, 101, -1)),
+        at(52, 100, operation(Operation::Signal, 9, 4_000, -3)),
+        at(52, 100, operation(Operation::Unshare, 0x2002_0000, 0, 0)),
+        at(53, 100, Fact::Fork { child: process(103) }),
+        at(
+            54,
+            103,
+            Fact::Exec {
+                ppid: 100,
+                exe: PathRef { bytes: b"memfd:tool", flags: PathFlags::UNLINKED },
+                cwd: path(b"/srv"),
+                argv: &[b"tool"],
+                argv_truncated: false,
+                uid: 0,
+                gid: 100,
+                env: ENV,
+                env_truncated: true,
+                flags: ExecFlags::ANONYMOUS.with(ExecFlags::PRIVILEGED).with(ExecFlags::MOUNT),
+            },
+        ),
+        at(55, 103, exit(0, 0)),
     ]
 }
 

@@ -83,7 +83,9 @@ fn connects(run: &Run) -> Vec<(Vec<u8>, Option<u16>, i32)> {
     run.seen
         .iter()
         .filter_map(|seen| match seen {
-            Seen::Socket { operation: SocketOperation::Connect, address, port, result, .. } => Some((address.clone(), *port, *result)),
+            Seen::Socket { operation: SocketOperation::Connect, address, port, result, .. } => {
+                Some((address.clone(), *port, *result))
+            }
             _ => None,
         })
         .collect()
