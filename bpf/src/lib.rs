@@ -29,6 +29,9 @@ pub const PROBE: &str = "probe.bpf.o";
 pub const PROBE_DIRECT: &str = "probe.direct.bpf.o";
 /// File name of the object with one minimal program per type, for `doctor`.
 pub const DOCTOR: &str = "doctor.bpf.o";
+/// File name of the object with an empty program per hook, for the bench of what watching costs. The program on hook
+/// `sys_exit` is `empty_sys_exit`.
+pub const EMPTY: &str = "empty.bpf.o";
 
 #[cfg(glasshouse_bpf_objects)]
 mod embedded {
@@ -43,11 +46,13 @@ mod embedded {
         &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/probe.direct.bpf.o")));
     static DOCTOR_BYTES: &Aligned<[u8]> =
         &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/doctor.bpf.o")));
+    static EMPTY_BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/empty.bpf.o")));
 
     pub(super) static OBJECTS: [Object; 3] = [
         Object { name: super::PROBE, bytes: &PROBE_BYTES.0 },
         Object { name: super::PROBE_DIRECT, bytes: &DIRECT_BYTES.0 },
         Object { name: super::DOCTOR, bytes: &DOCTOR_BYTES.0 },
+        Object { name: super::EMPTY, bytes: &EMPTY_BYTES.0 },
     ];
 }
 

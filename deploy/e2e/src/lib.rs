@@ -67,19 +67,29 @@ macro_rules! skip_unless_watching_works {
 }
 
 /// Waits until `condition` gives something, or fails the test at the deadline.
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_within(DEADLINE, what, condition)
+}
+
+/// The same with a deadline of its own.
+pub fn wait_within<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {
         if let Some(found) = condition() {
             return found;
         }
-        assert!(begin.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        assert!(begin.elapsed() < deadline, "{what}: not within {deadline:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Runs to the end, or fails the test at the deadline.
-pub fn output(mut command: Command) -> Output {
+pub fn output(command: Command) -> Output {
+    output_within(DEADLINE, command)
+}
+
+/// The same with a deadline of its own.
+pub fn output_within(deadline: Duration, mut command: Command) -> Output {
     let what = format!("{command:?}");
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Process(command.spawn().expect("the program starts"));
@@ -94,7 +104,7 @@ pub fn output(mut command: Command) -> Output {
     };
     let stdout = read(child.0.stdout.take().map(|stream| Box::new(stream) as _));
     let stderr = read(child.0.stderr.take().map(|stream| Box::new(stream) as _));
-    let status = wait_for(&what, || child.0.try_wait().expect("the child can be waited for"));
+    let status = wait_within(deadline, &what, || child.0.try_wait().expect("the child can be waited for"));
     let join = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().expect("reading does not panic");
     Output { status, stdout: join(stdout), stderr: join(stderr) }
 }

@@ -1,0 +1,56 @@
+//! What fuzz targets share: the golden execution, and what a redactor may never let through.
+
+use glasshouse_schema::LifecycleEvent;
+use glasshouse_schema::lifecycle::RedactionRules;
+
+/// The lifecycle of the golden execution, one event per phase but `closed`, in the order of [`PhaseName::ALL`].
+///
+/// [`PhaseName::ALL`]: glasshouse_schema::lifecycle::PhaseName::ALL
+pub fn golden_lifecycle() -> Vec<LifecycleEvent> {
+    macro_rules! golden {
+        ($($phase:literal)*) => {
+            [$(&include_bytes!(concat!("../../tests/golden/lifecycle-", $phase, ".json"))[..]),*]
+        };
+    }
+    golden!("requested" "admitted" "claimed" "prepared" "started" "profiled" "unprofiled" "exited" "sealed" "failed" "cleaned")
+        .into_iter()
+        .map(|bytes| LifecycleEvent::decode(bytes).expect("a golden document reads"))
+        .collect()
+}
+
+/// Paths below this are masked by [`rules`].
+const PREFIX: &[u8] = b"/home/ana/";
+const MARK: &[u8] = b"<masked:";
+
+/// The rules whose effect [`check_path`] and [`check_argument`] look for.
+pub fn rules() -> RedactionRules {
+    RedactionRules { path_prefixes: vec!["/home/ana/".into()], tokens: true }
+}
+
+/// Panics when a path or address that went through a redactor with [`rules`] still says what they mask.
+pub fn check_path(path: &[u8]) {
+    assert!(!is_under_prefix(path), "a masked prefix leaks: {}", path.escape_ascii());
+    assert!(!holds_token(path), "a token leaks: {}", path.escape_ascii());
+}
+
+/// As [`check_path`], for an argument: it may be a path, or `NAME=PATH`.
+pub fn check_argument(argument: &[u8]) {
+    check_path(argument);
+    if let Some(at) = argument.iter().position(|byte| *byte == b'=') {
+        let value = &argument[at + 1..];
+        assert!(!is_under_prefix(value), "a masked prefix leaks: {}", argument.escape_ascii());
+    }
+}
+
+fn is_under_prefix(path: &[u8]) -> bool {
+    path.strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && !rest.starts_with(MARK))
+}
+
+/// A token of GitHub where a word begins. Not the code under test told again: one issuer stands for all.
+fn holds_token(text: &[u8]) -> bool {
+    let is_word = |byte: &&u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    (0..text.len()).any(|at| {
+        let begins = at == 0 || !text[at - 1].is_ascii_alphanumeric();
+        begins && text[at..].starts_with(b"ghp_") && text[at..].iter().take_while(is_word).count() >= 20
+    })
+}
