@@ -29,7 +29,8 @@ pub const PROBE: &str = "probe.bpf.o";
 pub const PROBE_DIRECT: &str = "probe.direct.bpf.o";
 /// File name of the object with one minimal program per type, for `doctor`.
 pub const DOCTOR: &str = "doctor.bpf.o";
-/// File name of the object with an empty program per hook, for the bench of what watching costs. The program on hook
+/// File name of the object with an empty program per hook, for the bench of what watching costs; embedded with feature
+/// `empty` only. The program on hook
 /// `sys_exit` is `empty_sys_exit`.
 pub const EMPTY: &str = "empty.bpf.o";
 
@@ -46,19 +47,21 @@ mod embedded {
         &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/probe.direct.bpf.o")));
     static DOCTOR_BYTES: &Aligned<[u8]> =
         &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/doctor.bpf.o")));
+    #[cfg(feature = "empty")]
     static EMPTY_BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/empty.bpf.o")));
 
-    pub(super) static OBJECTS: [Object; 3] = [
+    pub(super) static OBJECTS: &[Object] = &[
         Object { name: super::PROBE, bytes: &PROBE_BYTES.0 },
         Object { name: super::PROBE_DIRECT, bytes: &DIRECT_BYTES.0 },
         Object { name: super::DOCTOR, bytes: &DOCTOR_BYTES.0 },
+        #[cfg(feature = "empty")]
         Object { name: super::EMPTY, bytes: &EMPTY_BYTES.0 },
     ];
 }
 
 /// The embedded objects: empty where the target is not Linux.
 #[cfg(glasshouse_bpf_objects)]
-pub static OBJECTS: &[Object] = &embedded::OBJECTS;
+pub static OBJECTS: &[Object] = embedded::OBJECTS;
 /// The embedded objects: none, because the target is not Linux.
 #[cfg(not(glasshouse_bpf_objects))]
 pub static OBJECTS: &[Object] = &[];

@@ -17,14 +17,14 @@ const MAX_TASKS: usize = 1 << 16;
 pub struct Decoder {
     first: Vec<u8>,
     second: Vec<u8>,
-    tables: HashMap<u32, Box<Table>>,
-    /// For the next task.
-    spare: Vec<Box<Table>>,
+    tables: HashMap<u32, Table>,
+    /// For the next task: their buffers are used again.
+    spare: Vec<Table>,
 }
 
 /// The user space half of `struct task` in `bpf/probe/common.h`: what the kernel's tallies are about.
 #[derive(Debug, Default)]
-struct Table([Entry; abi::SEEN]);
+struct Table(Box<[Entry; abi::SEEN]>);
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -289,16 +289,15 @@ impl Decoder {
                     AF_UNIX => (self.unix_path(&socket.path, payload)?, 0),
                     _ => (internet(&socket.address)?, socket.address.protocol as u8),
                 };
-                match address {
-                    Address::Unix(name) if name.first() != Some(&0) => {
-                        let path = redactor.path(name);
-                        let address = Address::Unix(&path);
-                        emit(&record.event(Fact::Socket { operation, address, protocol, result }), 1);
+                let path;
+                let address = match address {
+                    Address::Unix(name) => {
+                        path = redactor.path(name);
+                        Address::Unix(&path)
                     }
-                    address => {
-                        emit(&record.event(Fact::Socket { operation, address, protocol, result }), 1);
-                    }
-                }
+                    address => address,
+                };
+                emit(&record.event(Fact::Socket { operation, address, protocol, result }), 1);
             }
             abi::KIND_TRAFFIC => {
                 let traffic = abi::Traffic::read(record.body)?;
@@ -316,8 +315,8 @@ impl Decoder {
                 let of = abi::Dns::read(record.body)?;
                 let server = internet(&of.server)?;
                 let message = payload.get(..of.message_bytes as usize)?;
-                // What is no DNS message went to its port all the same: the traffic is told of, a name is not.
-                let Some(message) = dns::parse(message) else { return Some(1) };
+                // What is no DNS message went to its port all the same: it asks for nothing that could be told.
+                let message = dns::parse(message).unwrap_or_default();
                 let fact = Fact::Dns {
                     server,
                     name: &message.name,
@@ -396,8 +395,8 @@ impl Decoder {
 
 /// Fills the entry that tallies will name.
 fn keep(
-    tables: &mut HashMap<u32, Box<Table>>,
-    spare: &mut Vec<Box<Table>>,
+    tables: &mut HashMap<u32, Table>,
+    spare: &mut Vec<Table>,
     at: abi::Entry,
     what: What,
     path: PathRef<'_>,

@@ -9,7 +9,7 @@ use simple_dns::{Name, Packet, QTYPE};
 const MAX_ANSWERS: usize = 64;
 
 /// What a message says.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Message {
     /// In presentation form, lower case, without the trailing dot.
     pub(crate) name: Vec<u8>,

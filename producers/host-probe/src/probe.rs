@@ -121,12 +121,11 @@ impl HostProbe {
             .map_max_entries("tasks", options.max_tasks + 1)
             .map_max_entries("free_tasks", options.max_tasks)
             .map_max_entries("tids", tid_chunks());
-        let (mut ebpf, fds, object) = match load_direct(&mut loader, &types, options) {
+        let ((mut ebpf, fds), object) = match load_direct(&mut loader, &types, options) {
             Some(loaded) => loaded,
             None => {
                 let (object, bytes) = object_bytes(options, glasshouse_bpf::PROBE)?;
-                let (ebpf, fds) = load_object(&mut loader, &types, &object, &bytes)?;
-                (ebpf, fds, object)
+                (load_object(&mut loader, &types, &object, &bytes)?, object)
             }
         };
         let verified = began.elapsed();
@@ -281,12 +280,12 @@ fn load_direct<'a>(
     loader: &mut EbpfLoader<'a>,
     types: &'a KernelTypes,
     options: &LoadOptions,
-) -> Option<(Ebpf, Vec<(OwnedFd, Watches)>, String)> {
+) -> Option<(Loaded, String)> {
     let numbers = types.numbers.as_ref().filter(|_| options.direct_reads)?;
     let (object, bytes) = object_bytes(options, glasshouse_bpf::PROBE_DIRECT).ok()?;
     let finished = direct_reads::finish(&bytes, numbers)?;
     match load_object(loader, types, &object, &finished) {
-        Ok((ebpf, fds)) => Some((ebpf, fds, object)),
+        Ok(loaded) => Some((loaded, object)),
         Err(error) => {
             tracing::debug!(%error, "direct reads are refused: using helper calls");
             None

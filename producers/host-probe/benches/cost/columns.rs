@@ -234,6 +234,7 @@ fn request(held: &Held) -> Result<WatchRequest> {
         root_tgid: held.child.id(),
         writer: FrameWriter::new(config),
         redactor: Redactor::new([0; 32], id, RedactionRules { path_prefixes: Vec::new(), tokens: true }),
+        lossless: false,
         sink: Box::new(|_: EncodedFrame| {}),
     })
 }

@@ -14,7 +14,7 @@ use glasshouse_schema::{ExecutionId, FrameWriter, NodeId, Vantage};
 fn record(file: u64) -> Vec<u8> {
     let payload = format!("file{file:07}\0d{:03}\0tree\0glasshouse-cost\0shm\0dev\0", file / 1000);
     let path = abi::Path { walked_bytes: payload.len() as u16, user_bytes: 0, flags: 0, reserved: 0 };
-    let open = abi::Open { result: 3, open_flags: 0, path, flags: 0, syscall: 257 };
+    let open = abi::Open { result: 3, open_flags: 0, path, entry: abi::Entry { task: 1, index: 1 }, flags: 0, syscall: 257 };
     let header = abi::Header {
         record_bytes: (abi::PAYLOAD_OFFSET + payload.len()) as u32,
         kind: abi::KIND_OPEN,
@@ -45,7 +45,10 @@ pub(super) fn rate(events: u64) -> Result<f64, Box<dyn Error>> {
     let began = Instant::now();
     for bytes in &records {
         let record = Record::parse(bytes).ok_or("a record is refused")?;
-        std::hint::black_box(decoder.decode(&record, &mut redactor, |event| writer.push(event)));
+        let untold = decoder.decode(&record, &mut redactor, |event, count| {
+            std::hint::black_box(writer.push_counted(event, count));
+        });
+        std::hint::black_box(untold);
     }
     std::hint::black_box(writer.flush());
     let took = began.elapsed();

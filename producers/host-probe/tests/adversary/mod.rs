@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use glasshouse_schema::event::SocketOperation;
-use glasshouse_schema::{Class, PathFlags};
+use glasshouse_schema::PathFlags;
 
 use crate::support::{self, Run, Seen, run_shell, run_workload, start, start_workload, wait_for};
 

@@ -11,6 +11,7 @@ pub(crate) struct Base {
     processes: u64,
     files: u64,
     opens: u64,
+    writes: u64,
 }
 
 impl Base {
@@ -19,7 +20,8 @@ impl Base {
         Self {
             processes: sealed.class(Class::Process).observed,
             files: sealed.class(Class::File).observed,
-            opens: sealed.in_frames.opened,
+            opens: sealed.in_frames.opens,
+            writes: sealed.in_frames.writes,
         }
     }
 }
@@ -51,16 +53,20 @@ pub(crate) fn problems(sealed: &Sealed, done: &Counts, base: Base) -> Vec<String
     // Frames hold what the seal says they hold.
     let (frames, process, file) =
         (&sealed.in_frames, sealed.class(Class::Process), sealed.class(Class::File));
-    let lifecycle = frames.forks + frames.execs + frames.exits;
-    equal("process events in frames", lifecycle, process.delivered);
-    equal("file events in frames", frames.opens + frames.deletes + frames.renames, file.delivered);
-    equal("opens folded in frames", frames.opened - frames.opens, file.collapsed);
-    equal("network events in frames", frames.connects, sealed.class(Class::Network).delivered);
+    for class in Class::ALL {
+        let (delivered, collapsed) = frames.facts[class as usize];
+        let of = sealed.class(class);
+        equal(&format!("{} events in frames", class.as_str()), delivered, of.delivered);
+        // The seal itself holds the calls.
+        if class != Class::Syscall {
+            equal(&format!("{} facts folded in frames", class.as_str()), collapsed, of.collapsed);
+        }
+    }
 
     // The execution's own count. Every process that it forked has ended, and so has its root.
     let processes = base.processes + 2 * done.forks + done.execs;
-    let files = base.files + done.opens + done.deletes + done.renames;
-    if sealed.missed_runs == Some([0; 3]) {
+    let files = base.files + done.opens + done.deletes + done.renames + done.writes;
+    if sealed.missed_runs == Some([0; 4]) {
         equal("process facts observed", process.observed, processes);
         equal("file facts observed", file.observed, files);
         let calls = |name: &str| sealed.syscalls.get(name).copied().unwrap_or(0);
@@ -80,7 +86,8 @@ pub(crate) fn problems(sealed: &Sealed, done: &Counts, base: Base) -> Vec<String
         equal("exits", frames.exits, 1 + done.forks);
     }
     if file.lost == 0 {
-        equal("opens", frames.opened, base.opens + done.opens);
+        equal("opens", frames.opens, base.opens + done.opens);
+        equal("writes", frames.writes, base.writes + done.writes);
         equal("deletes", frames.deletes, done.deletes);
         equal("renames", frames.renames, done.renames);
     }

@@ -19,7 +19,7 @@ const ROLE: &str = "hold";
 /// Frames that wait for their check; a sink that publishes has a queue like it.
 const QUEUED_FRAMES: usize = 1024;
 /// Whether the probe can be asked to hold back whoever it watches instead of losing.
-pub(crate) const LOSSLESS: bool = false;
+pub(crate) const LOSSLESS: bool = true;
 
 /// One class in a seal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,12 +37,13 @@ pub(crate) struct InFrames {
     pub(crate) forks: u64,
     pub(crate) execs: u64,
     pub(crate) exits: u64,
+    /// Calls that the events stand for.
     pub(crate) opens: u64,
-    /// Calls that the open events stand for.
-    pub(crate) opened: u64,
     pub(crate) deletes: u64,
     pub(crate) renames: u64,
-    pub(crate) connects: u64,
+    pub(crate) writes: u64,
+    /// Delivered and collapsed facts, in the order of [`Class::ALL`].
+    pub(crate) facts: [(u64, u64); 5],
     /// The first thing that is wrong with the chain.
     pub(crate) broken: Option<String>,
     #[serde(skip)]
@@ -60,7 +61,7 @@ pub(crate) struct Sealed {
     pub(crate) unexplained: u64,
     pub(crate) still_alive: u64,
     pub(crate) escaped: u64,
-    pub(crate) missed_runs: Option<[u64; 3]>,
+    pub(crate) missed_runs: Option<[u64; 4]>,
     pub(crate) syscalls: HashMap<String, u64>,
     pub(crate) blind_spots: Vec<String>,
     pub(crate) cpu_ns: u64,
@@ -98,11 +99,14 @@ impl InFrames {
         self.forks += body.forks.len() as u64;
         self.execs += body.execs.len() as u64;
         self.exits += body.exits.len() as u64;
-        self.opens += body.opens.len() as u64;
-        self.opened += body.opens.iter().map(|open| u64::from(open.count)).sum::<u64>();
-        self.deletes += body.deletes.len() as u64;
-        self.renames += body.renames.len() as u64;
-        self.connects += body.connects.len() as u64;
+        self.opens += body.opens.iter().map(|open| open.count).sum::<u64>();
+        self.deletes += body.deletes.iter().map(|delete| delete.count).sum::<u64>();
+        self.renames += body.renames.iter().map(|rename| rename.count).sum::<u64>();
+        self.writes += body.ios.iter().map(|io| io.writes).sum::<u64>();
+        for (class, delivered, collapsed) in body.facts() {
+            let of = &mut self.facts[class as usize];
+            *of = (of.0 + delivered, of.1 + collapsed);
+        }
         Ok(())
     }
 }
@@ -138,7 +142,7 @@ fn check(frames: &Receiver<Checked>) {
 fn request(
     index: u64,
     (cgroup_id, root_tgid): (u64, u32),
-    _lossless: bool,
+    lossless: bool,
     frames: &SyncSender<Checked>,
 ) -> Result<WatchRequest, Box<dyn Error>> {
     let mut random = [0; 10];
@@ -154,7 +158,7 @@ fn request(
         sink: Box::new(move |frame: EncodedFrame| {
             let _ = frames.send(Checked::Frame(index, frame));
         }),
-        // Here goes `lossless`, once a watch can be asked for it; then LOSSLESS says so.
+        lossless,
     })
 }
 

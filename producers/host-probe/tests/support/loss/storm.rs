@@ -97,6 +97,7 @@ impl Storm {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Counts {
     pub(crate) opens: u64,
+    pub(crate) writes: u64,
     pub(crate) deletes: u64,
     pub(crate) renames: u64,
     pub(crate) forks: u64,
@@ -105,9 +106,9 @@ pub(crate) struct Counts {
 
 impl Counts {
     fn print(&self) -> io::Result<()> {
-        let Self { opens, deletes, renames, forks, execs } = self;
+        let Self { opens, writes, deletes, renames, forks, execs } = self;
         // One write: the workers share the pipe.
-        let line = format!("{opens} {deletes} {renames} {forks} {execs}\n");
+        let line = format!("{opens} {writes} {deletes} {renames} {forks} {execs}\n");
         io::stdout().write_all(line.as_bytes())?;
         io::stdout().flush()
     }
@@ -117,10 +118,11 @@ impl Counts {
         let mut sum = Self::default();
         for line in printed.lines() {
             let numbers: Result<Vec<u64>, _> = line.split(' ').map(str::parse).collect();
-            let Ok([opens, deletes, renames, forks, execs]) = numbers.as_deref() else {
+            let Ok([opens, writes, deletes, renames, forks, execs]) = numbers.as_deref() else {
                 return Err(io::Error::other(format!("a worker printed {line:?}")));
             };
             sum.opens += opens;
+            sum.writes += writes;
             sum.deletes += deletes;
             sum.renames += renames;
             sum.forks += forks;
@@ -243,6 +245,7 @@ impl Worker {
     fn write(&mut self, path: &CString) -> io::Result<()> {
         self.counts.opens += 1;
         let file = open(path.as_c_str(), OFlag::O_WRONLY | OFlag::O_CREAT, Mode::from_bits_truncate(0o600))?;
+        self.counts.writes += 1;
         nix::unistd::write(&file, &[1; 64])?;
         Ok(())
     }
