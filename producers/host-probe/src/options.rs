@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::ProbeError;
 
-/// Sizes and places. The defaults take about 30 MiB of kernel memory.
+/// Sizes and places. The defaults grow with the machine's memory and take some 0.4 % of it, see docs/probe.md.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Where to read the BPF objects from instead of the embedded ones (`GLASSHOUSE_BPF_DIR`).
@@ -31,17 +31,36 @@ pub struct LoadOptions {
     pub drain_interval: Duration,
 }
 
+/// The machine's memory, or 1 GiB when it does not tell.
+fn memory_bytes() -> u64 {
+    let total = |text: String| {
+        let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?;
+        kib.trim().parse::<u64>().ok()?.checked_mul(1024)
+    };
+    std::fs::read_to_string("/proc/meminfo").ok().and_then(total).unwrap_or(1 << 30)
+}
+
+/// The largest power of two that is no more than `bytes`, within these limits (powers of two themselves).
+fn ring(bytes: u64, least: u32, most: u32) -> u32 {
+    let bytes = u32::try_from(bytes).unwrap_or(most).clamp(least, most);
+    1 << bytes.ilog2()
+}
+
+/// Kernel memory of one thread's table, about (`struct task` in `bpf/probe/common.h`).
+const TASK_BYTES: u64 = 3_700;
+
 impl Default for LoadOptions {
     fn default() -> Self {
+        let memory = memory_bytes();
         Self {
             object_dir: None,
             direct_reads: true,
-            process_ring_bytes: 4 * 1024 * 1024,
-            activity_ring_bytes: 16 * 1024 * 1024,
+            process_ring_bytes: ring(memory / 1024, 4 << 20, 32 << 20),
+            activity_ring_bytes: ring(memory / 1024, 8 << 20, 128 << 20),
             max_executions: 1024,
             max_cgroups: 8192,
             max_processes: 65536,
-            max_tasks: 4096,
+            max_tasks: (memory / 1024 / TASK_BYTES).clamp(2_048, 32_768) as u32,
             wakeup_bytes: 64 * 1024,
             drain_interval: Duration::from_millis(10),
         }
@@ -78,6 +97,9 @@ impl LoadOptions {
                 return bad(option, count, "from 1 to 1048576");
             }
         }
+        if !(1..=65_535).contains(&self.max_tasks) {
+            return bad("max_tasks", self.max_tasks, "from 1 to 65535");
+        }
         if self.wakeup_bytes == 0
             || self.wakeup_bytes > self.process_ring_bytes.min(self.activity_ring_bytes) / 2
         {
@@ -92,11 +114,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rings_are_powers_of_two_within_their_limits() {
+        assert_eq!(ring(24 << 20, 4 << 20, 32 << 20), 16 << 20);
+        assert_eq!(ring(1, 4 << 20, 32 << 20), 4 << 20);
+        assert_eq!(ring(u64::MAX, 4 << 20, 32 << 20), 32 << 20);
+    }
+
+    #[test]
     fn ranges_are_checked() {
         assert!(LoadOptions::default().check().is_ok());
         for options in [
             LoadOptions { process_ring_bytes: 100_000, ..LoadOptions::default() },
             LoadOptions { max_executions: 0, ..LoadOptions::default() },
+            LoadOptions { max_tasks: 65_536, ..LoadOptions::default() },
             LoadOptions { wakeup_bytes: 1 << 30, ..LoadOptions::default() },
         ] {
             assert!(matches!(options.check(), Err(ProbeError::BadOption { .. })));

@@ -157,6 +157,7 @@ impl HostProbe {
             .spawn(move || {
                 // The map descriptors must stay open for as long as epoll watches them.
                 let _rings = (process, activity);
+                clock::hurry();
                 drain.run();
             })
             .map_err(|source| ProbeError::Ring { step: "starting the drain thread", source })?;
