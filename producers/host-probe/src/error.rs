@@ -54,6 +54,15 @@ pub enum ProbeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The kernel lacks what the programs are made of.
+    #[error(
+        "the host probe needs Linux 5.17 or newer, and this is {release}. Run the command with profiling disabled, or on a \
+         newer kernel"
+    )]
+    KernelTooOld {
+        /// As `uname -r` has it.
+        release: String,
+    },
     /// The kernel lacks a hook.
     #[error(
         "this kernel has no tracepoint {hook}, which program {program} needs: Linux 5.17 or newer is required ({reason})"

@@ -91,6 +91,7 @@ impl HostProbe {
     /// Needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN) in the initial user namespace, and Linux 5.17 with BTF.
     pub fn load(options: &LoadOptions) -> Result<Self, ProbeError> {
         options.check()?;
+        check_kernel()?;
         let began = Instant::now();
         raise_memlock();
         // aya's loader parses all of the kernel's BTF when it is made, wanted or not, and attaching needs it as well: the
@@ -331,6 +332,28 @@ pub(crate) fn object_bytes(
     }
 }
 
+/// bpf_loop() is of 5.17 (e6f2dd0f8067).
+const OLDEST_KERNEL: (u32, u32) = (5, 17);
+
+/// Older kernels refuse the programs with words about something else.
+fn check_kernel() -> Result<(), ProbeError> {
+    let Ok(name) = nix::sys::utsname::uname() else { return Ok(()) };
+    let release = name.release().to_string_lossy();
+    match version(&release) {
+        Some(version) if version < OLDEST_KERNEL => {
+            Err(ProbeError::KernelTooOld { release: release.into_owned() })
+        }
+        // One that does not tell is tried.
+        _ => Ok(()),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let (major, rest) = release.split_once('.')?;
+    let minor = rest.split(|letter: char| !letter.is_ascii_digit()).next()?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
 /// `TIDS_PER_CHUNK` of `bpf/probe/common.h`.
 const TIDS_PER_CHUNK: u32 = 4096;
 /// `PID_MAX_LIMIT` of include/linux/threads.h.
@@ -541,6 +564,14 @@ mod tests {
         let object = glasshouse_bpf::object(glasshouse_bpf::PROBE).unwrap();
         // The whole would do as well, only slower: nothing else tells that a type is missing.
         EbpfLoader::new().btf(Some(&used)).load(object.bytes).unwrap();
+    }
+
+    #[test]
+    fn versions_are_read_from_releases() {
+        assert_eq!(version("5.10.0-28-cloud-amd64"), Some((5, 10)));
+        assert_eq!(version("7.3~rc7-amd64"), Some((7, 3)));
+        assert_eq!(version("7.3-rc7"), Some((7, 3)));
+        assert_eq!(version("linux"), None);
     }
 
     #[test]
