@@ -333,11 +333,19 @@ fn fact(call: &Call, directories: &Directories, facts: &mut Facts) {
             let at = call.name != "rename";
             let (from, to) =
                 if at { (path(1, true), path(3, true)) } else { (path(0, false), path(1, false)) };
-            let fact = Fact::new(Kind::Rename, what, from);
-            let fact = Fact { to: String::from_utf8_lossy(&to).into_owned(), ..fact };
+            let renamed = |from, to: &[u8]| {
+                let fact = Fact::new(Kind::Rename, what.clone(), from);
+                Fact { to: String::from_utf8_lossy(to).into_owned(), ..fact }
+            };
             match outcome {
-                Ok(_) => drop(facts.insert(fact, 1)),
-                Err(_) => add(facts, fact, 1),
+                Ok(_) => {
+                    // Two names that change places are each renamed to the other.
+                    if argument(4).contains("RENAME_EXCHANGE") {
+                        facts.insert(renamed(to.clone(), &from), 1);
+                    }
+                    facts.insert(renamed(from, &to), 1);
+                }
+                Err(_) => add(facts, renamed(from, &to), 1),
             }
         }
         "execve" => add(facts, Fact::new(Kind::Exec, what, path(0, false)), 1),
