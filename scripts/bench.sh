@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Every benchmark, each beside its peer or limit: what `run` adds to a command, and what codec and fold can take.
+# Every benchmark, each beside its peer or limit: what `run` adds to a command, what watching costs, and what codec, fold and
+# evaluator can take.
 # Run it on an idle machine; figures go to docs/benchmarks.md with this command beside them.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT"
 
-bash scripts/setup.sh --for build
+bash scripts/setup.sh --for bench
 use_rust || die "Rust $(wanted_rust) or newer is needed" "scripts/setup.sh"
 
 cargo build --release -p glasshouse
 printf '\n=== what glasshouse run adds\n'
 cargo bench -q -p glasshouse-e2e --bench run
+printf '\n=== what watching costs\n'
+cargo bench -q -p glasshouse-host-probe --bench cost
 printf '\n=== codec\n'
 cargo bench -q -p glasshouse-schema --bench codec
 printf '\n=== fold\n'

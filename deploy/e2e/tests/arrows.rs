@@ -31,6 +31,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
         "glasshouse-policy-worker",
         Some(&["glasshouse-schema", "glasshouse-eval", "glasshouse-nats", "glasshouse-telemetry"]),
     ),
+    ("glasshouse-kernels", Some(&["glasshouse-bpf"])),
     ("glasshouse", None),
     ("glasshouse-e2e", None),
 ];
