@@ -181,7 +181,9 @@ __u32 tasks_used;
 struct message {
 	__u64 name;
 	__u64 name_bytes;
+	/* Its beginning, and how much of it is there. */
 	__u64 buffer;
+	__u64 buffer_bytes;
 	__u64 bytes;
 	__u32 sends;
 	/* The socket was not connected before, and is by this. */

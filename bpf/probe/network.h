@@ -351,6 +351,9 @@ __noinline int add_dns(struct task *t, struct scratch *s, struct gh_counters *co
 	dns->is_answer = !s->message.sends;
 	dns->message_total_bytes = s->message.bytes;
 	bytes = s->message.bytes > GH_DNS_BYTES ? GH_DNS_BYTES : s->message.bytes;
+	/* The rest is in other buffers. */
+	if (bytes > s->message.buffer_bytes)
+		bytes = s->message.buffer_bytes;
 	dns->message_bytes = bytes;
 	asm volatile("%0 &= 0x7ff" : "+r"(bytes));
 	if (bytes > GH_DNS_BYTES || !s->message.buffer ||
@@ -433,6 +436,7 @@ static __inline void read_header(struct message *message, const struct user_msgh
 	if (header->vector_count)
 		bpf_probe_read_user(&vector, sizeof(vector), (void *)header->vectors);
 	message->buffer = vector.base;
+	message->buffer_bytes = vector.bytes;
 }
 
 static long message_step(__u32 step, struct messages *of)
@@ -449,6 +453,8 @@ static long message_step(__u32 step, struct messages *of)
 	read_header(&of->s->message, &header.header);
 	of->s->message.bytes = header.message_bytes;
 	on_message(of->t, of->s, of->count, of->sk);
+	/* Only the first could. */
+	of->s->message.connects = 0;
 	return 0;
 }
 
@@ -485,9 +491,11 @@ __noinline int on_messages(struct task *t, struct scratch *s, struct gh_counters
 	message->name = 0;
 	message->name_bytes = 0;
 	message->buffer = 0;
+	message->buffer_bytes = 0;
 	message->bytes = s->result;
 	if (call->kind == MESSAGE_BUFFER) {
 		message->buffer = s->args[2];
+		message->buffer_bytes = s->args[3];
 		message->name = s->args[5];
 		message->name_bytes = s->args[6];
 		if (!sends) {
@@ -510,7 +518,7 @@ __noinline int on_messages(struct task *t, struct scratch *s, struct gh_counters
 			return 0;
 		return finish_socket(s, count);
 	}
-	if (call->kind != MESSAGE_HEADERS || message->connects) {
+	if (call->kind != MESSAGE_HEADERS || s->result < 0) {
 		if (s->result < 0)
 			message->bytes = 0;
 		return on_message(t, s, count, (__u64)sk);
@@ -559,6 +567,7 @@ __noinline int on_bytes(struct task *t, struct scratch *s, struct gh_counters *c
 	s->message.connects = 0;
 	/* Of read and write; the other calls pass vectors. */
 	s->message.buffer = s->nr == NR_read || s->nr == NR_write ? s->args[2] : 0;
+	s->message.buffer_bytes = s->nr == NR_read || s->nr == NR_write ? s->args[3] : 0;
 	s->message.bytes = s->result;
 	return on_message(t, s, count, (__u64)sk);
 }

@@ -66,9 +66,6 @@ static long walk_step(__u32 step, struct walk *walk)
 	return 0;
 }
 
-/* Deeper paths have no identity. */
-#define IDENTITY_STEPS 64
-
 static __inline __u64 mix(__u64 hash, __u64 value)
 {
 	hash = (hash ^ value) * 0x9e3779b97f4a7c15;
@@ -123,8 +120,8 @@ __noinline int identify(struct scratch *s, __u64 path_address)
 	s->mnt = mnt;
 	s->mnt_root = KREAD(mnt, mnt_root);
 	s->identity = s->other_root + 1;
-	steps = bpf_loop(IDENTITY_STEPS, identify_step, &walk, 0);
-	if (steps < 0 || steps >= IDENTITY_STEPS)
+	steps = bpf_loop(WALK_STEPS, identify_step, &walk, 0);
+	if (steps < 0 || steps >= WALK_STEPS)
 		s->identity = 0;
 	return 0;
 }

@@ -68,7 +68,7 @@ pub(crate) fn objects(root: &Path, cache: &Path, arch: Arch) -> Result<Vec<(Stri
     build.arg(root.join("bpf/build.sh")).arg(&folder).env("GLASSHOUSE_BPF_ARCH", name);
     succeed(&mut build)?;
     // Those that a user's machine loads; others are of benches.
-    [glasshouse_bpf::PROBE, glasshouse_bpf::DOCTOR]
+    [glasshouse_bpf::PROBE, glasshouse_bpf::PROBE_DIRECT, glasshouse_bpf::DOCTOR]
         .iter()
         .map(|name| {
             let path = folder.join(name);

@@ -20,7 +20,7 @@ const BLIND_SPOTS: [&str; 8] = [
     "io_uring operations (calls counted, not decoded)",
     "32-bit system calls (counted, not decoded)",
     "stat, access, locks, times and extended attributes of files (calls counted, not decoded)",
-    "bytes through shared mappings, and of sockets other than IPv4 and IPv6",
+    "bytes through shared mappings; bytes and datagrams of sockets other than IPv4 and IPv6",
     "names asked of DNS otherwise than by UDP to port 53",
     "names of deleted, renamed and otherwise changed files are the caller's, read when the call returns",
     "a thread that swaps descriptors, names or memory during a call of another",

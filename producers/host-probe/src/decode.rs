@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
 use glasshouse_bpf::abi::{self, Abi};
 use glasshouse_schema::event::{ExecFlags, FileChange, Operation, SocketOperation, Usage};
 use glasshouse_schema::redact::Redactor;
@@ -17,7 +18,7 @@ const MAX_TASKS: usize = 1 << 16;
 pub struct Decoder {
     first: Vec<u8>,
     second: Vec<u8>,
-    tables: HashMap<u32, Table>,
+    tables: HashMap<u32, Table, RandomState>,
     /// For the next task: their buffers are used again.
     spare: Vec<Table>,
 }
@@ -395,7 +396,7 @@ impl Decoder {
 
 /// Fills the entry that tallies will name.
 fn keep(
-    tables: &mut HashMap<u32, Table>,
+    tables: &mut HashMap<u32, Table, RandomState>,
     spare: &mut Vec<Table>,
     at: abi::Entry,
     what: What,

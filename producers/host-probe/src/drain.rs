@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use glasshouse_bpf::abi;
 use glasshouse_schema::frame::{Cost, Seal, SealTotals};
 use glasshouse_schema::redact::Redactor;
@@ -275,7 +276,7 @@ pub(crate) struct Drain {
     pub(crate) interval: Duration,
     pub(crate) epoll: Epoll,
     pub(crate) wake: Arc<EventFd>,
-    watched: HashMap<u32, Box<Watched>>,
+    watched: HashMap<u32, Box<Watched>, RandomState>,
     /// Records of slots that nobody watches any more.
     strays: u64,
 }
@@ -309,7 +310,7 @@ impl Drain {
             interval,
             epoll,
             wake: Arc::new(wake),
-            watched: HashMap::new(),
+            watched: HashMap::default(),
             strays: 0,
         })
     }
@@ -400,10 +401,7 @@ impl Drain {
                 return;
             };
             let slot = Slot { index: record.header.slot, generation: record.header.generation };
-            let is_known = |watched: &HashMap<u32, Box<Watched>>| {
-                watched.get(&slot.index).is_some_and(|of| of.slot == slot)
-            };
-            if !is_known(watched) {
+            if watched.get(&slot.index).is_none_or(|of| of.slot != slot) {
                 // Its command was sent before its cgroup was armed, so it is here if there is one.
                 while let Ok(command) = commands.try_recv() {
                     match command {

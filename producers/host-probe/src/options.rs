@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::ProbeError;
 
-/// Sizes and places. The defaults grow with the machine's memory and take some 0.4 % of it, see docs/probe.md.
+/// Sizes and places. The defaults grow with the machine's memory see docs/probe.md.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Where to read the BPF objects from instead of the embedded ones (`GLASSHOUSE_BPF_DIR`).
