@@ -75,21 +75,16 @@ impl Redactor {
         self.counts.iter().map(|(rule, count)| (rule.clone(), *count)).collect()
     }
 
-    /// The path with what lies under a masked prefix replaced by its mark, and names in it that are tokens.
+    /// The path with what lies under a masked prefix replaced by its mark, and names in it that are tokens. The name of
+    /// an abstract socket, with its leading NUL, is taken as a path.
     pub fn path<'a>(&mut self, path: &'a [u8]) -> Cow<'a, [u8]> {
-        let under = |prefix: &&String| {
-            let prefix = prefix.trim_end_matches('/').as_bytes();
-            path.strip_prefix(prefix).is_some_and(|rest| rest.first() == Some(&b'/') && rest.len() > 1)
+        let from = usize::from(path.first() == Some(&0));
+        let spans = match self.below_prefix(path, from) {
+            Some(span) => vec![span],
+            None if self.rules.tokens => tokens(path).into_iter().map(Span::secret).collect(),
+            None => Vec::new(),
         };
-        let Some(rule) = self.rules.path_prefixes.iter().find(under).cloned() else {
-            return match self.rules.tokens {
-                true => self.without(path, tokens(path)),
-                false => Cow::Borrowed(path),
-            };
-        };
-        let prefix = rule.trim_end_matches('/');
-        let mark = self.mark(&path[prefix.len() + 1..], &rule);
-        Cow::Owned([prefix.as_bytes(), b"/", mark.as_bytes()].concat())
+        self.without(path, spans)
     }
 
     /// The arguments with token-like values replaced by their marks, and masked paths in them masked too.
@@ -97,8 +92,8 @@ impl Redactor {
         let mut value_is_secret = false;
         argv.iter()
             .map(|argument| {
-                let masked = if std::mem::take(&mut value_is_secret) && !argument.starts_with(b"-") {
-                    Cow::Owned(self.token_mark(argument))
+                let masked = if std::mem::take(&mut value_is_secret) && !is_option(argument) {
+                    Cow::Owned(self.mark(argument, None).into_bytes())
                 } else {
                     self.argument(argument)
                 };
@@ -111,49 +106,54 @@ impl Redactor {
             .collect()
     }
 
+    /// A path may be the whole argument or follow a `=`. Once one is found, all that comes after it is masked.
     fn argument<'a>(&mut self, argument: &'a [u8]) -> Cow<'a, [u8]> {
-        if self.rules.tokens
-            && let Cow::Owned(masked) = self.without(argument, secrets(argument))
-        {
-            return Cow::Owned(masked);
-        }
-        match argument.iter().position(|byte| *byte == b'=') {
-            Some(at) if argument[at + 1..].starts_with(b"/") => match self.path(&argument[at + 1..]) {
-                Cow::Owned(path) => Cow::Owned([&argument[..=at], &path].concat()),
-                Cow::Borrowed(_) => Cow::Borrowed(argument),
-            },
-            _ => self.path(argument),
-        }
+        let mut spans: Vec<Span> = match self.rules.tokens {
+            true => secrets(argument).into_iter().map(Span::secret).collect(),
+            false => Vec::new(),
+        };
+        let values = (1..argument.len()).filter(|from| argument[from - 1] == b'=');
+        spans.extend(std::iter::once(0).chain(values).find_map(|from| self.below_prefix(argument, from)));
+        self.without(argument, spans)
     }
 
-    /// The text with each span replaced by its mark. Spans may overlap; what is masked already stays.
-    fn without<'a>(&mut self, text: &'a [u8], mut spans: Vec<Range<usize>>) -> Cow<'a, [u8]> {
-        spans.retain(|span| !span.is_empty() && !text[span.start..].starts_with(MARK.as_bytes()));
+    /// What lies below a masked prefix, if the text from `from` on is a path that does.
+    fn below_prefix(&self, text: &[u8], from: usize) -> Option<Span> {
+        self.rules.path_prefixes.iter().enumerate().find_map(|(rule, prefix)| {
+            let prefix = prefix.trim_end_matches('/').as_bytes();
+            let below = text[from..].strip_prefix(prefix)?.strip_prefix(b"/")?;
+            let range = text.len() - below.len()..text.len();
+            (!below.is_empty()).then_some(Span { range, prefix: Some(rule) })
+        })
+    }
+
+    /// The text with each span replaced by its mark. Spans may overlap. A mark in the text is no exception: anybody can
+    /// write one.
+    fn without<'a>(&mut self, text: &'a [u8], mut spans: Vec<Span>) -> Cow<'a, [u8]> {
+        spans.retain(|span| !span.range.is_empty());
         if spans.is_empty() {
             return Cow::Borrowed(text);
         }
-        spans.sort_by_key(|span| (span.start, std::cmp::Reverse(span.end)));
+        spans.sort_by_key(|span| (span.range.start, std::cmp::Reverse(span.range.end)));
         let mut masked = Vec::with_capacity(text.len());
         let mut done = 0;
-        for span in spans {
-            if span.end <= done {
+        for Span { range, prefix } in spans {
+            if range.end <= done {
                 continue;
             }
-            let start = span.start.max(done);
+            let start = range.start.max(done);
             masked.extend_from_slice(&text[done..start]);
-            masked.extend_from_slice(&self.token_mark(&text[start..span.end]));
-            done = span.end;
+            masked.extend_from_slice(self.mark(&text[start..range.end], prefix).as_bytes());
+            done = range.end;
         }
         masked.extend_from_slice(&text[done..]);
         Cow::Owned(masked)
     }
 
-    fn token_mark(&mut self, value: &[u8]) -> Vec<u8> {
-        self.mark(value, TOKENS_RULE).into_bytes()
-    }
-
-    fn mark(&mut self, value: &[u8], rule: &str) -> String {
-        *self.counts.entry(rule.to_owned()).or_default() += 1;
+    /// The mark of a value that lies below the prefix of that number, or is a secret.
+    fn mark(&mut self, value: &[u8], prefix: Option<usize>) -> String {
+        let rule = prefix.and_then(|rule| self.rules.path_prefixes.get(rule));
+        *self.counts.entry(rule.map_or(TOKENS_RULE, String::as_str).to_owned()).or_default() += 1;
         // HMAC takes a key of any length, so this cannot fail; a value is still never let through if it did.
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else {
             return format!("{MARK}>");
@@ -166,14 +166,52 @@ impl Redactor {
     }
 }
 
+/// A part of a text that is masked, and why.
+#[derive(Debug)]
+struct Span {
+    range: Range<usize>,
+    /// Number of the prefix it lies below; `None` for a secret.
+    prefix: Option<usize>,
+}
+
+impl Span {
+    fn secret(range: Range<usize>) -> Self {
+        Self { range, prefix: None }
+    }
+}
+
+/// How long the run of such bytes is that the text begins with. Every search whose length an argument can choose is made
+/// of this and [`find`], so that the tests can count its steps: they stay a multiple of the argument's length.
+fn run<'a>(text: impl IntoIterator<Item = &'a u8>, is_in: impl Fn(u8) -> bool) -> usize {
+    let length = text.into_iter().take_while(|byte| is_in(**byte)).count();
+    #[cfg(test)]
+    tests::count_steps(length + 1);
+    length
+}
+
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
+    let found = haystack.windows(needle.len()).position(|window| window == needle);
+    #[cfg(test)]
+    tests::count_steps(found.unwrap_or(haystack.len()) + 1);
+    found
 }
 
 fn names_a_secret(name: &[u8]) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_WORDS.iter().any(|word| find(&name, word.as_bytes()).is_some())
         || find(&name, b"authorization").is_some()
+}
+
+/// Whether an argument after an option that takes a secret is an option too (`-h`, `--user`, `--user=ana`), so that the one
+/// before it was a mere flag. A secret may well begin with a dash; it is hardly one letter, or words without a digit.
+fn is_option(argument: &[u8]) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+    match argument {
+        [b'-', b'-'] => true,
+        [b'-', b'-', b'a'..=b'z', long @ ..] => matches!(long.get(run(long, is_letter)), None | Some(b'=')),
+        [b'-', letter] => letter.is_ascii_alphanumeric(),
+        _ => false,
+    }
 }
 
 /// Bytes of a name such as `X-Api-Key` or of a token.
@@ -187,38 +225,42 @@ fn is_word(byte: u8) -> bool {
 fn secrets(text: &[u8]) -> Vec<Range<usize>> {
     let mut spans = tokens(text);
     spans.extend(passwords(text));
+    let mut end = 0;
     for (at, _) in text.iter().enumerate().filter(|(_, byte)| matches!(byte, b'=' | b':')) {
-        let quotes = text[..at].iter().rev().take_while(|byte| matches!(byte, b'"' | b'\'')).count();
-        let end = at - quotes;
-        let name = text[..end].iter().rev().take_while(|byte| is_word(**byte)).count();
-        if names_a_secret(&text[end - name..end]) {
-            spans.push(value(text, at + 1));
+        let before = &text[..at];
+        let before = &before[..at - run(before.iter().rev(), |byte| matches!(byte, b'"' | b'\''))];
+        let name = run(before.iter().rev(), is_word);
+        if names_a_secret(&before[before.len() - name..]) {
+            let start = value(text, at + 1);
+            // A value with further names in it is looked through once.
+            if start >= end {
+                end = start + run(&text[start..], |byte| !ends_value(byte));
+                spans.push(start..end);
+            }
         }
     }
     spans
 }
 
-/// The value that begins at or after `from`: past blanks, quotes and the name of an authentication scheme, up to what
-/// ends a word.
-fn value(text: &[u8], from: usize) -> Range<usize> {
-    let skip = |from: usize| {
-        from + text[from..].iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'"' | b'\'')).count()
-    };
-    let mut start = skip(from);
+/// Where the value begins that stands at or after `from`: past blanks, quotes and the name of an authentication scheme.
+fn value(text: &[u8], from: usize) -> usize {
+    let skip = |from: usize| from + run(&text[from..], |byte| matches!(byte, b' ' | b'\t' | b'"' | b'\''));
+    let start = skip(from);
     for scheme in [&b"bearer"[..], b"basic", b"token"] {
         let rest = &text[start..];
         let is_scheme = rest.len() > scheme.len()
             && rest[..scheme.len()].eq_ignore_ascii_case(scheme)
             && matches!(rest[scheme.len()], b' ' | b'\t');
         if is_scheme {
-            start = skip(start + scheme.len());
-            break;
+            return skip(start + scheme.len());
         }
     }
-    let ends =
-        |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b',' | b'&' | b';' | b'}');
-    let length = text[start..].iter().position(ends).unwrap_or(text.len() - start);
-    start..start + length
+    start
+}
+
+/// What ends the word that a value is.
+fn ends_value(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b',' | b'&' | b';' | b'}')
 }
 
 /// `scheme://user:PASSWORD@host`, wherever it stands.
@@ -227,9 +269,9 @@ fn passwords(text: &[u8]) -> Vec<Range<usize>> {
     let mut from = 0;
     while let Some(at) = find(&text[from..], b"://") {
         let begin = from + at + 3;
-        let ends = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'/' | b'"' | b'\'');
+        let ends = |byte: u8| byte.is_ascii_whitespace() || matches!(byte, b'/' | b'"' | b'\'');
         let authority = &text[begin..];
-        let authority = &authority[..authority.iter().position(ends).unwrap_or(authority.len())];
+        let authority = &authority[..run(authority, |byte| !ends(byte))];
         if let Some(user_end) = authority.iter().rposition(|byte| *byte == b'@')
             && let Some(colon) = authority[..user_end].iter().position(|byte| *byte == b':')
         {
@@ -240,15 +282,28 @@ fn passwords(text: &[u8]) -> Vec<Range<usize>> {
     spans
 }
 
+/// Whether a token may begin with a letter: few do, and every path is looked through.
+const BEGINS_TOKEN: [bool; 256] = {
+    let mut begins = [false; 256];
+    let mut index = 0;
+    while index < TOKEN_PREFIXES.len() {
+        begins[TOKEN_PREFIXES[index].0.as_bytes()[0] as usize] = true;
+        index += 1;
+    }
+    begins
+};
+
 /// Tokens of well-known issuers, wherever a word begins.
 fn tokens(text: &[u8]) -> Vec<Range<usize>> {
     let mut spans = Vec::new();
     let mut at = 0;
     while at < text.len() {
-        let begins = at == 0 || !text[at - 1].is_ascii_alphanumeric();
+        let begins =
+            BEGINS_TOKEN[usize::from(text[at])] && (at == 0 || !text[at - 1].is_ascii_alphanumeric());
         let known = |(prefix, least): &(&str, usize)| {
-            let length = text[at..].iter().take_while(|byte| is_word(**byte)).count();
-            (text[at..].starts_with(prefix.as_bytes()) && length >= *least).then_some(length)
+            let rest = &text[at..];
+            (rest.starts_with(prefix.as_bytes()) && run(rest.iter().take(*least), is_word) == *least)
+                .then(|| run(rest, is_word))
         };
         match begins.then(|| TOKEN_PREFIXES.iter().find_map(known)).flatten() {
             Some(length) => {
@@ -316,6 +371,118 @@ mod tests {
         assert!(one.starts_with(b"/home/ana/<masked:"));
         assert_eq!(&*redactor.path(b"/home/anatole/a"), b"/home/anatole/a");
         assert_eq!(redactor.counts(), [("/home/ana/".to_owned(), 3)]);
+    }
+
+    #[test]
+    fn a_path_is_masked_beside_a_secret() {
+        for argument in [
+            r#""tokenr":true}},&le=/home/ana/hunter2"#,
+            "--token=a,--file=/home/ana/hunter2",
+            "/home/ana/hunter2?token=a",
+            "https://ana:a@example.org/?file=/home/ana/hunter2",
+            "a=b=/home/ana/hunter2",
+        ] {
+            let masked = masked(&[argument]);
+            assert!(!masked[0].contains("hunter2") && masked[0].contains("/home/ana/<masked:"), "{masked:?}");
+        }
+        let mut redactor = redactor();
+        let path = redactor.path(b"/home/ana/x").into_owned();
+        let argument = redactor.argv(&[b"--token=a,--file=/home/ana/x"]).concat();
+        assert!(
+            argument.ends_with(&[b",--file=", &*path].concat()),
+            "the path has the mark that it has alone"
+        );
+        assert_eq!(redactor.counts(), [("/home/ana/".to_owned(), 2), (TOKENS_RULE.to_owned(), 1)]);
+    }
+
+    #[test]
+    fn abstract_socket_names_are_masked() {
+        let path = redactor().path(b"/home/ana/x").into_owned();
+        assert_eq!(*redactor().path(b"\0/home/ana/x"), *[b"\0", &*path].concat());
+        assert!(redactor().path(b"\0ghp_abcdefghijklmnopqrstuv").starts_with(b"\0<masked:"));
+        assert_eq!(&*redactor().path(b"\0/home/anatole"), b"\0/home/anatole");
+    }
+
+    #[test]
+    fn a_secret_may_begin_with_a_dash_and_an_option_after_a_flag_stays() {
+        for secret in ["-hunter2", "--hunter2", "-", "", "--Hunter", "-x1", "hunter2"] {
+            let masked = masked(&["tool", "--password", secret, "x"]);
+            assert!(masked[2].starts_with(MARK), "{masked:?}");
+            assert_eq!(masked[3], "x");
+        }
+        for option in ["-h", "--user", "--user-name=ana", "--"] {
+            let argv = ["tool", "--password-stdin", option, "x"];
+            assert_eq!(masked(&argv), argv);
+        }
+        assert!(masked(&["--password", "--token", "hunter2"])[2].starts_with(MARK));
+        assert!(!masked(&["--password", "--token=hunter2"])[1].contains("hunter2"));
+    }
+
+    #[test]
+    fn a_forged_mark_hides_nothing() {
+        for forged in ["<masked:hunter2>", "<masked:hunter2", "<masked:0011223344556677>hunter2"] {
+            for argument in [&format!("--token={forged}"), &format!("ftp://ana:{forged}@example.org")] {
+                let masked = masked(&[argument]);
+                assert!(!masked[0].contains("hunter2") && masked[0].contains(MARK), "{masked:?}");
+            }
+            assert!(!masked(&["--token", forged])[1].contains("hunter2"));
+            let path = format!("/home/ana/{forged}");
+            assert!(!masked(&[&path])[0].contains("hunter2"));
+        }
+        // As long as ours, and made of the same digits: still somebody else's.
+        assert_ne!(masked(&["--token=<masked:0011223344556677>"]), ["--token=<masked:0011223344556677>"]);
+    }
+
+    thread_local! {
+        static STEPS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    }
+
+    pub(super) fn count_steps(steps: usize) {
+        STEPS.set(STEPS.get() + steps);
+    }
+
+    /// Steps for one argument, and for it as a path.
+    fn steps(argument: &[u8]) -> usize {
+        STEPS.set(0);
+        redactor().argv(&[argument]);
+        redactor().argv(&[b"--token", argument]);
+        redactor().path(argument);
+        STEPS.get()
+    }
+
+    #[test]
+    fn the_longest_argument_takes_a_bounded_number_of_steps() {
+        const BYTES: usize = 8192;
+        const UNITS: [&str; 16] = [
+            "-",
+            "a",
+            "=",
+            ":",
+            "\"",
+            " ",
+            "@",
+            "ghp_",
+            "-eyJ",
+            "token=",
+            "\"token\":",
+            "token: bearer ",
+            "://",
+            "a://b:c@",
+            "=/home/ana",
+            "/home/ana/",
+        ];
+        for first in UNITS {
+            for then in UNITS {
+                let one_after_the_other =
+                    first.repeat(BYTES / 2 / first.len()) + &then.repeat(BYTES / 2 / then.len());
+                let both = format!("{first}{then}");
+                for argument in [one_after_the_other, both.repeat(BYTES / both.len())] {
+                    // A name is searched for each of a dozen words; the argument is looked through twice.
+                    let steps = steps(argument.as_bytes());
+                    assert!(steps < 64 * BYTES, "{steps} steps for {first:?} and {then:?}");
+                }
+            }
+        }
     }
 
     proptest! {
