@@ -109,6 +109,14 @@
 #define NR_openat2 437
 #define NR_pidfd_getfd 438
 #define NR_fchmodat2 452
+#define NR_kill 62
+#define NR_rt_sigqueueinfo 129
+#define NR_tkill 200
+#define NR_tgkill 234
+#define NR_rt_tgsigqueueinfo 297
+#define NR_pidfd_send_signal 424
+#define NR_mprotect 10
+#define NR_pkey_mprotect 329
 
 #elif defined(__TARGET_ARCH_arm64)
 
@@ -199,6 +207,15 @@
 #define NR_openat2 437
 #define NR_pidfd_getfd 438
 #define NR_fchmodat2 452
+
+#define NR_mprotect 226
+#define NR_pkey_mprotect 288
+#define NR_kill 129
+#define NR_tkill 130
+#define NR_tgkill 131
+#define NR_rt_sigqueueinfo 138
+#define NR_rt_tgsigqueueinfo 240
+#define NR_pidfd_send_signal 424
 
 #endif
 #endif

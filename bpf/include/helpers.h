@@ -42,6 +42,8 @@ static __u64 (*bpf_ktime_get_boot_ns)(void) = (void *)125;
 static long (*bpf_ringbuf_output)(void *ring, void *data, __u64 size, __u64 flags) = (void *)130;
 static __u64 (*bpf_ringbuf_query)(void *ring, __u64 flags) = (void *)134;
 static struct task_struct *(*bpf_get_current_task_btf)(void) = (void *)158;
+static long (*bpf_find_vma)(struct task_struct *task, __u64 address, void *callback, void *ctx,
+			    __u64 flags) = (void *)180;
 static struct pt_regs *(*bpf_task_pt_regs)(struct task_struct *task) = (void *)175;
 static long (*bpf_loop)(__u32 iterations, void *callback, void *ctx, __u64 flags) = (void *)181;
 
@@ -70,6 +72,7 @@ enum gh_cast_type {
 	GH_CAST_MM_STRUCT = 14,
 	GH_CAST_KERNEL_SIGINFO = 15,
 	GH_CAST_HLIST_HEAD = 16,
+	GH_CAST_VM_AREA_STRUCT = 17,
 };
 
 #define CAST_TYPE(ptr)                                                                                                 \
@@ -90,7 +93,8 @@ enum gh_cast_type {
 		struct task_struct *: GH_CAST_TASK_STRUCT,                                                             \
 		struct mm_struct *: GH_CAST_MM_STRUCT,                                                                 \
 		struct kernel_siginfo *: GH_CAST_KERNEL_SIGINFO,                                                       \
-		struct hlist_head *: GH_CAST_HLIST_HEAD)
+		struct hlist_head *: GH_CAST_HLIST_HEAD,                                                               \
+		struct vm_area_struct *: GH_CAST_VM_AREA_STRUCT)
 
 /* `r2 = type; call 0x67686361` of the kernel's (BPF_PSEUDO_KFUNC_CALL). */
 #define CAST_AS(address, of_type)                                                                                      \

@@ -130,6 +130,10 @@ struct signal_struct {
 	unsigned long maxrss;
 };
 
+struct vm_area_struct {
+	struct file *vm_file;
+};
+
 struct mm_struct {
 	struct file *exe_file;
 	unsigned long arg_start;

@@ -16,6 +16,7 @@ enum action {
 	ACTION_TRANSFER,
 	ACTION_OPEN,
 	ACTION_MAP,
+	ACTION_PROTECT,
 	ACTION_DELETE,
 	ACTION_RENAME,
 	ACTION_CHANGE,
@@ -82,6 +83,8 @@ static const struct call calls[GH_SYSCALLS] = {
 	[NR_openat] = OPENS(1, 2, 3),
 	[NR_openat2] = OPENS(1, 2, 0),
 	[NR_mmap] = { .action = ACTION_MAP },
+	[NR_mprotect] = { .action = ACTION_PROTECT },
+	[NR_pkey_mprotect] = { .action = ACTION_PROTECT },
 	[NR_unlinkat] = DELETES(1, 2, 3),
 	[NR_renameat2] = RENAMES(1, 2, 3, 4, 5),
 	[NR_renameat] = RENAMES(1, 2, 3, 4, 0),
@@ -169,6 +172,7 @@ static __inline int class_of(__u8 action)
 	switch (action) {
 	case ACTION_OPEN:
 	case ACTION_MAP:
+	case ACTION_PROTECT:
 	case ACTION_DELETE:
 	case ACTION_RENAME:
 	case ACTION_CHANGE:

@@ -96,9 +96,20 @@ __noinline int on_open(struct task *t, struct scratch *s, struct gh_counters *co
 	return 0;
 }
 
-/* An executable mapping of a file: a library, or the program itself. */
-__noinline int on_map(struct task *t, struct scratch *s, struct gh_counters *count)
+struct mapping {
+	__u64 file;
+};
+
+static long vma_step(struct task_struct *task, struct vm_area_struct *vma, struct mapping *mapping)
 {
+	mapping->file = (__u64)KREAD(vma, vm_file);
+	return 0;
+}
+
+/* An executable mapping of a file, by mmap or mprotect: a library, or code that came in otherwise. */
+__noinline int on_map(struct task *t, struct scratch *s, struct gh_counters *count, __u32 protects)
+{
+	struct mapping mapping = {};
 	struct gh_change *change = &s->record.body.change;
 	struct file *file;
 	struct seen *e;
@@ -107,11 +118,18 @@ __noinline int on_map(struct task *t, struct scratch *s, struct gh_counters *cou
 
 	if (!t || !s || !count)
 		return 0;
-	file = file_of(s->args[5]);
-	if (!file) {
-		ADD(count->observed[GH_CLASS_FILE], 1);
-		ADD(count->lost_read[GH_CLASS_FILE], 1);
-		return 0;
+	if (protects) {
+		/* The kernel gives up when the address space is being changed. */
+		if (bpf_find_vma(bpf_get_current_task_btf(), s->args[1], vma_step, &mapping, 0))
+			return lose(count, GH_CLASS_FILE);
+		file = (void *)mapping.file;
+		/* Memory without a file. */
+		if (!file)
+			return 0;
+	} else {
+		file = file_of(s->args[5]);
+		if (!file)
+			return lose(count, GH_CLASS_FILE);
 	}
 	writable = s->args[3] & PROT_WRITE ? 1 : 0;
 	identify(s, (__u64)&file->f_path);
@@ -214,6 +232,9 @@ __noinline int on_change(struct task *t, struct scratch *s, struct gh_counters *
 	change->entry.task = 0;
 	change->entry.index = 0;
 	change->value = call->value ? s->args[call->value & 7] : 0;
+	/* The others are int: whatever stands above them in the register is not the caller's. */
+	if (call->kind != GH_CHANGE_TRUNCATE && call->kind != GH_CHANGE_MOUNT)
+		change->value = (__u32)change->value;
 	if (call->kind == GH_CHANGE_OWNER)
 		change->value = change->value << 32 | (__u32)s->args[(call->value + 1) & 7];
 	if (call->path) {

@@ -24,6 +24,13 @@ __noinline int on_operation(struct task *t, struct scratch *s, struct gh_counter
 	return finish_activity(s, count, GH_CLASS_OTHER);
 }
 
+/* A timer's signal, say, comes in whatever task it interrupts. */
+static __inline bool sends_signals(long nr)
+{
+	return nr == NR_kill || nr == NR_tkill || nr == NR_tgkill || nr == NR_rt_sigqueueinfo ||
+	       nr == NR_rt_tgsigqueueinfo || nr == NR_pidfd_send_signal;
+}
+
 /*
  * Signals that a watched process sends to a process outside of its execution. Told by the target itself, so that process
  * groups and pid namespaces need no thought. The kernel's own (SIGCHLD, SIGPIPE) are nobody's deed.
@@ -37,12 +44,13 @@ int glasshouse_signal(__u64 *ctx)
 	struct gh_execution *execution;
 	struct gh_record record = {};
 	struct gh_counters *count;
+	struct task_struct *task = bpf_get_current_task_btf();
 	struct gh_watch *at;
 
 	if (!watch)
 		return 0;
 	/* SEND_SIG_NOINFO and SEND_SIG_PRIV. */
-	if (ctx[1] <= 1 || KREAD(info, si_code) > 0)
+	if (ctx[1] <= 1 || KREAD(info, si_code) > 0 || !sends_signals(SYSCALL_NR(bpf_task_pt_regs(task))))
 		return 0;
 	execution = execution_of(watch);
 	count = counters_of(watch);
@@ -52,7 +60,7 @@ int glasshouse_signal(__u64 *ctx)
 	if (at && at->slot == watch->slot && at->generation == watch->generation)
 		return 0;
 	ADD(count->observed[GH_CLASS_OTHER], 1);
-	begin(&record, watch, bpf_get_current_task_btf(), GH_KIND_OPERATION);
+	begin(&record, watch, task, GH_KIND_OPERATION);
 	tell_operation(&record, GH_OPERATION_SIGNAL, (int)ctx[0], target->tgid, 0);
 	/* TRACE_SIGNAL_DELIVERED is 0, IGNORED 1, ALREADY_PENDING 2; what was refused does not come by here. */
 	emit(&activity_ring, &record, 0, execution->lossless, count, GH_CLASS_OTHER, 1);

@@ -18,6 +18,27 @@ static __inline long result_of(long ret)
 	return ret <= -ERESTARTSYS && ret >= -ERESTART_RESTARTBLOCK ? -EINTR : ret;
 }
 
+/* CLONE_NEWTIME and the other CLONE_NEW* of include/uapi/linux/sched.h. */
+#define NEW_NAMESPACES 0x7e020080
+
+/* Flags of a clone; those of clone3 are the first field of its struct. */
+static __inline __u64 clone_flags(long nr, __u64 argument)
+{
+	__u64 flags = 0;
+
+	if (nr == NR_clone3)
+		bpf_probe_read_user(&flags, sizeof(flags), (void *)argument);
+	else if (nr == NR_clone)
+		/* The lowest byte is the signal at the child's end. */
+		flags = argument & ~0xffULL;
+	return flags & NEW_NAMESPACES;
+}
+
+static __inline bool makes_namespaces(long nr, __u64 argument)
+{
+	return (nr == NR_clone || nr == NR_clone3) && clone_flags(nr, argument);
+}
+
 /* What a call that means something did. */
 static __noinline int on_call(struct task *t, struct pt_regs *regs, __u32 nr, long result)
 {
@@ -69,7 +90,9 @@ static __noinline int on_call(struct task *t, struct pt_regs *regs, __u32 nr, lo
 	case ACTION_OPEN:
 		return on_open(t, s, count, &call);
 	case ACTION_MAP:
-		return on_map(t, s, count);
+		return on_map(t, s, count, 0);
+	case ACTION_PROTECT:
+		return on_map(t, s, count, 1);
 	case ACTION_DELETE:
 		return on_delete(t, s, count, &call);
 	case ACTION_RENAME:
@@ -81,6 +104,12 @@ static __noinline int on_call(struct task *t, struct pt_regs *regs, __u32 nr, lo
 	case ACTION_SEND:
 	case ACTION_RECEIVE:
 		return on_messages(t, s, count, &call);
+	case ACTION_CLONE:
+		/* An unshare of the child's. */
+		s->args[1] = clone_flags(nr, s->args[1]);
+		call.kind = GH_OPERATION_UNSHARE;
+		call.value = 1;
+		return on_operation(t, s, count, &call);
 	case ACTION_OPERATION:
 		return on_operation(t, s, count, &call);
 	}
@@ -92,7 +121,7 @@ static __noinline int on_odd_call(struct task *t, long nr, long result)
 {
 	struct gh_counters *count = counters_of(&t->watch);
 
-	if (!count)
+	if (!count || !is_recording(&t->watch))
 		return 0;
 	if (IS_COMPAT(bpf_get_current_task_btf()) || (nr >= 0 && nr & X32_BIT)) {
 		ADD(count->compat_syscalls, 1);
@@ -131,8 +160,11 @@ static __inline int on_return(struct task *t, struct task_struct *task, struct p
 		on_denied(t, nr);
 	switch (action) {
 	case ACTION_NONE:
-	case ACTION_CLONE:
 		return 0;
+	case ACTION_CLONE:
+		if (!makes_namespaces(nr, ARG1(regs)))
+			return 0;
+		break;
 	case ACTION_READ:
 		if (result < 0 || is_counted(t, task, ARG1(regs), result, false))
 			return 0;
@@ -148,6 +180,10 @@ static __inline int on_return(struct task *t, struct task_struct *task, struct p
 	case ACTION_MAP:
 		/* Not of a file, not executable, or refused. */
 		if (!(ARG3(regs) & PROT_EXEC) || ARG4(regs) & MAP_ANONYMOUS || (result < 0 && result >= -4095))
+			return 0;
+		break;
+	case ACTION_PROTECT:
+		if (!(ARG3(regs) & PROT_EXEC) || result < 0)
 			return 0;
 		break;
 	}

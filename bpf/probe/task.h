@@ -108,7 +108,7 @@ __noinline int flush_calls(struct task *t)
 		return 0;
 	count = counters_of(&t->watch);
 	numbers = syscalls_of(&t->watch);
-	if (!count || !numbers)
+	if (!count || !numbers || !is_recording(&t->watch))
 		return 0;
 	for (__u32 nr = 0; nr < GH_SYSCALLS; nr += 4) {
 		/* Most are none: four at a time. */
@@ -132,7 +132,8 @@ __noinline int add_wrapped(struct task *t, __u32 nr)
 	struct gh_syscalls *numbers = t ? syscalls_of(&t->watch) : NULL;
 	struct gh_counters *count = t ? counters_of(&t->watch) : NULL;
 
-	if (numbers && count) {
+	/* The slot may have a new tenant. */
+	if (numbers && count && is_recording(&t->watch)) {
 		ADD(numbers->count[nr & (GH_SYSCALLS - 1)], 1 << 16);
 		ADD(count->observed[GH_CLASS_SYSCALL], 1 << 16);
 	}
@@ -143,7 +144,7 @@ __noinline int on_denied(struct task *t, __u32 nr)
 {
 	struct gh_syscalls *numbers = t ? syscalls_of(&t->watch) : NULL;
 
-	if (numbers)
+	if (numbers && is_recording(&t->watch))
 		ADD(numbers->denied[nr & (GH_SYSCALLS - 1)], 1);
 	return 0;
 }

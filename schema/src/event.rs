@@ -329,7 +329,7 @@ numbered! {
         UnloadModule = "unload_module",
         /// setns(2); the value is the namespace type.
         SetNamespace = "set_namespace",
-        /// unshare(2); the value is the flags. Of a clone into new namespaces the exec tells, see [`ExecFlags`].
+        /// unshare(2), or a clone into new namespaces; the value is the flags.
         Unshare = "unshare",
         /// io_uring_setup(2); the value is the number of entries.
         IoUring = "io_uring",

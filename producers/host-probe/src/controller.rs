@@ -16,13 +16,14 @@ use tokio::sync::OnceCell;
 use crate::{HostProbe, LoadOptions, ProbeError, Watch, WatchRequest, clock};
 
 /// What the attached hooks cannot see, whatever the command does. What was seen to pass beside them is in the seal.
-const BLIND_SPOTS: [&str; 8] = [
+const BLIND_SPOTS: [&str; 9] = [
     "io_uring operations (calls counted, not decoded)",
     "32-bit system calls (counted, not decoded)",
     "stat, access, locks, times and extended attributes of files (calls counted, not decoded)",
     "bytes through shared mappings; bytes and datagrams of sockets other than IPv4 and IPv6",
     "names asked of DNS otherwise than by UDP to port 53",
     "names of deleted, renamed and otherwise changed files are the caller's, read when the call returns",
+    "calls that a seccomp filter or a tracer answers itself are told as if they were made",
     "a thread that swaps descriptors, names or memory during a call of another",
     "work that other processes do on the command's behalf",
 ];

@@ -8,7 +8,7 @@
 use crate::kernel_types::Numbers;
 
 /// By `enum gh_cast_type`.
-pub(crate) const TYPES: [&str; 17] = [
+pub(crate) const TYPES: [&str; 18] = [
     "dentry",
     "vfsmount",
     "mount",
@@ -26,6 +26,7 @@ pub(crate) const TYPES: [&str; 17] = [
     "mm_struct",
     "kernel_siginfo",
     "hlist_head",
+    "vm_area_struct",
 ];
 /// The function.
 pub(crate) const CAST: &str = "bpf_rdonly_cast";
@@ -60,7 +61,7 @@ mod tests {
 
     #[test]
     fn every_placeholder_is_filled() {
-        let numbers = Numbers { function: 0x0102_0304, types: (100..117).collect() };
+        let numbers = Numbers { function: 0x0102_0304, types: (100..118).collect() };
         let object = glasshouse_bpf::object(glasshouse_bpf::PROBE_DIRECT).unwrap();
         let finished = finish(object.bytes, &numbers).unwrap();
         assert_eq!(finished.len(), object.bytes.len());

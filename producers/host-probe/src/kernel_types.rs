@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 /// The structs of `bpf/include/kernel.h`.
-pub(crate) const USED: [&str; 33] = [
+pub(crate) const USED: [&str; 34] = [
     "atomic_t",
     "cgroup",
     "cgroup_root",
@@ -43,6 +43,7 @@ pub(crate) const USED: [&str; 33] = [
     "unix_address",
     "unix_sock",
     "vfsmount",
+    "vm_area_struct",
 ];
 
 const MAGIC: u16 = 0xeb9f;
