@@ -428,7 +428,9 @@ enum gh_bypass {
 	GH_BYPASS_PIDFD_GETFD = 4,
 	GH_BYPASS_PROCESS_VM_WRITEV = 5,
 	GH_BYPASS_PTRACE = 6,
-	GH_BYPASSES = 7,
+	/* Bytes of asynchronous I/O. */
+	GH_BYPASS_IO_SUBMIT = 7,
+	GH_BYPASSES = 8,
 };
 
 /*
@@ -450,7 +452,7 @@ struct gh_counters {
 	/* Blind spots, counted so that coverage can name them. */
 	__u64 compat_syscalls;
 	/* By enum gh_bypass. */
-	__u64 bypasses[7];
+	__u64 bypasses[8];
 	/* connect() and the like with another address family than IPv4, IPv6 and unix. */
 	__u64 other_family_connects;
 	/* System calls with a number of GH_SYSCALLS or more, or a negative one: no kernel knows them. */

@@ -15,6 +15,8 @@
 #define ARG4(regs) ((regs)->r10)
 #define ARG5(regs) ((regs)->r8)
 #define ARG6(regs) ((regs)->r9)
+/* What syscall_rollback() makes the result. */
+#define ROLLED_BACK(regs) ((long)(regs)->orig_ax)
 
 /* TS_COMPAT of arch/x86/include/asm/thread_info.h: a 32-bit system call, whose numbers mean something else. */
 #define IS_COMPAT(task) ((task)->thread_info.status & 0x0002)
@@ -117,6 +119,7 @@
 #define NR_pidfd_send_signal 424
 #define NR_mprotect 10
 #define NR_pkey_mprotect 329
+#define NR_io_submit 209
 
 #elif defined(__TARGET_ARCH_arm64)
 
@@ -128,6 +131,8 @@
 #define ARG4(regs) ((regs)->regs[3])
 #define ARG5(regs) ((regs)->regs[4])
 #define ARG6(regs) ((regs)->regs[5])
+/* What syscall_rollback() makes the result. */
+#define ROLLED_BACK(regs) ((long)(regs)->orig_x0)
 
 /* TIF_32BIT of arch/arm64/include/asm/thread_info.h. */
 #define IS_COMPAT(task) ((task)->thread_info.flags & (1UL << 22))
@@ -209,6 +214,7 @@
 #define NR_fchmodat2 452
 
 #define NR_mprotect 226
+#define NR_io_submit 2
 #define NR_pkey_mprotect 288
 #define NR_kill 129
 #define NR_tkill 130

@@ -43,7 +43,10 @@ struct hlist_head {
 };
 
 /* d_name is inside an anonymous union since 6.16; CO-RE looks through it. */
+struct inode;
+
 struct dentry {
+	struct inode *d_inode;
 	/* Moves on when the dentry is renamed, unhashed, or gets an inode (fs/dcache.c). */
 	struct seqcount_spinlock d_seq;
 	struct hlist_bl_node d_hash;
@@ -73,6 +76,8 @@ struct fs_struct {
 
 struct inode {
 	__u16 i_mode;
+	unsigned long i_ino;
+	__u32 i_generation;
 };
 
 struct file {
@@ -118,8 +123,13 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
-/* Of the threads that have ended; maxrss is the group's. */
+struct list_head {
+	struct list_head *next;
+};
+
+/* Of the threads that have been released; maxrss is the group's. */
 struct signal_struct {
+	struct list_head thread_head;
 	atomic_t live;
 	int group_exit_code;
 	unsigned int flags;
@@ -185,8 +195,19 @@ struct nsproxy {
 	void *cgroup_ns;
 };
 
+typedef struct {
+	unsigned long sig[1];
+} sigset_t;
+
+struct sigpending {
+	sigset_t signal;
+};
+
 struct task_struct {
+	struct list_head thread_node;
+	struct sigpending pending;
 	struct thread_info thread_info;
+	__u32 flags;
 	struct cred *cred;
 	struct mm_struct *mm;
 	struct fs_struct *fs;
@@ -314,6 +335,11 @@ struct mmsghdr {
 #define O_CREAT 00000100
 #define O_CREAT_WRONLY_TRUNC (00000100 | 00000001 | 00001000)
 #define SIGSTOP 19
+#define SIGSYS 31
+#define SIGCONT 18
+/* SIGSTOP, SIGTSTP and SIGTTIN are below it. */
+#define SIGTTOU 22
+#define PF_EXITING 0x00000004
 
 #define EPERM 1
 #define EINTR 4

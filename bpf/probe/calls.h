@@ -124,6 +124,7 @@ static const struct call calls[GH_SYSCALLS] = {
 	[NR_io_uring_setup] = OPERATES_PAST(GH_OPERATION_IO_URING, 1, 0, GH_BYPASS_IO_URING_SETUP),
 	[NR_io_uring_enter] = PASSES(GH_BYPASS_IO_URING_ENTER),
 	[NR_io_uring_register] = PASSES(GH_BYPASS_IO_URING_REGISTER),
+	[NR_io_submit] = PASSES(GH_BYPASS_IO_SUBMIT),
 	[NR_memfd_create] = OPERATES(GH_OPERATION_MEMFD, 2, 0),
 	[NR_add_key] = OPERATES(GH_OPERATION_KEYRING, 0, 0),
 	[NR_request_key] = OPERATES(GH_OPERATION_KEYRING, 0, 0),

@@ -90,9 +90,8 @@ enum descriptor_kind { DESCRIPTOR_FREE = 0, DESCRIPTOR_FILE, DESCRIPTOR_SOCKET, 
 /* What a descriptor was when it was last used. Valid as long as the addresses are the same. */
 struct descriptor {
 	__u64 file;
-	/* Of a file its dentry and the hash of its name; of a socket its sock and the hash of its peer. */
-	__u64 object;
-	__u64 name;
+	/* Number and generation of its inode. */
+	__u64 inode;
 	/* Key of the entry of `seen` or `peers`. */
 	__u64 key;
 	__s32 fd;
@@ -181,9 +180,10 @@ __u32 tasks_used;
 struct message {
 	__u64 name;
 	__u64 name_bytes;
-	/* Its beginning, and how much of it is there. */
-	__u64 buffer;
-	__u64 buffer_bytes;
+	/* Where its text is: one buffer, or vectors of the caller. */
+	struct iovec buffer;
+	__u64 vectors;
+	__u64 vector_count;
 	__u64 bytes;
 	__u32 sends;
 	/* The socket was not connected before, and is by this. */
@@ -216,6 +216,9 @@ struct scratch {
 	long result;
 	__u64 args[7];
 	struct message message;
+	/* Too large for the stacks of kernels before 6.13, which are 512 bytes for all functions called. */
+	struct mmsghdr header;
+	struct gh_address address;
 	struct gh_record record;
 	__u8 payload[PAYLOAD_BYTES];
 };
@@ -298,16 +301,18 @@ static __inline void stop(const struct gh_record *record, struct gh_counters *co
 	/* Without a start time it is not stopped yet: going on must not overtake stopping. */
 	struct gh_stopped entry = { .slot = record->header.slot, .generation = record->header.generation };
 
+	/* It can't be stopped, and the entry may be that of its group's other threads, which are. */
+	if (bpf_get_current_task_btf()->flags & PF_EXITING)
+		return;
 	if (bpf_map_update_elem(&stopped, &tgid, &entry, BPF_ANY))
 		return;
-	if (bpf_send_signal(SIGSTOP)) {
-		/* It is exiting. */
-		bpf_map_delete_elem(&stopped, &tgid);
-		return;
-	}
+	/* Refused or not, the entry stays: to go on without having been stopped does nothing. */
+	if (!bpf_send_signal_thread(SIGSTOP))
+		ADD(count->stops, 1);
 	entry.start_boot_ns = record->header.start_boot_ns;
-	bpf_map_update_elem(&stopped, &tgid, &entry, BPF_ANY);
-	ADD(count->stops, 1);
+	if (bpf_map_update_elem(&stopped, &tgid, &entry, BPF_ANY))
+		/* Nobody would let it go on. */
+		bpf_send_signal(SIGCONT);
 }
 
 /*

@@ -16,16 +16,22 @@ static __inline __u64 key_of(const struct scratch *s, __u64 as, __u64 flags)
 	return key;
 }
 
+/* Which file it is, whatever the address: both are those of the next file only if it is the same. */
+static __inline __u64 inode_of(struct file *file)
+{
+	struct inode *inode = KREAD(file, f_inode);
+
+	return KREAD(inode, i_ino) ^ (__u64)KREAD(inode, i_generation) << 32;
+}
+
 /* From now on `fd` is known to be this file, told of in this entry. */
 static __inline void remember(struct task *t, int fd, struct file *file, __u64 key)
 {
 	struct descriptor *d = &t->descriptors[fd & (DESCRIPTORS - 1)];
-	struct dentry *dentry = KREAD(file, f_path.dentry);
 
 	d->fd = fd;
 	d->file = (__u64)file;
-	d->object = (__u64)dentry;
-	d->name = KREAD(dentry, d_name.hash_len);
+	d->inode = inode_of(file);
 	d->key = key;
 	d->entry = key & (GH_SEEN - 1);
 	d->kind = key ? DESCRIPTOR_FILE : DESCRIPTOR_FREE;
@@ -232,8 +238,10 @@ __noinline int on_change(struct task *t, struct scratch *s, struct gh_counters *
 	change->entry.task = 0;
 	change->entry.index = 0;
 	change->value = call->value ? s->args[call->value & 7] : 0;
-	/* The others are int: whatever stands above them in the register is not the caller's. */
-	if (call->kind != GH_CHANGE_TRUNCATE && call->kind != GH_CHANGE_MOUNT)
+	/* A mode is 16 bits and flags an int: what stands above in the register is not the caller's. */
+	if (call->kind == GH_CHANGE_MODE || call->kind == GH_CHANGE_MKDIR || call->kind == GH_CHANGE_MKNOD)
+		change->value = (__u16)change->value;
+	else if (call->kind == GH_CHANGE_UNMOUNT || call->kind == GH_CHANGE_MOVE_MOUNT)
 		change->value = (__u32)change->value;
 	if (call->kind == GH_CHANGE_OWNER)
 		change->value = change->value << 32 | (__u32)s->args[(call->value + 1) & 7];
@@ -279,6 +287,7 @@ static __inline struct seen *introduce(struct task *t, struct scratch *s, struct
 	if (e->key != key) {
 		e = claim(t, s, count, key);
 		s->used = 0;
+		s->failed = 0;
 		begin(&s->record, &t->watch, bpf_get_current_task_btf(), GH_KIND_FILE);
 		body->entry.task = t->number;
 		body->entry.index = (key & (GH_SEEN - 1)) + 1;
@@ -313,7 +322,7 @@ __noinline int age(struct task *t, __u32 index)
 		return 0;
 	execution = execution_of(&t->watch);
 	count = counters_of(&t->watch);
-	if (!execution || !count)
+	if (!execution || execution->state != GH_STATE_RECORDING || !count)
 		return 0;
 	s = scratch(SCRATCH_SYS_EXIT, execution);
 	if (s)
@@ -326,12 +335,10 @@ static __inline bool is_counted(struct task *t, struct task_struct *task, int fd
 {
 	struct descriptor *d = &t->descriptors[fd & (DESCRIPTORS - 1)];
 	struct file *file = file_in(task, fd);
-	struct dentry *dentry = (void *)d->object;
 	struct seen *e;
 
-	/* The addresses may be those of another file by now, but not the name in its directory as well. */
-	if (d->kind != DESCRIPTOR_FILE || d->fd != fd || d->file != (__u64)file ||
-	    KREAD(file, f_path.dentry) != dentry || KREAD(dentry, d_name.hash_len) != d->name)
+	/* The address may be that of another file by now. */
+	if (d->kind != DESCRIPTOR_FILE || d->fd != fd || d->file != (__u64)file || d->inode != inode_of(file))
 		return false;
 	e = &t->seen[d->entry & (GH_SEEN - 1)];
 	if (e->key != d->key)

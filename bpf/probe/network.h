@@ -137,13 +137,20 @@ static __inline void read_local(struct gh_address *out, struct sock *sk)
 /* An Internet address that the caller passed. The family, or AF_UNSPEC when it can't be had. */
 static __inline __u16 read_named(struct gh_address *out, __u64 user_address, __u64 length)
 {
+	__u16 socket_family = out->family;
 	const char *address = (void *)user_address;
 	struct inet_address inet = {};
 	__u16 family = AF_UNSPEC;
 
 	if (length < sizeof(family) || bpf_probe_read_user(&family, sizeof(family), address))
 		return AF_UNSPEC;
-	if (family == AF_INET && length >= INET_BYTES) {
+	/* To an IPv4 socket no family is its own, see udp_sendmsg() in net/ipv4/udp.c. */
+	if (family == AF_UNSPEC && socket_family == AF_INET && length >= INET_BYTES) {
+		if (bpf_probe_read_user(&inet, 8, address))
+			return AF_UNSPEC;
+		__builtin_memcpy(out->address, inet.address4, sizeof(inet.address4));
+		inet.family = family = AF_INET;
+	} else if (family == AF_INET && length >= INET_BYTES) {
 		if (bpf_probe_read_user(&inet, 8, address))
 			return AF_UNSPEC;
 		__builtin_memcpy(out->address, inet.address4, sizeof(inet.address4));
@@ -259,31 +266,36 @@ __noinline int on_connect(struct task *t, struct scratch *s, struct gh_counters 
 }
 
 /* The path that a unix socket was bound to, as its owner wrote it. */
-static __inline void add_bound(struct scratch *s, struct sock *sk)
+static __inline void add_bound(struct scratch *s, struct sock *sk, bool is_binding)
 {
 	struct gh_path *path = &s->record.body.socket.path;
 	struct unix_sock *local = (void *)sk;
 	struct unix_address *bound = KREAD(local, addr);
 	const char *name = (void *)bound + KOFFSET(struct unix_address, len) + sizeof(int) + sizeof(__u16);
 	__u32 bytes = bound ? KREAD(bound, len) : 0;
-	__u32 used = s->used;
+	__u32 used;
 	char first = 0;
 
+	/* Its own directory is that of the binding. */
+	bpf_probe_read_kernel(&first, sizeof(first), name);
+	if (is_binding && bytes > sizeof(__u16) && first && first != '/')
+		add_walked(s, pwd(), path);
+	used = s->used;
 	/* Without a name: nothing is appended. */
 	if (bytes <= sizeof(__u16) || used > PAYLOAD_BYTES - NAME_BYTES)
 		return;
 	bytes -= sizeof(__u16);
-	if (bytes > UNIX_PATH_BYTES)
-		bytes = UNIX_PATH_BYTES;
+	/* The kernel ends the longest with a NUL of its own. */
+	if (bytes > UNIX_PATH_BYTES + 1)
+		bytes = UNIX_PATH_BYTES + 1;
 	asm volatile("%0 &= 0x7f" : "+r"(bytes));
 	if (bpf_probe_read_kernel(s->payload + used, bytes, name))
 		return;
-	bpf_probe_read_kernel(&first, sizeof(first), name);
-	path->flags = GH_PATH_USER;
+	path->flags |= GH_PATH_USER;
 	if (first) {
 		/* With its NUL. */
 		bytes -= 1;
-		if (first != '/')
+		if (first != '/' && !is_binding)
 			path->flags |= GH_PATH_NO_BASE;
 	}
 	path->user_bytes = bytes;
@@ -312,7 +324,7 @@ __noinline int on_socket(struct task *t, struct scratch *s, struct gh_counters *
 		if (operation == GH_SOCKET_BIND && s->result < 0)
 			add_unix(s, (void *)s->args[2], s->args[3]);
 		else
-			add_bound(s, sk);
+			add_bound(s, sk, operation == GH_SOCKET_BIND);
 		return finish_socket(s, count);
 	}
 	if (out->family != AF_INET && out->family != AF_INET6)
@@ -334,14 +346,49 @@ static __inline __u64 hash_of(const struct gh_address *address)
 {
 	const __u64 *words = (const void *)address->address;
 
-	return mix(mix(address->port, words[0]), words[1]);
+	return mix(mix(address->port | (__u64)address->family << 16, words[0]), words[1]);
+}
+
+/* The beginning of a message, appended: of as many vectors as a resolver could want. */
+__noinline int add_text_of(struct scratch *s)
+{
+	struct iovec vector;
+	__u64 vectors;
+	__u32 used = 0;
+	__u64 left;
+	__u64 bytes;
+
+	if (!s)
+		return 0;
+	vector = s->message.buffer;
+	vectors = s->message.vectors;
+	left = s->message.bytes > GH_DNS_BYTES ? GH_DNS_BYTES : s->message.bytes;
+	for (int i = 0; i < 8 && left; i++) {
+		if (vectors) {
+			if (i >= s->message.vector_count ||
+			    bpf_probe_read_user(&vector, sizeof(vector), (void *)(vectors + i * sizeof(vector))))
+				break;
+		} else if (i) {
+			break;
+		}
+		bytes = vector.bytes > left ? left : vector.bytes;
+		asm volatile("%0 &= 0x7ff" : "+r"(bytes));
+		asm volatile("%0 &= 0x7ff" : "+r"(used));
+		if (bytes && bpf_probe_read_user(s->payload + used, bytes, (void *)vector.base)) {
+			s->failed = 1;
+			break;
+		}
+		used += bytes;
+		left -= bytes;
+	}
+	s->used = used;
+	return 0;
 }
 
 /* A message from or to a name server: what was asked, and the answer. */
 __noinline int add_dns(struct task *t, struct scratch *s, struct gh_counters *count, struct gh_address *server)
 {
 	struct gh_dns *dns = &s->record.body.dns;
-	__u32 bytes;
 
 	if (!t || !s || !count || !server)
 		return 0;
@@ -350,16 +397,8 @@ __noinline int add_dns(struct task *t, struct scratch *s, struct gh_counters *co
 	dns->server = *server;
 	dns->is_answer = !s->message.sends;
 	dns->message_total_bytes = s->message.bytes;
-	bytes = s->message.bytes > GH_DNS_BYTES ? GH_DNS_BYTES : s->message.bytes;
-	/* The rest is in other buffers. */
-	if (bytes > s->message.buffer_bytes)
-		bytes = s->message.buffer_bytes;
-	dns->message_bytes = bytes;
-	asm volatile("%0 &= 0x7ff" : "+r"(bytes));
-	if (bytes > GH_DNS_BYTES || !s->message.buffer ||
-	    bpf_probe_read_user(s->payload, bytes, (void *)s->message.buffer))
-		s->failed = 1;
-	s->used = bytes;
+	add_text_of(s);
+	dns->message_bytes = s->used;
 	ADD(count->observed[GH_CLASS_NETWORK], 1);
 	finish_activity(s, count, GH_CLASS_NETWORK);
 	s->failed = 0;
@@ -370,39 +409,42 @@ __noinline int add_dns(struct task *t, struct scratch *s, struct gh_counters *co
 __noinline int on_message(struct task *t, struct scratch *s, struct gh_counters *count, __u64 sock_address)
 {
 	struct sock *sk = (void *)sock_address;
-	struct gh_address address;
+	struct gh_address *address;
 	struct peer *peer;
 	bool is_named = false;
 	__u64 key;
 
 	if (!t || !s || !count)
 		return 0;
-	describe(&address, sk);
-	if (s->message.name && (address.socket_type != SOCK_STREAM)) {
+	address = &s->address;
+	describe(address, sk);
+	if (s->message.name && (address->socket_type != SOCK_STREAM)) {
 		/* The family may be another than the socket's: IPv4 in IPv6. */
-		is_named = read_named(&address, s->message.name, s->message.name_bytes) != AF_UNSPEC;
-		if (!is_named && s->message.sends)
+		is_named = read_named(address, s->message.name, s->message.name_bytes) != AF_UNSPEC;
+		/* To an IPv6 socket a name without a family is none, see udpv6_sendmsg(). */
+		if (!is_named && s->message.sends && address->family != AF_INET6)
 			return lose(count, GH_CLASS_NETWORK);
 	}
 	/* A datagram from a socket without a peer, which the caller did not ask for the source of: its address is 0. */
 	if (!is_named)
-		read_peer(&address, sk);
-	if (s->message.connects) {
+		read_peer(address, sk);
+	/* A datagram has no use for the flag. */
+	if (s->message.connects && address->socket_type == SOCK_STREAM) {
 		begin_socket(t, s, GH_SOCKET_CONNECT, sk);
-		s->record.body.socket.address = address;
+		s->record.body.socket.address = *address;
 		finish_socket(s, count);
 	}
-	key = mix(hash_of(&address), sock_address) | 1;
+	key = mix(hash_of(address), sock_address) | 1;
 	peer = &t->peers[key >> 32 & (PEERS - 1)];
 	if (peer->key != key) {
 		flush_peer(t, s, count, key >> 32 & (PEERS - 1));
 		peer->key = key;
-		peer->address = address;
+		peer->address = *address;
 		peer->since = bpf_jiffies64();
 		if (is_named && s->message.sends) {
 			begin_socket(t, s, GH_SOCKET_SEND, sk);
 			s->record.body.socket.result = 0;
-			s->record.body.socket.address = address;
+			s->record.body.socket.address = *address;
 			finish_socket(s, count);
 		}
 	}
@@ -413,8 +455,8 @@ __noinline int on_message(struct task *t, struct scratch *s, struct gh_counters 
 		peer->receives++;
 		peer->received_bytes += s->message.bytes;
 	}
-	if (address.port == DNS_PORT && address.protocol == IPPROTO_UDP)
-		add_dns(t, s, count, &address);
+	if (address->port == DNS_PORT && address->protocol == IPPROTO_UDP)
+		add_dns(t, s, count, address);
 	if (!((peer->sends + peer->receives) & 0xff) && (__u32)bpf_jiffies64() - peer->since > TALLY_JIFFIES)
 		flush_peer(t, s, count, key >> 32 & (PEERS - 1));
 	return 0;
@@ -429,29 +471,26 @@ struct messages {
 
 static __inline void read_header(struct message *message, const struct user_msghdr *header)
 {
-	struct iovec vector = {};
-
-	message->name = header->name;
+	/* See __copy_msghdr() in net/socket.c. */
+	message->name = header->name_bytes ? header->name : 0;
 	message->name_bytes = header->name_bytes;
-	if (header->vector_count)
-		bpf_probe_read_user(&vector, sizeof(vector), (void *)header->vectors);
-	message->buffer = vector.base;
-	message->buffer_bytes = vector.bytes;
+	message->vectors = header->vectors;
+	message->vector_count = header->vector_count;
 }
 
 static long message_step(__u32 step, struct messages *of)
 {
-	struct mmsghdr header;
+	struct mmsghdr *header = &of->s->header;
 	struct mmsghdr *headers = (void *)of->s->args[2];
 
 	if (step >= of->s->result)
 		return 1;
-	if (bpf_probe_read_user(&header, sizeof(header), headers + step)) {
+	if (bpf_probe_read_user(header, sizeof(*header), headers + step)) {
 		lose(of->count, GH_CLASS_NETWORK);
 		return 0;
 	}
-	read_header(&of->s->message, &header.header);
-	of->s->message.bytes = header.message_bytes;
+	read_header(&of->s->message, &header->header);
+	of->s->message.bytes = header->message_bytes;
 	on_message(of->t, of->s, of->count, of->sk);
 	/* Only the first could. */
 	of->s->message.connects = 0;
@@ -465,7 +504,7 @@ static long message_step(__u32 step, struct messages *of)
 __noinline int on_messages(struct task *t, struct scratch *s, struct gh_counters *count, struct call *call)
 {
 	struct messages of = { .t = t, .s = s, .count = count };
-	struct user_msghdr header;
+	struct user_msghdr *header;
 	struct message *message = &s->message;
 	struct file *file;
 	struct sock *sk;
@@ -476,6 +515,7 @@ __noinline int on_messages(struct task *t, struct scratch *s, struct gh_counters
 	if (!t || !s || !count || !call)
 		return 0;
 	sends = call->action == ACTION_SEND;
+	header = &s->header.header;
 	file = file_of(s->args[1]);
 	if (!file)
 		/* Bytes went over it, and it is closed. */
@@ -490,28 +530,31 @@ __noinline int on_messages(struct task *t, struct scratch *s, struct gh_counters
 	message->connects = 0;
 	message->name = 0;
 	message->name_bytes = 0;
-	message->buffer = 0;
-	message->buffer_bytes = 0;
+	message->buffer.base = 0;
+	message->buffer.bytes = 0;
+	message->vectors = 0;
+	message->vector_count = 0;
 	message->bytes = s->result;
 	if (call->kind == MESSAGE_BUFFER) {
-		message->buffer = s->args[2];
-		message->buffer_bytes = s->args[3];
+		message->buffer.base = s->args[2];
+		message->buffer.bytes = s->args[3];
 		message->name = s->args[5];
 		message->name_bytes = s->args[6];
 		if (!sends) {
 			bpf_probe_read_user(&name_bytes, sizeof(name_bytes), (void *)s->args[6]);
 			message->name_bytes = name_bytes;
 		}
-	} else if (call->kind == MESSAGE_HEADER) {
-		if (bpf_probe_read_user(&header, sizeof(header), (void *)s->args[2]))
+	} else if (call->kind == MESSAGE_HEADER || s->result < 0) {
+		/* Of several that could not be sent, it was the first. */
+		if (bpf_probe_read_user(header, sizeof(*header), (void *)s->args[2]))
 			return s->result < 0 ? 0 : lose(count, GH_CLASS_NETWORK);
-		read_header(message, &header);
+		read_header(message, header);
 	}
 	/* The first bytes of a connection go with its request, see tcp_sendmsg_fastopen() in net/ipv4/tcp.c. */
 	if (sends && s->args[call->value & 7] & MSG_FASTOPEN && (s->result >= 0 || s->result == -EINPROGRESS))
 		message->connects = 1;
 	if (s->result < 0 && !message->connects) {
-		if (!sends || !message->name || call->kind == MESSAGE_HEADERS)
+		if (!sends || !message->name)
 			return 0;
 		begin_socket(t, s, GH_SOCKET_SEND, sk);
 		if (read_named(&s->record.body.socket.address, message->name, message->name_bytes) == AF_UNSPEC)
@@ -565,9 +608,17 @@ __noinline int on_bytes(struct task *t, struct scratch *s, struct gh_counters *c
 	s->message.name = 0;
 	s->message.sends = writes;
 	s->message.connects = 0;
-	/* Of read and write; the other calls pass vectors. */
-	s->message.buffer = s->nr == NR_read || s->nr == NR_write ? s->args[2] : 0;
-	s->message.buffer_bytes = s->nr == NR_read || s->nr == NR_write ? s->args[3] : 0;
+	s->message.buffer.base = 0;
+	s->message.buffer.bytes = 0;
+	s->message.vectors = 0;
+	s->message.vector_count = 0;
+	if (s->nr == NR_read || s->nr == NR_write) {
+		s->message.buffer.base = s->args[2];
+		s->message.buffer.bytes = s->args[3];
+	} else if (s->nr == NR_readv || s->nr == NR_writev) {
+		s->message.vectors = s->args[2];
+		s->message.vector_count = s->args[3];
+	}
 	s->message.bytes = s->result;
 	return on_message(t, s, count, (__u64)sk);
 }

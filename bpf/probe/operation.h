@@ -46,16 +46,24 @@ int glasshouse_signal(__u64 *ctx)
 	struct gh_counters *count;
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct gh_watch *at;
+	__u32 tgid;
 
 	if (!watch)
 		return 0;
 	/* SEND_SIG_NOINFO and SEND_SIG_PRIV. */
-	if (ctx[1] <= 1 || KREAD(info, si_code) > 0 || !sends_signals(SYSCALL_NR(bpf_task_pt_regs(task))))
+	if (ctx[1] <= 1 || KREAD(info, si_code) > 0)
+		return 0;
+	if (!IS_COMPAT(task) && !sends_signals(SYSCALL_NR(bpf_task_pt_regs(task))))
 		return 0;
 	execution = execution_of(watch);
 	count = counters_of(watch);
 	if (!execution || execution->state != GH_STATE_RECORDING || !count)
 		return 0;
+	/* Stopped by its own: nobody else lets it go on. */
+	if (execution->lossless && ctx[0] >= SIGSTOP && ctx[0] <= SIGTTOU) {
+		tgid = target->tgid;
+		bpf_map_delete_elem(&stopped, &tgid);
+	}
 	at = watched_cgroup(target->cgroups->dfl_cgrp->kn->id);
 	if (at && at->slot == watch->slot && at->generation == watch->generation)
 		return 0;
@@ -63,7 +71,8 @@ int glasshouse_signal(__u64 *ctx)
 	begin(&record, watch, task, GH_KIND_OPERATION);
 	tell_operation(&record, GH_OPERATION_SIGNAL, (int)ctx[0], target->tgid, 0);
 	/* TRACE_SIGNAL_DELIVERED is 0, IGNORED 1, ALREADY_PENDING 2; what was refused does not come by here. */
-	emit(&activity_ring, &record, 0, execution->lossless, count, GH_CLASS_OTHER, 1);
+	/* Interrupts are off here, and stopping would come later than it should. */
+	emit(&activity_ring, &record, 0, false, count, GH_CLASS_OTHER, 1);
 	return 0;
 }
 

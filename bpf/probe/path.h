@@ -77,6 +77,7 @@ static long identify_step(__u32 step, struct walk *walk)
 	struct scratch *s = walk->s;
 	struct dentry *dentry = s->dentry;
 	struct dentry *parent;
+	struct inode *inode;
 
 	if (dentry == s->root_dentry && s->mnt == s->root_mnt)
 		return 1;
@@ -95,6 +96,12 @@ static long identify_step(__u32 step, struct walk *walk)
 	parent = KREAD(dentry, d_parent);
 	s->identity = mix(s->identity, (__u64)dentry + KREAD(dentry, d_seq.seqcount.sequence));
 	s->identity = mix(s->identity, KREAD(dentry, d_name.hash_len));
+	/*
+	 * Names of one hash can be made without knowing its salt (hash_name() is not meant to withstand that), and a freed
+	 * dentry had again for the second: it leads to another inode then.
+	 */
+	inode = KREAD(dentry, d_inode);
+	s->identity = mix(s->identity, KREAD(inode, i_ino) ^ (__u64)KREAD(inode, i_generation) << 32);
 	if (parent == dentry)
 		return 1;
 	s->dentry = parent;
@@ -103,8 +110,8 @@ static long identify_step(__u32 step, struct walk *walk)
 
 /*
  * A number for the path as it is now: another one as soon as any directory of it is renamed, removed or mounted over
- * (rename moves d_seq on; a dentry that was freed and used again has another parent or name). 0 when it has none. Far
- * cheaper than the path itself. Nobody can aim for a collision: addresses and salted hashes go in.
+ * (rename moves d_seq on; a dentry that was freed and used again has another parent, name or inode). 0 when it has none.
+ * Far cheaper than the path itself.
  */
 __noinline int identify(struct scratch *s, __u64 path_address)
 {

@@ -138,10 +138,19 @@ static __noinline int on_odd_call(struct task *t, long nr, long result)
 	return 0;
 }
 
+/*
+ * Seccomp refused the call by a signal (SECCOMP_RET_TRAP, SECCOMP_RET_KILL_PROCESS) and put the registers back as they
+ * were (syscall_rollback()), so that the result is what the call began with: the signal is pending still.
+ */
+static __inline bool is_trapped(struct task_struct *task, struct pt_regs *regs, long ret)
+{
+	return ret == ROLLED_BACK(regs) && task->pending.signal.sig[0] & 1ul << (SIGSYS - 1);
+}
+
 static __inline int on_return(struct task *t, struct task_struct *task, struct pt_regs *regs, long ret)
 {
 	long nr = SYSCALL_NR(regs);
-	long result = result_of(ret);
+	long result = is_trapped(task, regs, ret) ? -EPERM : result_of(ret);
 	__u8 action;
 
 	if (t->cred != (__u64)task->cred || t->cgroups != (__u64)task->cgroups) {
@@ -236,7 +245,7 @@ int glasshouse_sys_exit(__u64 *ctx)
 	began = bpf_ktime_get_boot_ns();
 	on_return(t, task, regs, ctx[1]);
 	count = counters_of(&t->watch);
-	if (count) {
+	if (count && is_recording(&t->watch)) {
 		ADD(count->sampled_ns, bpf_ktime_get_boot_ns() - began);
 		ADD(count->samples, 1);
 	}

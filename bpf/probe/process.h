@@ -166,6 +166,33 @@ int glasshouse_exec(__u64 *ctx)
 	return 0;
 }
 
+struct threads {
+	struct gh_exit *exit;
+	__u64 node;
+	__u64 head;
+};
+
+#define MOST_THREADS 4096
+
+/*
+ * The group's sums are those of the threads that have been released. Those that end at the same time, and a leader that
+ * ended first, have not been: they are in the group's list (as thread_group_cputime() has it).
+ */
+static long add_thread(__u32 step, struct threads *threads)
+{
+	struct task_struct *task = (void *)(threads->node - KOFFSET(struct task_struct, thread_node));
+	struct gh_exit *exit = threads->exit;
+
+	if (threads->node == threads->head)
+		return 1;
+	exit->user_ns += KREAD(task, utime);
+	exit->system_ns += KREAD(task, stime);
+	exit->minor_faults += KREAD(task, min_flt);
+	exit->major_faults += KREAD(task, maj_flt);
+	threads->node = (__u64)KREAD(task, thread_node.next);
+	return 0;
+}
+
 /*
  * Every thread comes by; the thread group ends with the last. Two threads that exit at once can both see none alive:
  * user space collapses the second record.
@@ -182,6 +209,7 @@ int glasshouse_exit(__u64 *ctx)
 	struct gh_syscalls *numbers;
 	struct gh_exit *exit;
 	struct scratch *s;
+	struct threads threads;
 	__u32 tgid = task->tgid;
 	bool last;
 	long nr;
@@ -233,12 +261,15 @@ int glasshouse_exit(__u64 *ctx)
 	/* As wait_task_zombie() chooses. */
 	exit->wait_status = group->flags & SIGNAL_GROUP_EXIT ? group->group_exit_code : task->group_leader->exit_code;
 	exit->reserved = 0;
-	/* The group's are those of the threads that have been released. */
-	exit->user_ns = group->utime + task->utime;
-	exit->system_ns = group->stime + task->stime;
+	exit->user_ns = group->utime;
+	exit->system_ns = group->stime;
 	exit->max_rss_pages = group->maxrss;
-	exit->minor_faults = group->min_flt + task->min_flt;
-	exit->major_faults = group->maj_flt + task->maj_flt;
+	exit->minor_faults = group->min_flt;
+	exit->major_faults = group->maj_flt;
+	threads.exit = exit;
+	threads.node = (__u64)group->thread_head.next;
+	threads.head = (__u64)group + KOFFSET(struct signal_struct, thread_head);
+	bpf_loop(MOST_THREADS, add_thread, &threads, 0);
 	finish(&process_ring, s, count, GH_CLASS_PROCESS);
 	return 0;
 }

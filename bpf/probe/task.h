@@ -65,12 +65,16 @@ static __inline struct task *meet(struct task_struct *task, const struct gh_watc
 		__sync_fetch_and_sub(&tasks_used, 1);
 		return NULL;
 	}
-	for (int i = 0; i < GH_SEEN; i++)
-		t->seen[i].key = 0;
+	/* All of it: whoever had the index before may have gone without telling, and it was another's. */
+	/* In words: there is no memset() of this size. */
+	for (int i = 0; i < sizeof(t->seen) / 8; i++)
+		((volatile __u64 *)t->seen)[i] = 0;
 	for (int i = 0; i < DESCRIPTORS; i++)
 		t->descriptors[i].kind = DESCRIPTOR_FREE;
-	for (int i = 0; i < PEERS; i++)
-		t->peers[i].key = 0;
+	for (int i = 0; i < sizeof(t->peers) / 8; i++)
+		((volatile __u64 *)t->peers)[i] = 0;
+	for (int i = 0; i < sizeof(t->calls) / 8; i++)
+		((volatile __u64 *)t->calls)[i] = 0;
 	t->has_entries = 0;
 	/* Somewhere between two samples: also the calls of tasks with few of them are measured as often as others. */
 	t->runs = bpf_get_prandom_u32();

@@ -18,8 +18,53 @@ pub(crate) struct Message {
     pub(crate) response_code: u8,
 }
 
-/// Reads a message; `None` for what is none, or asks nothing.
+/// Reads a message; `None` for what is none, or asks nothing. Of one that was cut, what is there.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Message> {
+    parse_whole(bytes).or_else(|| parse_beginning(bytes))
+}
+
+/// The question, and the answers that are whole.
+fn parse_beginning(bytes: &[u8]) -> Option<Message> {
+    let mut at = after_name(bytes, 12)? + 4;
+    let mut question = bytes.get(..at)?.to_vec();
+    if question[4..6] != [0, 1] {
+        return None;
+    }
+    question[6..12].fill(0);
+    let mut message = parse_whole(&question)?;
+    let answers = u16::from_be_bytes([bytes[6], bytes[7]]);
+    for _ in 0..answers {
+        let Some(fixed) = after_name(bytes, at) else { break };
+        let Some([of, of_low, _, _, _, _, _, _, length, length_low]) =
+            bytes.get(fixed..fixed + 10).and_then(|fixed| <[u8; 10]>::try_from(fixed).ok())
+        else {
+            break;
+        };
+        at = fixed + 10 + usize::from(u16::from_be_bytes([length, length_low]));
+        let Some(data) = bytes.get(fixed + 10..at) else { break };
+        let address = match (u16::from_be_bytes([of, of_low]), data.len()) {
+            (1, 4) => <[u8; 4]>::try_from(data).ok().map(IpAddr::from),
+            (28, 16) => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
+            _ => None,
+        };
+        message.answers.extend(address.filter(|_| message.answers.len() < MAX_ANSWERS));
+    }
+    Some(message)
+}
+
+/// Where the name that begins there ends: with the root, or with a pointer.
+fn after_name(bytes: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        match *bytes.get(at)? {
+            0 => return Some(at + 1),
+            length @ 1..64 => at += 1 + usize::from(length),
+            192.. => return Some(at + 2),
+            _ => return None,
+        }
+    }
+}
+
+fn parse_whole(bytes: &[u8]) -> Option<Message> {
     let packet = Packet::parse(bytes).ok()?;
     let question = packet.questions.first()?;
     let answers = packet.answers.iter().filter_map(|record| match &record.rdata {

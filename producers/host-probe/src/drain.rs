@@ -234,6 +234,7 @@ const BYPASSES: [&str; abi::BYPASSES] = [
     "pidfd_getfd calls",
     "process_vm_writev calls",
     "ptrace calls",
+    "io_submit calls",
 ];
 
 /// What was seen to pass beside the hooks; any of it makes a receipt partial.
@@ -349,6 +350,12 @@ impl Drain {
                 self.wait();
             }
         }
+        // The programs stay for as long as somebody holds a watch, and nobody would let their tasks go on.
+        let slots: Vec<Slot> = self.watched.values().filter(|of| of.lossless).map(|of| of.slot).collect();
+        for slot in slots {
+            let _ = self.maps().stop(slot);
+        }
+        std::thread::sleep(SETTLE);
         self.go_on(None);
         if self.strays > 0 {
             tracing::debug!(records = self.strays, "records came after their execution was sealed");
@@ -490,6 +497,8 @@ impl Drain {
             std::thread::yield_now();
             until = self.producer_positions();
         };
+        // Whoever was just telling may have been stopped since.
+        self.go_on(Some(slot));
         let missed_now = (self.missed)();
         let Some(of) = self.watched.remove(&slot.index) else {
             return Err(ProbeError::Stopped);
@@ -535,7 +544,7 @@ mod tests {
             [
                 "paths seen from another root or mount namespace: 3",
                 "processes alive at the seal: 1",
-                "ptrace calls: 2"
+                "io_submit calls: 2"
             ]
         );
     }

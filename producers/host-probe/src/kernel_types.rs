@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 /// The structs of `bpf/include/kernel.h`.
-pub(crate) const USED: [&str; 34] = [
+pub(crate) const USED: [&str; 38] = [
     "atomic_t",
     "cgroup",
     "cgroup_root",
@@ -22,10 +22,12 @@ pub(crate) const USED: [&str; 34] = [
     "files_struct",
     "fs_struct",
     "hlist_bl_node",
+    "hlist_head",
     "in6_addr",
     "inode",
     "kernel_siginfo",
     "kernfs_node",
+    "list_head",
     "mm_struct",
     "mount",
     "nsproxy",
@@ -35,6 +37,8 @@ pub(crate) const USED: [&str; 34] = [
     "seqcount",
     "seqcount_spinlock",
     "signal_struct",
+    "sigpending",
+    "sigset_t",
     "sock",
     "sock_common",
     "socket",

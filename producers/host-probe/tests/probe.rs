@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "a module of test helpers has no outside")]
 
 mod adversary;
+mod events;
 mod support;
 
 use std::collections::BTreeSet;
@@ -32,7 +33,7 @@ fn workload() {
         "files" => files(),
         "network" => network(),
         "threads" => threads(),
-        name => assert!(adversary::workload(name), "no workload {name}"),
+        name => assert!(adversary::workload(name) || events::workload(name), "no workload {name}"),
     }
 }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use glasshouse_schema::event::SocketOperation;
 use glasshouse_schema::PathFlags;
+use glasshouse_schema::event::SocketOperation;
 
 use crate::support::{self, Run, Seen, run_shell, run_workload, start, start_workload, wait_for};
 

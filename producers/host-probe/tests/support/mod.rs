@@ -37,7 +37,10 @@ pub fn probe_with(options: &LoadOptions) -> Option<HostProbe> {
         eprintln!("skipped: {error}");
         return None;
     }
-    Some(HostProbe::load(options).unwrap())
+    // To try other objects than those that are built in.
+    let object_dir =
+        options.object_dir.clone().or_else(|| std::env::var_os("GLASSHOUSE_TEST_BPF_DIR").map(PathBuf::from));
+    Some(HostProbe::load(&LoadOptions { object_dir, ..options.clone() }).unwrap())
 }
 
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
@@ -187,6 +190,8 @@ pub struct Run {
     pub status: ExitStatus,
     pub report: SealReport,
     pub seen: Vec<Seen>,
+    /// As they were sent: what [`Seen`] leaves out is read from here.
+    pub frames: Vec<EncodedFrame>,
 }
 
 impl Run {
@@ -448,7 +453,23 @@ impl Started {
         assert!(frames.last().unwrap().is_seal);
         assert_eq!(report.frames, frames.len() as u64);
         assert_eq!(report.head, frames.last().unwrap().digest);
-        Run { pid, status, report, seen: decode(&frames) }
+        Run { pid, status, report, seen: decode(&frames), frames: frames.clone() }
+    }
+
+    /// Seals at once, after the living have been moved to another cgroup: the own one then takes nobody with it.
+    pub fn seal_and_keep(self, elsewhere: &Cgroup) -> Run {
+        let Self { cgroup, child, watch, frames, gate } = self;
+        let pid = child.id();
+        let report = watch.seal().unwrap();
+        elsewhere.add(pid);
+        drop((cgroup, gate));
+        let frames = frames.lock().unwrap().clone();
+        Run { pid, status: ExitStatus::default(), report, seen: decode(&frames), frames }
+    }
+
+    /// The frames that were sent up to now.
+    pub fn so_far(&self) -> Vec<EncodedFrame> {
+        self.frames.lock().unwrap().clone()
     }
 
     pub fn wait_root(&mut self) -> ExitStatus {
@@ -486,4 +507,68 @@ pub fn resolved(path: &Path) -> Known {
 
 pub fn unresolved(path: &Path) -> Known {
     Known { flags: PathFlags::UNRESOLVED.0, ..resolved(path) }
+}
+
+/// As [`start`], of a command that is stopped rather than that anything is lost, and with a sink that takes its time
+/// for each frame.
+#[allow(dead_code, reason = "not every binary of tests needs it")]
+pub fn start_lossless(
+    probe: &HostProbe,
+    (program, arguments): (&Path, &[&str]),
+    env: &[(&str, &str)],
+    dir: &Path,
+    pace: Duration,
+) -> Started {
+    let cgroup = Cgroup::new();
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "echo; read line; exec \"$@\" > /dev/null", "sh"])
+        .arg(program)
+        .args(arguments)
+        .envs(env.iter().copied())
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(&mut child.stdout.take().unwrap(), &mut [0]).unwrap();
+    cgroup.add(child.id());
+    let frames = Arc::new(Mutex::new(Vec::new()));
+    let gate = Arc::new(Mutex::new(()));
+    let (sink, closed) = (Arc::clone(&frames), Arc::clone(&gate));
+    let id = ExecutionId::from_parts(1_700_000_000_000, [child.id() as u8; 10]);
+    let config = FrameWriterConfig::new(id, NodeId::new("test").unwrap(), Vantage::Host, 1, 0);
+    let watched = probe.watch(WatchRequest {
+        cgroup_id: cgroup::id(&cgroup.0).unwrap(),
+        root_tgid: child.id(),
+        writer: FrameWriter::new(config),
+        redactor: Redactor::new([7; 32], id, RedactionRules { path_prefixes: Vec::new(), tokens: true }),
+        lossless: true,
+        sink: Box::new(move |frame: EncodedFrame| {
+            let _open = closed.lock().unwrap();
+            std::thread::sleep(pace);
+            sink.lock().unwrap().push(frame);
+        }),
+    });
+    let watch = watched.unwrap_or_else(|error| {
+        let _ = child.kill();
+        panic!("{error}");
+    });
+    Started { cgroup, child, watch, frames, gate }
+}
+
+/// As [`start_workload`], and as [`start_lossless`].
+#[allow(dead_code, reason = "not every binary of tests needs it")]
+pub fn start_lossless_workload(probe: &HostProbe, name: &str, dir: &Path, pace: Duration) -> Started {
+    let this = std::env::current_exe().unwrap();
+    let arguments = ["workload", "--exact", "--nocapture", "--test-threads=1"];
+    start_lossless(probe, (&this, &arguments), &[(WORKLOAD, name)], dir, pace)
+}
+
+impl Started {
+    /// The command in its cgroup, and what watches it: each can be dropped by itself.
+    #[allow(dead_code, reason = "not every binary of tests needs it")]
+    pub fn split(self) -> ((Cgroup, Child), Watch) {
+        ((self.cgroup, self.child), self.watch)
+    }
 }
