@@ -151,6 +151,7 @@ static __inline int on_return(struct task *t, struct task_struct *task, struct p
 {
 	long nr = SYSCALL_NR(regs);
 	long result = is_trapped(task, regs, ret) ? -EPERM : result_of(ret);
+	__u64 number;
 	__u8 action;
 
 	if (t->cred != (__u64)task->cred || t->cgroups != (__u64)task->cgroups) {
@@ -159,12 +160,15 @@ static __inline int on_return(struct task *t, struct task_struct *task, struct p
 	}
 	if (nr < 0 || nr >= GH_SYSCALLS || IS_COMPAT(task))
 		return on_odd_call(t, nr, result);
-	action = calls[nr].action;
+	number = nr;
+	/* Kernels before 6.4 forget the bound above when the compiler puts the number on the stack. */
+	asm volatile("%0 &= 0x1ff" : "+r"(number));
+	action = calls[number].action;
 	/* A new child comes by here too, returning 0 from its parent's call. */
 	if (action == ACTION_CLONE && result == 0)
 		return 0;
-	if (!++t->calls[nr])
-		add_wrapped(t, nr);
+	if (!++t->calls[number])
+		add_wrapped(t, number);
 	if (result == -EPERM || result == -EACCES)
 		on_denied(t, nr);
 	switch (action) {

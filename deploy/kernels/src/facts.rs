@@ -17,8 +17,8 @@ const DROPPED_AT_TOP: [&str; 10] = [
     "timestamp",
     "timing",
 ];
-/// The same below the top: when a process ran, and the machine's name.
-const DROPPED_BELOW: [&str; 4] = ["start_time", "end_time", "time", "node"];
+/// The same below the top: when a process ran and what it used, the machine's name, and which capabilities root has there.
+const DROPPED_BELOW: [&str; 6] = ["start_time", "end_time", "time", "node", "usage", "capabilities"];
 /// What depends on who was faster, by the end of its path. Events of one kind are collapsed when they are drained together:
 /// only the sum is a fact, and that it adds up is checked by [`flaws`]. A thread that is waited for is met by a futex call
 /// if it is still running.
