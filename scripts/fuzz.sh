@@ -117,7 +117,7 @@ for pair in "${targets[@]}"; do
     mapfile -t inputs < <(seeds_of "$folder" "$target")
     options=(-print_final_stats=1 -timeout="$INPUT_SECONDS" -malloc_limit_mb="$MALLOC_LIMIT_MIB" -rss_limit_mb=2048
         -artifact_prefix="$artifacts/")
-    # Several whole records of the kernel, each up to 20 KiB; elsewhere the length of the longest seed or 4 KiB do.
+    # Several whole records of the kernel, each up to 25 KiB; elsewhere the length of the longest seed or 4 KiB do.
     if [ "$target" = kernel_record ]; then options+=(-max_len=65536); fi
     case $mode in
         check)

@@ -8,6 +8,8 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(frame) = Frame::decode(bytes) else { return };
+    let (events, facts) = (frame.body.events() as u64, frame.body.facts());
+    assert_eq!(facts.iter().map(|(_, delivered, _)| delivered).sum::<u64>(), events, "an event of no class");
     let written = frame.encode().expect("a frame writes");
     match Frame::decode(&written) {
         Ok(again) => {

@@ -33,17 +33,23 @@ pub fn check_path(path: &[u8]) {
     assert!(!holds_token(path), "a token leaks: {}", path.escape_ascii());
 }
 
-/// As [`check_path`], for an argument: it may be a path, or `NAME=PATH`.
+/// As [`check_path`], for an argument: it may be a path, or hold `NAME=PATH`.
 pub fn check_argument(argument: &[u8]) {
     check_path(argument);
-    if let Some(at) = argument.iter().position(|byte| *byte == b'=') {
-        let value = &argument[at + 1..];
-        assert!(!is_under_prefix(value), "a masked prefix leaks: {}", argument.escape_ascii());
+    for (at, _) in argument.iter().enumerate().filter(|(_, byte)| **byte == b'=') {
+        assert!(!is_under_prefix(&argument[at + 1..]), "a masked prefix leaks: {}", argument.escape_ascii());
     }
 }
 
+/// Below the prefix is more than a mark. The name of an abstract socket, which begins with NUL, is taken as a path.
 fn is_under_prefix(path: &[u8]) -> bool {
-    path.strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && !rest.starts_with(MARK))
+    let path = path.strip_prefix(b"\0").unwrap_or(path);
+    path.strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && !is_mark(rest))
+}
+
+fn is_mark(text: &[u8]) -> bool {
+    let digits = text.strip_prefix(MARK).and_then(|rest| rest.strip_suffix(b">"));
+    digits.is_some_and(|digits| digits.len() == 16 && digits.iter().all(u8::is_ascii_hexdigit))
 }
 
 /// A token of GitHub where a word begins. Not the code under test told again: one issuer stands for all.

@@ -14,7 +14,14 @@ use glasshouse_schema::{ExecutionId, FrameWriter, NodeId, Vantage};
 fn record(file: u64) -> Vec<u8> {
     let payload = format!("file{file:07}\0d{:03}\0tree\0glasshouse-cost\0shm\0dev\0", file / 1000);
     let path = abi::Path { walked_bytes: payload.len() as u16, user_bytes: 0, flags: 0, reserved: 0 };
-    let open = abi::Open { result: 3, open_flags: 0, path, entry: abi::Entry { task: 1, index: 1 }, flags: 0, syscall: 257 };
+    let open = abi::Open {
+        result: 3,
+        open_flags: 0,
+        path,
+        entry: abi::Entry { task: 1, index: 1 },
+        flags: 0,
+        syscall: 257,
+    };
     let header = abi::Header {
         record_bytes: (abi::PAYLOAD_OFFSET + payload.len()) as u32,
         kind: abi::KIND_OPEN,

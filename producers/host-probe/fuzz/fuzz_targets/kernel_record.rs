@@ -1,10 +1,11 @@
-//! Any records of the kernel become events or are counted as lost; what the redaction rules mask is in no event, every
+//! Any records of the kernel become events or are counted as lost, fact by fact; what the redaction rules mask is in no event, every
 //! frame made of them reads, the counters add up, and a fold finds nothing wrong with the chain.
 
 #![no_main]
 
 use std::sync::LazyLock;
 
+use glasshouse_bpf::abi;
 use glasshouse_fold::ExecutionFold;
 use glasshouse_host_probe::decode::{Decoder, Record};
 use glasshouse_host_probe_fuzz::records;
@@ -30,7 +31,9 @@ struct Probe {
     decoder: Decoder,
     redactor: Redactor,
     writer: FrameWriter,
-    /// Records that could not be decoded, per class.
+    /// What the kernel counted, per class.
+    counted: [u64; 5],
+    /// What of it could not be told, per class.
     lost: [u64; 5],
     chain: Chain,
 }
@@ -45,6 +48,7 @@ impl Probe {
             redactor: Redactor::new([7; 32], chain.execution, rules()),
             // Small, so that an input fills more than one frame.
             writer: FrameWriter::new(FrameWriterConfig { flush_bytes: 2048, ..config }),
+            counted: [0; 5],
             lost: [0; 5],
             chain,
         }
@@ -52,22 +56,27 @@ impl Probe {
 
     fn take(&mut self, bytes: &[u8]) {
         let Some(record) = Record::parse(bytes) else { return };
-        let class = record.class();
+        let (class, facts) = (record.class(), record.facts());
         let observed = self.observed();
         let Self { decoder, redactor, writer, chain, .. } = self;
-        let decoded = decoder.decode(&record, redactor, |event| {
+        let untold = decoder.decode(&record, redactor, |event, count| {
             assert_eq!(event.fact.class(), class, "counted in another class than it is delivered in");
             assert_eq!(event.process, record.process());
             check_masked(event);
-            if let Some(frame) = writer.push(event) {
+            if let Some(frame) = writer.push_counted(event, count) {
                 chain.frame(&frame);
             }
         });
-        if decoded.is_none() {
+        if untold.is_none() {
             assert_eq!(self.observed(), observed, "a record that is lost was delivered");
-            self.writer.count_lost(class, 1);
-            self.lost[class as usize] += 1;
         }
+        let lost = untold.unwrap_or(facts);
+        self.writer.count_lost(class, lost);
+        self.lost[class as usize] += lost;
+        // No kernel tells of traffic without a call; a frame would count it as one.
+        let is_idle_traffic = untold.is_some() && record.header.kind == abi::KIND_TRAFFIC && facts == 0;
+        self.counted[class as usize] += facts + u64::from(is_idle_traffic);
+        assert_eq!(self.observed(), self.counted, "told and lost is not what the kernel counted");
         if let Some(frame) = self.writer.flush_if_older(record.header.boot_ns) {
             self.chain.frame(&frame);
         }
@@ -172,17 +181,26 @@ fn assert_add_up(counters: &Counters) {
 
 fn check_masked(event: &Event<'_>) {
     match event.fact {
-        Fact::Exec { exe, cwd, argv, .. } => {
+        Fact::Exec { exe, cwd, argv, env, .. } => {
             check_path(exe.bytes);
             check_path(cwd.bytes);
             argv.iter().for_each(|argument| check_argument(argument));
+            assert!(env.iter().all(|name| !name.contains(&b'=')), "the value of a variable leaks");
         }
-        Fact::Open { path, .. } | Fact::Delete { path, .. } => check_path(path.bytes),
+        Fact::Open { path, .. } | Fact::Delete { path, .. } | Fact::Io { path, .. } => check_path(path.bytes),
         Fact::Rename { from, to, .. } => {
             check_path(from.bytes);
             check_path(to.bytes);
         }
-        Fact::Connect { address: Address::Unix(path), .. } => check_path(path),
-        Fact::Fork { .. } | Fact::Exit { .. } | Fact::Connect { .. } => {}
+        Fact::Change { path, other, .. } => {
+            check_path(path.bytes);
+            other.iter().for_each(|other| check_path(other.bytes));
+        }
+        Fact::Socket { address, .. } | Fact::Traffic { address, .. } | Fact::Dns { server: address, .. } => {
+            if let Address::Unix(path) = address {
+                check_path(path);
+            }
+        }
+        Fact::Fork { .. } | Fact::Exit { .. } | Fact::Credentials { .. } | Fact::Operation { .. } => {}
     }
 }
