@@ -334,7 +334,7 @@ fn fact(call: &Call, directories: &Directories, facts: &mut Facts) {
             let (from, to) =
                 if at { (path(1, true), path(3, true)) } else { (path(0, false), path(1, false)) };
             let renamed = |from, to: &[u8]| {
-                let fact = Fact::new(Kind::Rename, what.clone(), from);
+                let fact = Fact::new(Kind::Rename, what, from);
                 Fact { to: String::from_utf8_lossy(to).into_owned(), ..fact }
             };
             match outcome {
