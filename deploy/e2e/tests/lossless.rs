@@ -87,4 +87,10 @@ fn what_cannot_be_had_is_not_passed_over() {
     let refused = output(elsewhere);
     assert_eq!(refused.status.code(), Some(125), "{}", stderr(&refused));
     assert!(stderr(&refused).contains("initial pid namespace"), "{}", stderr(&refused));
+    // Where nothing watches, nothing could be lost: that can't be meant.
+    let mut unwatched = command("glasshouse");
+    unwatched.args(["run", "--lossless", "--", "true"]);
+    let refused = output(unwatched);
+    assert!(!refused.status.success());
+    assert!(stderr(&refused).contains("choose a profile"), "{}", stderr(&refused));
 }

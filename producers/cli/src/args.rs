@@ -98,6 +98,9 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) profile_required: bool,
     /// Stop the command's processes for moments (SIGSTOP, SIGCONT) rather than lose facts about them
+    ///
+    /// Parents can see the stops, some waits return EINTR, and shells with job control take a job for stopped. Needs
+    /// profiling, and the initial pid namespace. See docs/probe.md.
     #[arg(long)]
     pub(crate) lossless: bool,
     /// Prepare the machine first (mount proc, sysfs, bpf; reap orphans), as PID 1 of a VM or container must

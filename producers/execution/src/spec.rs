@@ -74,6 +74,9 @@ pub enum SpecError {
     /// Failing closed needs something to fail.
     #[error("profiling is required but disabled: choose a profile of host, guest or combined")]
     RequiredButDisabled,
+    /// Nothing watches, so nothing can be lost.
+    #[error("lossless profiling is asked for but profiling is disabled: choose a profile of host, guest or combined")]
+    LosslessButDisabled,
 }
 
 impl ExecutionSpec {
@@ -106,6 +109,9 @@ impl ExecutionSpec {
         }
         if self.profile_required && self.profile == ProfilingMode::Disabled {
             return Err(SpecError::RequiredButDisabled);
+        }
+        if self.lossless && self.profile == ProfilingMode::Disabled {
+            return Err(SpecError::LosslessButDisabled);
         }
         Ok(())
     }
