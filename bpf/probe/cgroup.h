@@ -19,6 +19,7 @@ int glasshouse_cgroup_mkdir(__u64 *ctx)
 	struct gh_watch *watch;
 	struct gh_watch inherited;
 	struct gh_counters *count;
+	__u64 *hint;
 	__u64 id;
 
 	if (!is_v2(cgroup) || !above)
@@ -28,6 +29,9 @@ int glasshouse_cgroup_mkdir(__u64 *ctx)
 		return 0;
 	inherited = *watch;
 	id = cgroup->kn->id;
+	hint = hint_of(id);
+	if (hint)
+		*hint = 1;
 	if (bpf_map_update_elem(&watched, &id, &inherited, BPF_ANY)) {
 		/* What happens in there will not be seen. */
 		count = counters_of(&inherited);

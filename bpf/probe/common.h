@@ -20,6 +20,19 @@ struct {
 	__type(value, struct gh_watch);
 } watched SEC(".maps");
 
+/*
+ * By the low bits of a cgroup id: whether one with them was ever put into `watched`. Nearly every system call of a task
+ * that is not watched leaves here, by a few loads where a lookup in the hash is a call.
+ */
+#define HINTS 65536
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, HINTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} hints SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1024);
@@ -248,6 +261,13 @@ static __inline struct scratch *scratch(__u32 which, const struct gh_execution *
 static __inline struct gh_watch *watched_cgroup(__u64 cgroup_id)
 {
 	return bpf_map_lookup_elem(&watched, &cgroup_id);
+}
+
+static __inline __u64 *hint_of(__u64 cgroup_id)
+{
+	__u32 index = cgroup_id & (HINTS - 1);
+
+	return bpf_map_lookup_elem(&hints, &index);
 }
 
 /* The execution that a watch points to, unless its slot has a new tenant. */

@@ -240,6 +240,10 @@ int glasshouse_sys_exit(__u64 *ctx)
 	__u64 began;
 
 	if (!t) {
+		__u64 *hint = hint_of(task->cgroups->dfl_cgrp->kn->id);
+
+		if (!hint || !*hint)
+			return 0;
 		t = on_stranger(task, SYSCALL_NR(regs));
 		if (!t)
 			return 0;

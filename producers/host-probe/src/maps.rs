@@ -10,6 +10,8 @@ use crate::ProbeError;
 const EXECUTION_BYTES: usize = size_of::<abi::Execution>();
 const COUNTERS_WORDS: usize = size_of::<abi::Counters>() / 8;
 const SYSCALLS_WORDS: usize = size_of::<abi::Syscalls>() / 8;
+/// Of `bpf/probe/common.h`.
+const HINTS: u32 = 65_536;
 const STOPPED_WORDS: usize = size_of::<abi::Stopped>() / 8;
 
 /// Where an execution lives in the maps.
@@ -28,6 +30,7 @@ impl Slot {
 /// Typed access to the maps. One owner at a time: see [`crate::probe`].
 pub(crate) struct Maps {
     watched: HashMap<MapData, u64, [u32; 2]>,
+    hints: Array<MapData, u64>,
     members: HashMap<MapData, u32, [u32; 2]>,
     executions: Array<MapData, [u8; EXECUTION_BYTES]>,
     counters: Array<MapData, [u64; COUNTERS_WORDS]>,
@@ -59,6 +62,7 @@ impl Maps {
     pub(crate) fn new(ebpf: &mut Ebpf, max_executions: u32) -> Result<Self, ProbeError> {
         Ok(Self {
             watched: take(ebpf, "watched")?.try_into().map_err(failed("watched", "opening it"))?,
+            hints: take(ebpf, "hints")?.try_into().map_err(failed("hints", "opening it"))?,
             members: take(ebpf, "members")?.try_into().map_err(failed("members", "opening it"))?,
             executions: take(ebpf, "executions")?.try_into().map_err(failed("executions", "opening it"))?,
             counters: take(ebpf, "counters")?.try_into().map_err(failed("counters", "opening it"))?,
@@ -114,6 +118,9 @@ impl Maps {
         if root_tgid != 0 {
             self.members.insert(root_tgid, slot.value(), 0).map_err(failed("members", "adding the root"))?;
         }
+        // Without it the programs do not look for the cgroup.
+        let hint = (cgroup_id % u64::from(HINTS)) as u32;
+        self.hints.set(hint, 1, 0).map_err(failed("hints", "setting one"))?;
         self.watched.insert(cgroup_id, slot.value(), 0).map_err(failed("watched", "adding a cgroup"))
     }
 
