@@ -75,7 +75,9 @@ pub enum SpecError {
     #[error("profiling is required but disabled: choose a profile of host, guest or combined")]
     RequiredButDisabled,
     /// Nothing watches, so nothing can be lost.
-    #[error("lossless profiling is asked for but profiling is disabled: choose a profile of host, guest or combined")]
+    #[error(
+        "lossless profiling is asked for but profiling is disabled: choose a profile of host, guest or combined"
+    )]
     LosslessButDisabled,
 }
 
