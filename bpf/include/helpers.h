@@ -127,6 +127,8 @@ enum gh_cast_type {
 #define POINTER_CLASS 5
 
 /* Reads one field through a pointer that the verifier does not know. Zero when there is nothing to be read. */
+/* Several fields of one struct: CAST() it once, then FIELD() of what that gave. For pointers that are stored or compared. */
+#define FIELD(cast, field) ((cast)->field)
 #define KREAD(ptr, field)                                                                                              \
 	((typeof((ptr)->field))__builtin_choose_expr(                                                                  \
 		__builtin_classify_type((ptr)->field) == POINTER_CLASS, AS_NUMBER(CAST(ptr)->field), CAST(ptr)->field))
@@ -141,6 +143,8 @@ enum gh_cast_type {
 		bpf_probe_read_kernel(&value_, sizeof(value_), &(ptr)->field);                                         \
 		value_;                                                                                                \
 	})
+#define CAST(ptr) (ptr)
+#define FIELD(cast, field) KREAD(cast, field)
 #endif
 
 /* The offset of a field in the running kernel (BPF_FIELD_BYTE_OFFSET). */

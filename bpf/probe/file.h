@@ -250,7 +250,7 @@ __noinline int on_change(struct task *t, struct scratch *s, struct gh_counters *
 	} else {
 		file = file_of(dirfd);
 		if (file) {
-			add_walked(s, (__u64)&file->f_path, &change->path);
+			add_path(s, (__u64)&file->f_path, &change->path);
 		} else {
 			__builtin_memset(&change->path, 0, sizeof(change->path));
 			change->path.flags = GH_PATH_USER | GH_PATH_UNREADABLE;

@@ -41,10 +41,10 @@ static __inline void add_unix(struct scratch *s, const char *address, __u32 leng
 		return;
 	}
 	if (first && first != '/')
-		add_walked(s, pwd(), path);
+		add_path(s, pwd(), path);
 	if (first && s->other_root) {
 		if (first == '/')
-			add_walked(s, own_root(), path);
+			add_path(s, own_root(), path);
 		path->flags |= GH_PATH_OTHER_ROOT;
 		s->other_root_paths = 1;
 	}
@@ -279,7 +279,7 @@ static __inline void add_bound(struct scratch *s, struct sock *sk, bool is_bindi
 	/* Its own directory is that of the binding. */
 	bpf_probe_read_kernel(&first, sizeof(first), name);
 	if (is_binding && bytes > sizeof(__u16) && first && first != '/')
-		add_walked(s, pwd(), path);
+		add_path(s, pwd(), path);
 	used = s->used;
 	/* Without a name: nothing is appended. */
 	if (bytes <= sizeof(__u16) || used > PAYLOAD_BYTES - NAME_BYTES)

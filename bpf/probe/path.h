@@ -17,54 +17,11 @@ struct walk {
 
 /* More names than fit GH_PATH_BYTES even if each has one letter. */
 #define WALK_STEPS 2200
-
-static long walk_step(__u32 step, struct walk *walk)
-{
-	struct scratch *s = walk->s;
-	struct dentry *dentry = s->dentry;
-	struct dentry *parent;
-	__u32 used = s->used;
-	long bytes;
-
-	if (dentry == s->root_dentry && s->mnt == s->root_mnt)
-		return 1;
-	if (dentry == s->mnt_root) {
-		struct mount *mount = (void *)s->mnt - KOFFSET(struct mount, mnt);
-		struct mount *up = KREAD(mount, mnt_parent);
-
-		if (up == mount || !up) {
-			/* The top of a namespace, without having met the root of the execution. */
-			s->path_flags |= GH_PATH_UNREACHABLE;
-			s->other_root_paths = 1;
-			return 1;
-		}
-		s->dentry = KREAD(mount, mnt_mountpoint);
-		s->mnt = (void *)up + KOFFSET(struct mount, mnt);
-		s->mnt_root = KREAD(s->mnt, mnt_root);
-		return 0;
-	}
-	parent = KREAD(dentry, d_parent);
-	if (!parent) {
-		s->failed = 1;
-		return 1;
-	}
-	if (used > PAYLOAD_BYTES - NAME_BYTES || used - s->path_start > GH_PATH_BYTES) {
-		s->path_flags |= GH_PATH_TRUNCATED;
-		return 1;
-	}
-	bytes = bpf_probe_read_kernel_str(s->payload + used, NAME_BYTES, KREAD(dentry, d_name.name));
-	if (bytes <= 0) {
-		s->failed = 1;
-		return 1;
-	}
-	s->used = used + bytes;
-	if (parent == dentry) {
-		s->path_flags |= GH_PATH_PSEUDO;
-		return 1;
-	}
-	s->dentry = parent;
-	return 0;
-}
+/*
+ * Steps of one call of bpf_loop(): where returns are guarded against speculation (`spec_rstack_overflow: Safe RET`), each
+ * costs more than the step. No path of everyday depth takes more than two.
+ */
+#define STEPS_AT_ONCE 5
 
 static __inline __u64 mix(__u64 hash, __u64 value)
 {
@@ -72,39 +29,73 @@ static __inline __u64 mix(__u64 hash, __u64 value)
 	return hash ^ hash >> 29;
 }
 
-static long identify_step(__u32 step, struct walk *walk)
+/*
+ * Mixes in what tells this directory, under this name, from any other. Names of one hash can be made without knowing its
+ * salt (hash_name() is not meant to withstand that), and a freed dentry had again for the second: it leads to another
+ * inode then.
+ */
+static __inline __u64 mix_dentry(__u64 hash, __u64 address, struct dentry *dentry, __u64 hash_len)
 {
-	struct scratch *s = walk->s;
+	struct inode *inode = CAST(FIELD(dentry, d_inode));
+	__u64 inode_id = FIELD(inode, i_ino) ^ (__u64)FIELD(inode, i_generation) << 32;
+	__u64 dentry_id = address + FIELD(dentry, d_seq.seqcount.sequence);
+
+	/* Multiplied side by side: a chain of three takes longer than what is read here. */
+	return mix(hash, dentry_id ^ hash_len * 0xff51afd7ed558ccd ^ inode_id * 0xc4ceb9fe1a85ec53);
+}
+
+static __inline void begin_at(struct scratch *s, struct path *path)
+{
+	struct path *from = CAST(path);
+	struct vfsmount *mnt = FIELD(from, mnt);
+
+	s->dentry = FIELD(from, dentry);
+	s->mnt = mnt;
+	s->mnt_root = FIELD(CAST(mnt), mnt_root);
+	s->identity = s->other_root + 1;
+}
+
+/* From the top of a mount to what it is mounted on. 1 at the top of a namespace. */
+static __inline long step_up(struct scratch *s)
+{
+	struct mount *address = (void *)s->mnt - KOFFSET(struct mount, mnt);
+	struct mount *mount = CAST(address);
+	struct mount *up = FIELD(mount, mnt_parent);
+
+	s->identity = mix(s->identity, (__u64)address);
+	if (up == address || !up)
+		return 1;
+	s->dentry = FIELD(mount, mnt_mountpoint);
+	s->mnt = (void *)up + KOFFSET(struct mount, mnt);
+	s->mnt_root = FIELD(CAST(s->mnt), mnt_root);
+	return 0;
+}
+
+static __inline long identify_step(struct scratch *s)
+{
 	struct dentry *dentry = s->dentry;
+	struct dentry *known;
 	struct dentry *parent;
-	struct inode *inode;
 
 	if (dentry == s->root_dentry && s->mnt == s->root_mnt)
 		return 1;
-	if (dentry == s->mnt_root) {
-		struct mount *mount = (void *)s->mnt - KOFFSET(struct mount, mnt);
-		struct mount *up = KREAD(mount, mnt_parent);
-
-		s->identity = mix(s->identity, (__u64)mount);
-		if (up == mount || !up)
-			return 1;
-		s->dentry = KREAD(mount, mnt_mountpoint);
-		s->mnt = (void *)up + KOFFSET(struct mount, mnt);
-		s->mnt_root = KREAD(s->mnt, mnt_root);
-		return 0;
-	}
-	parent = KREAD(dentry, d_parent);
-	s->identity = mix(s->identity, (__u64)dentry + KREAD(dentry, d_seq.seqcount.sequence));
-	s->identity = mix(s->identity, KREAD(dentry, d_name.hash_len));
-	/*
-	 * Names of one hash can be made without knowing its salt (hash_name() is not meant to withstand that), and a freed
-	 * dentry had again for the second: it leads to another inode then.
-	 */
-	inode = KREAD(dentry, d_inode);
-	s->identity = mix(s->identity, KREAD(inode, i_ino) ^ (__u64)KREAD(inode, i_generation) << 32);
+	if (dentry == s->mnt_root)
+		return step_up(s);
+	known = CAST(dentry);
+	parent = FIELD(known, d_parent);
+	s->identity = mix_dentry(s->identity, (__u64)dentry, known, FIELD(known, d_name.hash_len));
 	if (parent == dentry)
 		return 1;
 	s->dentry = parent;
+	return 0;
+}
+
+static long identify_steps(__u32 round, struct walk *walk)
+{
+	for (int i = 0; i < STEPS_AT_ONCE; i++) {
+		if (identify_step(walk->s))
+			return 1;
+	}
 	return 0;
 }
 
@@ -115,21 +106,73 @@ static long identify_step(__u32 step, struct walk *walk)
  */
 __noinline int identify(struct scratch *s, __u64 path_address)
 {
-	struct path *path = (void *)path_address;
 	struct walk walk = { .s = s };
-	struct vfsmount *mnt;
-	long steps;
+	long rounds;
 
 	if (!s)
 		return 0;
-	mnt = KREAD(path, mnt);
-	s->dentry = KREAD(path, dentry);
-	s->mnt = mnt;
-	s->mnt_root = KREAD(mnt, mnt_root);
-	s->identity = s->other_root + 1;
-	steps = bpf_loop(WALK_STEPS, identify_step, &walk, 0);
-	if (steps < 0 || steps >= WALK_STEPS)
+	begin_at(s, (void *)path_address);
+	rounds = bpf_loop(WALK_STEPS / STEPS_AT_ONCE, identify_steps, &walk, 0);
+	if (rounds < 0 || rounds >= WALK_STEPS / STEPS_AT_ONCE)
 		s->identity = 0;
+	return 0;
+}
+
+/* As identify_step(), and appends the name. */
+static __inline long walk_step(struct scratch *s)
+{
+	struct dentry *dentry = s->dentry;
+	struct dentry *known;
+	struct dentry *parent;
+	__u32 used = s->used;
+	__u64 hash_len;
+	__u32 bytes;
+
+	if (dentry == s->root_dentry && s->mnt == s->root_mnt)
+		return 1;
+	if (dentry == s->mnt_root) {
+		if (step_up(s)) {
+			/* Without having met the root of the execution. */
+			s->path_flags |= GH_PATH_UNREACHABLE;
+			s->other_root_paths = 1;
+			return 1;
+		}
+		return 0;
+	}
+	known = CAST(dentry);
+	parent = FIELD(known, d_parent);
+	if (!parent) {
+		s->failed = 1;
+		return 1;
+	}
+	if (used > PAYLOAD_BYTES - NAME_BYTES || used - s->path_start > GH_PATH_BYTES) {
+		s->path_flags |= GH_PATH_TRUNCATED;
+		return 1;
+	}
+	hash_len = FIELD(known, d_name.hash_len);
+	/* The length is above the hash; NAME_MAX is all that a file system may have. With the NUL. */
+	bytes = (hash_len >> 32 & (NAME_BYTES - 1)) + 1;
+	if (bpf_probe_read_kernel(s->payload + used, bytes, FIELD(known, d_name.name))) {
+		s->failed = 1;
+		return 1;
+	}
+	s->used = used + bytes;
+	/* After the name: as long as the sequence has not moved on since identify(), the name was this all the time. */
+	s->identity = mix_dentry(s->identity, (__u64)dentry, known, hash_len);
+	if (parent == dentry) {
+		s->path_flags |= GH_PATH_PSEUDO;
+		return 1;
+	}
+	s->dentry = parent;
+	return 0;
+}
+
+static long walk_steps(__u32 round, struct walk *walk)
+{
+	for (int i = 0; i < STEPS_AT_ONCE; i++) {
+		if (walk_step(walk->s))
+			return 1;
+	}
 	return 0;
 }
 
@@ -143,28 +186,32 @@ static __inline void see_from(struct scratch *s, const struct gh_execution *exec
 	s->other_root = KREAD(fs, root.dentry) != s->root_dentry || KREAD(fs, root.mnt) != s->root_mnt;
 }
 
-static __inline void walk_names(struct scratch *s, struct path *path)
+static __inline void walk_names(struct scratch *s, __u64 path_address)
 {
 	struct walk walk = { .s = s };
-	struct dentry *dentry = KREAD(path, dentry);
-	struct vfsmount *mnt = KREAD(path, mnt);
-	long steps;
+	struct dentry *dentry;
+	long rounds;
 
+	begin_at(s, (void *)path_address);
+	dentry = s->dentry;
 	s->path_flags = 0;
-	s->dentry = dentry;
-	s->mnt = mnt;
-	s->mnt_root = KREAD(mnt, mnt_root);
 	if (!KREAD(dentry, d_hash.pprev) && KREAD(dentry, d_parent) != dentry)
 		s->path_flags |= GH_PATH_UNLINKED;
-	steps = bpf_loop(WALK_STEPS, walk_step, &walk, 0);
-	if (steps < 0)
+	rounds = bpf_loop(WALK_STEPS / STEPS_AT_ONCE, walk_steps, &walk, 0);
+	if (rounds < 0)
 		s->failed = 1;
 	/* Mounts are steps as well, so that a path can need more of them than it has names. */
-	if (steps >= WALK_STEPS)
+	if (rounds >= WALK_STEPS / STEPS_AT_ONCE)
 		s->path_flags |= GH_PATH_TRUNCATED;
+	/* What was not walked belongs to the identity too. */
+	if (s->path_flags & GH_PATH_TRUNCATED)
+		identify(s, path_address);
 }
 
-/* Appends the names of a path, the last first. The result is `/` when there are none. */
+/*
+ * Appends the names of a path that was identified just now, the last first. The result is `/` when there are none. All that
+ * identify() read held at its end: every name was read later, and each is looked at again after that.
+ */
 __noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path *out)
 {
 	__u64 before;
@@ -172,20 +219,16 @@ __noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path 
 	if (!s || !out)
 		return 0;
 	s->path_start = s->used;
-	identify(s, path_address);
 	before = s->identity;
-	walk_names(s, (void *)path_address);
-	if (before) {
+	walk_names(s, path_address);
+	if (before && s->identity != before) {
+		/* Renamed meanwhile: what was walked may be a path that never was. */
 		identify(s, path_address);
-		if (s->identity != before) {
-			/* Renamed meanwhile: what was walked may be a path that never was. */
-			before = s->identity;
-			s->used = s->path_start;
-			walk_names(s, (void *)path_address);
-			identify(s, path_address);
-			if (s->identity != before)
-				s->path_flags |= GH_PATH_UNSTABLE;
-		}
+		before = s->identity;
+		s->used = s->path_start;
+		walk_names(s, path_address);
+		if (s->identity != before)
+			s->path_flags |= GH_PATH_UNSTABLE;
 	}
 	/* Cut before it could be known where it ends. */
 	if (s->other_root && s->path_flags & GH_PATH_TRUNCATED)
@@ -195,6 +238,12 @@ __noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path 
 	out->flags = s->path_flags;
 	out->reserved = 0;
 	return 0;
+}
+
+static __inline void add_path(struct scratch *s, __u64 path_address, struct gh_path *out)
+{
+	identify(s, path_address);
+	add_walked(s, path_address, out);
 }
 
 /* The address of the working directory's path, as a number. */
@@ -251,12 +300,12 @@ __noinline int add_user(struct scratch *s, int dirfd, __u64 address, long result
 		goto unreadable;
 	if (first != '/') {
 		if (dirfd == AT_FDCWD) {
-			add_walked(s, pwd(), out);
+			add_path(s, pwd(), out);
 		} else {
 			struct file *file = file_of(dirfd);
 
 			if (file)
-				add_walked(s, (__u64)&file->f_path, out);
+				add_path(s, (__u64)&file->f_path, out);
 			else
 				out->flags = GH_PATH_NO_BASE;
 		}
@@ -264,7 +313,7 @@ __noinline int add_user(struct scratch *s, int dirfd, __u64 address, long result
 	if (s->other_root) {
 		/* A string that leads up stops at a root that is not known here. */
 		if (first == '/')
-			add_walked(s, own_root(), out);
+			add_path(s, own_root(), out);
 		out->flags |= GH_PATH_OTHER_ROOT;
 		s->other_root_paths = 1;
 	}

@@ -157,8 +157,8 @@ int glasshouse_exec(__u64 *ctx)
 		if (namespaces[i] != execution->namespaces[i])
 			exec->flags |= GH_EXEC_PID_NAMESPACE << i;
 	exe = KREAD(task->mm, exe_file);
-	add_walked(s, (__u64)&exe->f_path, &exec->exe);
-	add_walked(s, pwd(), &exec->cwd);
+	add_path(s, (__u64)&exe->f_path, &exec->exe);
+	add_path(s, pwd(), &exec->cwd);
 	exec->argv_bytes =
 		add_area(s, task->mm->arg_start, task->mm->arg_end, GH_ARGV_BYTES, &exec->argv_total_bytes);
 	exec->env_bytes = add_area(s, task->mm->env_start, task->mm->env_end, GH_ENV_BYTES, &exec->env_total_bytes);

@@ -23,6 +23,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Nothing that is measured takes longer.
 const DEADLINE: Duration = Duration::from_secs(600);
+/// How long a peer may take to write what it has.
+const PEER_STOPS_WITHIN: Duration = Duration::from_secs(60);
 /// What loading leaves behind (types being freed, code being patched) is over by then.
 const SETTLE: Duration = Duration::from_millis(80);
 /// The calls whose facts the probe records.
@@ -290,7 +292,13 @@ impl Bpftrace {
     fn stop(mut self) -> Result<()> {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
-        self.child.wait()?;
+        let began = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if began.elapsed() > PEER_STOPS_WITHIN {
+                return Err(format!("bpftrace did not stop within {PEER_STOPS_WITHIN:?}").into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let text = std::fs::read_to_string(&self.output)?;
         if !text.lines().any(|line| line.starts_with("exec ")) {
             return Err("bpftrace saw nothing".into());
