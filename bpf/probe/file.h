@@ -67,7 +67,7 @@ __noinline int on_open(struct task *t, struct scratch *s, struct gh_counters *co
 		if (s->nr == NR_openat2)
 			/* The caller's memory may have changed since the kernel read it. */
 			flags = KREAD(file, f_flags) | (open_flags & GH_OPEN_CREATED ? O_CREAT : flags & O_CREAT);
-		identify(s, (__u64)&file->f_path);
+		identify_now(s, (__u64)&file->f_path);
 		key = key_of(s, AS_OPENED, flags << 1 | open_flags);
 		if (key) {
 			e = &t->seen[key & (GH_SEEN - 1)];
