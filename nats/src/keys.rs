@@ -14,7 +14,9 @@ use crate::error::{Error, ErrorKind};
 use crate::store::{Put, StoredMessage, Write};
 
 /// ADR-8: a message of a bucket with this header (`DEL`, `PURGE`) says that the key is deleted.
-const KV_OPERATION: &str = "KV-Operation";
+pub(crate) const KV_OPERATION: &str = "KV-Operation";
+/// ADR-48: the server removed the key because of its age, and leaves a message with this header.
+const MARKER_REASON: &str = "Nats-Marker-Reason";
 /// How often a large checkpoint that a connected server does not give is asked for.
 const OBJECT_ATTEMPTS: u32 = 2;
 /// How long a write is tried.
@@ -101,7 +103,7 @@ const CLAIMS_STREAM: &str = "KV_GH_CLAIMS";
 const CHECKPOINTS_STREAM: &str = "KV_GH_CHECKPOINTS";
 
 fn read_claim(stored: &StoredMessage) -> Result<Option<Claim>, Error> {
-    if stored.header(KV_OPERATION).is_some() {
+    if is_removed(stored) {
         return Ok(None);
     }
     serde_json::from_slice(&stored.payload)
@@ -144,14 +146,14 @@ impl Checkpoints {
     /// What is stored under `key` (letters, digits, `-`, `_`, `.`). Bytes that are damaged or missing in the object store are
     /// said in the log and count as none: what they hold can be had again from the stream, and they can be replaced.
     pub async fn get(&self, key: &str) -> Result<Checkpoint, Error> {
-        let subject = checked_subject(key)?;
+        let subject = checked_subject(crate::CHECKPOINTS, key)?;
         self.read(self.bus.last(CHECKPOINTS_STREAM, &subject, DEADLINE).await?).await
     }
 
     /// Replaces `previous`, if it is still what is stored. Writing the same bytes again after a lost acknowledgement
     /// is a success. Large bytes go to the object store, and those they replace are removed from it.
     pub async fn put(&self, key: &str, bytes: &[u8], previous: &Checkpoint) -> Result<CheckpointPut, Error> {
-        let subject = checked_subject(key)?;
+        let subject = checked_subject(crate::CHECKPOINTS, key)?;
         let mut headers = HeaderMap::new();
         // Its own object, though another key may hold the same bytes: it is removed when this key moves on.
         let owner = format!("{key}/");
@@ -191,7 +193,7 @@ impl Checkpoints {
     async fn read(&self, message: Option<StoredMessage>) -> Result<Checkpoint, Error> {
         let Some(message) = message else { return Ok(Checkpoint::default()) };
         let revision = message.stream_seq;
-        if message.header(KV_OPERATION).is_some() {
+        if is_removed(&message) {
             return Ok(Checkpoint { revision, ..Checkpoint::default() });
         }
         let object = match manifest_of(&message) {
@@ -228,13 +230,18 @@ fn key_subject(bucket: &str, key: &str) -> String {
     format!("$KV.{bucket}.{key}")
 }
 
-fn checked_subject(key: &str) -> Result<String, Error> {
+/// Whether a message of a bucket says that its key is gone.
+pub(crate) fn is_removed(message: &StoredMessage) -> bool {
+    message.header(KV_OPERATION).is_some() || message.header(MARKER_REASON).is_some()
+}
+
+pub(crate) fn checked_subject(bucket: &str, key: &str) -> Result<String, Error> {
     let token = |token: &str| {
         !token.is_empty()
             && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
     match key.split('.').all(token) {
-        true => Ok(key_subject(crate::CHECKPOINTS, key)),
+        true => Ok(key_subject(bucket, key)),
         false => Err(Error::Broker {
             operation: "use as a key",
             target: key.escape_default().to_string(),

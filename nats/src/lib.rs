@@ -5,7 +5,7 @@
 //! streams/*.toml -> Topology::check / apply            what must exist, never overwritten
 //! Publisher      -> GH_EVENTS (pipelined, in order)    GH_RECEIPTS, GH_VERDICTS, closed (created once)
 //! EventReader    <- GH_EVENTS (no per-message acks)    ReceiptConsumer <- GH_RECEIPTS (ack, or NAK when dropped)
-//! Claims, Checkpoints                                  compare-and-set on key-value buckets
+//! Claims, Checkpoints, Leases                          compare-and-set on key-value buckets
 //! ```
 //!
 //! Invariants of this crate:
@@ -23,6 +23,7 @@ mod body;
 mod connect;
 mod error;
 mod keys;
+mod leases;
 mod pipeline;
 mod publisher;
 mod reader;
@@ -37,6 +38,7 @@ pub use body::{Document, MANIFEST_TYPE, MAX_INLINE_BYTES, Manifest};
 pub use connect::{Bus, ConnectOptions, MIN_SERVER_VERSION, connect, without_secrets};
 pub use error::{Error, ErrorKind};
 pub use keys::{Checkpoint, CheckpointPut, Checkpoints, Claim, ClaimOutcome, Claims};
+pub use leases::{LeaseChange, Leases};
 pub use publisher::{ClosedOutcome, Outcome, Publisher, PublisherOptions, partition_of};
 pub use reader::{EventReader, StreamPosition, StreamStart, Tail};
 pub use receipts::{Delivery, POLICY_WORKERS, ReceiptConsumer};

@@ -1,22 +1,23 @@
-//! Where a worker begins after a restart.
+//! Where a range is begun after a restart, by this worker or another.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use glasshouse_nats::{
-    Bus, Checkpoint, CheckpointPut, Checkpoints, StoredMessage, StreamPosition, StreamStart,
-};
+use glasshouse_nats::{Bus, Checkpoint, CheckpointPut, Checkpoints, StoredMessage, StreamPosition};
 use glasshouse_schema::ids::{Digest, ExecutionId};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::retry::retry;
 
-/// The key in the bucket of checkpoints.
-const KEY: &str = "aggregator";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
-/// What is stored. Nothing of the fold itself: the events are still there, so an open execution is folded again from
+/// The key of a range in the bucket of checkpoints.
+fn key_of(range: u16) -> String {
+    format!("aggregator.{range}")
+}
+
+/// What is stored of a range. Nothing of the fold itself: the events are still there, so an open execution is folded again from
 /// its first one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Stored {
@@ -35,9 +36,11 @@ struct Stored {
     open: Vec<ExecutionId>,
 }
 
-/// The checkpoint of this worker.
+/// The checkpoint of a range. Written by compare-and-set on the one that was read or written last: whoever has the range now
+/// has written it since, so that a worker which lost the range without noticing is refused.
 pub(crate) struct Restart {
     store: Checkpoints,
+    key: String,
     writer: String,
     stored: Checkpoint,
     stream_created_unix_ns: i128,
@@ -48,14 +51,15 @@ pub(crate) struct Restart {
 }
 
 impl Restart {
-    /// Reads the checkpoint and gives where to begin.
+    /// Reads the checkpoint of a range and gives the sequence with which to begin.
     pub(crate) async fn read(
         bus: &Bus,
         name: &str,
+        range: u16,
         stream: &StreamPosition,
-    ) -> Result<(Self, StreamStart), Error> {
-        let store = Checkpoints::new(bus);
-        let stored = store.get(KEY).await?;
+    ) -> Result<(Self, u64), Error> {
+        let (store, key) = (Checkpoints::new(bus), key_of(range));
+        let stored = retry(|| store.get(&key)).await?;
         let parsed = stored.bytes.as_ref().and_then(|bytes| match serde_json::from_slice::<Stored>(bytes) {
             Ok(parsed) if parsed.version == VERSION => Some(parsed),
             Ok(parsed) => {
@@ -81,13 +85,14 @@ impl Restart {
                 }
             },
         };
-        let start = fits.as_ref().map_or(StreamStart::Oldest, |fits| StreamStart::Sequence(fits.restart_seq));
+        let start = fits.as_ref().map_or(1, |fits| fits.restart_seq);
         let (handled_seq, open) =
             fits.map_or((0, HashSet::new()), |fits| (fits.handled_seq, fits.open.into_iter().collect()));
         let created = stream.created_unix_ns;
         let writer = format!("{name} {:016x}", RandomState::new().build_hasher().finish());
         let restart = Self {
             store,
+            key,
             writer,
             stored,
             stream_created_unix_ns: created,
@@ -136,7 +141,7 @@ impl Restart {
             return Ok(());
         }
         loop {
-            match self.store.put(KEY, &bytes, &self.stored).await? {
+            match self.store.put(&self.key, &bytes, &self.stored).await? {
                 CheckpointPut::Stored(stored) => {
                     self.stored = stored;
                     self.written = bytes;
@@ -156,10 +161,10 @@ impl Restart {
                         "its revision is {}, and {} was written",
                         found.revision, self.stored.revision
                     );
-                    let stream = format!("{}/{KEY}", glasshouse_nats::CHECKPOINTS);
+                    let stream = format!("{}/{}", glasshouse_nats::CHECKPOINTS, self.key);
                     return Err(glasshouse_nats::Error::Rewound { stream, found }.into());
                 }
-                CheckpointPut::Conflict(_) => return Err(Error::NotAlone),
+                CheckpointPut::Conflict(_) => return Err(Error::Fenced),
             }
         }
     }

@@ -1,22 +1,28 @@
-//! The aggregator worker: reads GH_EVENTS in order, folds, closes executions and publishes their receipts.
+//! The aggregator worker: reads its ranges of GH_EVENTS in order, folds, closes executions and publishes their receipts.
 //!
 //! ```text
 //! GH_EVENTS -> fold per execution -> `closed` (created once) -> GH_EVENTS -> receipt (created once) -> GH_RECEIPTS
 //!                   \-> what cannot be folded: GH_DEAD, with the reason
 //! ```
-//! The worker may be killed anywhere: everything it publishes is created once, and it begins again at its checkpoint,
-//! which names the oldest event that an open execution still needs. What it then publishes again is already there, with
-//! the same digest.
+//! Any number of workers share the 256 partitions: who is alive is seen in the bucket of leases (`board`), which of them has
+//! which range follows from that alone (`assignment`), and each range has a lease and a checkpoint of its own.
+//!
+//! A worker may be killed or stopped anywhere: everything it publishes is created once, and whoever takes a range begins at
+//! its checkpoint, which names the oldest event that an open execution still needs. What is then published again is already
+//! there, with the same digest.
 
 #![cfg_attr(
     test,
     allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")
 )]
 
+mod assignment;
+mod board;
 mod checkpoint;
 mod dead;
 mod feed;
 mod open;
+mod range;
 mod retry;
 mod worker;
 
@@ -39,7 +45,17 @@ pub struct Config {
     pub name: String,
     /// An execution of which nothing comes for this long is closed: its producer is dead.
     pub producer_grace: Duration,
+    /// A worker of which no heartbeat comes for this long is dead, and the others take its ranges.
+    pub failover: Duration,
 }
+
+/// How long a worker may be silent if nobody says otherwise: with four heartbeats in that time, its ranges are read again
+/// within five seconds of its death.
+pub const FAILOVER: Duration = Duration::from_secs(4);
+/// Shorter than this, a busy machine would look like a dead worker.
+pub const MIN_FAILOVER: Duration = Duration::from_millis(400);
+/// Half of the time after which the server forgets a heartbeat (`nats/streams/buckets.toml`).
+pub const MAX_FAILOVER: Duration = Duration::from_secs(30);
 
 /// How long the producer of an open execution may be silent if nobody says otherwise.
 /// Longer than any command stays quiet, because silence is all that tells a dead producer from a quiet one until nodes
@@ -51,7 +67,13 @@ pub const PRODUCER_GRACE_VARIABLE: &str = "GLASSHOUSE_PRODUCER_GRACE";
 impl Config {
     /// A worker without credentials, with the usual grace.
     pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { url: url.into(), credentials: None, name: name.into(), producer_grace: PRODUCER_GRACE }
+        Self {
+            url: url.into(),
+            credentials: None,
+            name: name.into(),
+            producer_grace: PRODUCER_GRACE,
+            failover: FAILOVER,
+        }
     }
 }
 
@@ -75,17 +97,28 @@ pub fn parse_grace(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads a failover time, written as a grace.
+pub fn parse_failover(text: &str) -> Result<Duration, String> {
+    match parse_grace(text)? {
+        short if short < MIN_FAILOVER => {
+            Err(format!("at least {MIN_FAILOVER:?}: a busy worker would look dead"))
+        }
+        long if long > MAX_FAILOVER => {
+            Err(format!("at most {MAX_FAILOVER:?}: the server forgets heartbeats then"))
+        }
+        failover => Ok(failover),
+    }
+}
+
 /// Why a worker ended without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The bus said something that trying again does not help.
     #[error(transparent)]
     Bus(#[from] glasshouse_nats::Error),
-    /// Another worker writes the same checkpoint.
-    #[error(
-        "another aggregator works on this server: it wrote the checkpoint meanwhile; stop one of the two"
-    )]
-    NotAlone,
+    /// Another worker has the range: it wrote its checkpoint meanwhile.
+    #[error("another worker has the range: it wrote its checkpoint meanwhile")]
+    Fenced,
     /// The task that reads the stream ended.
     #[error("the reader of the stream ended by itself")]
     ReaderGone,
@@ -100,7 +133,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let options = ConnectOptions::new(&config.url, format!("aggregator {}", config.name));
     let start = async {
         let bus: Bus = glasshouse_nats::connect(options.credentials(config.credentials)).await?;
-        Worker::start(&bus, config.name, config.producer_grace).await
+        Worker::start(&bus, config.name, config.producer_grace, config.failover).await
     };
     let worker = tokio::select! {
         biased;
@@ -120,6 +153,10 @@ mod tests {
         assert_eq!(parse_grace("10"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_grace("1d"), Ok(PRODUCER_GRACE));
         assert_eq!(parse_grace("2d"), Ok(Duration::from_secs(172_800)));
+        assert_eq!(parse_failover("2s"), Ok(Duration::from_secs(2)));
+        for bad in ["1ms", "1h", "x"] {
+            assert!(parse_failover(bad).is_err(), "{bad}");
+        }
         for bad in ["", "0", "s", "-1s", "1y", "1e400s", "NaN"] {
             assert!(parse_grace(bad).is_err(), "{bad}");
         }

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use glasshouse_aggregator::{Config, PRODUCER_GRACE_VARIABLE, parse_grace, run};
+use glasshouse_aggregator::{Config, PRODUCER_GRACE_VARIABLE, parse_failover, parse_grace, run};
 
 /// Folds the events on a NATS server into receipts
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "SIGTERM and SIGINT finish what is in hand and stop.\n\nExamples:\n  \
+    after_help = "Start as many as there is work for: they share the partitions among them, and what one had when it died\n\
+                  the others take over within seconds. SIGTERM and SIGINT finish what is in hand and stop.\n\nExamples:\n  \
                   glasshouse-aggregator --nats nats://127.0.0.1:4222\n  \
                   GLASSHOUSE_NATS=nats://bus:4222 glasshouse-aggregator --name aggregator-1 --json-logs"
 )]
@@ -28,6 +29,9 @@ struct Args {
     /// Close an execution of which nothing comes for this long: its producer is dead, or quieter than this (30s, 5m, 1h, 2d)
     #[arg(long, env = PRODUCER_GRACE_VARIABLE, value_name = "TIME", default_value = "24h", value_parser = parse_grace)]
     producer_grace: Duration,
+    /// Take over the ranges of a worker of which no heartbeat comes for this long (400ms to 30s); the same for all workers
+    #[arg(long, env = "GLASSHOUSE_FAILOVER", value_name = "TIME", default_value = "4s", value_parser = parse_failover)]
+    failover: Duration,
     /// Log lines as JSON
     #[arg(long, env = "GLASSHOUSE_JSON_LOGS")]
     json_logs: bool,
@@ -48,6 +52,7 @@ async fn main() -> ExitCode {
         credentials: args.creds,
         name: args.name,
         producer_grace: args.producer_grace,
+        failover: args.failover,
     };
     let result = run(config, glasshouse_telemetry::stop_signal()).await;
     telemetry.shutdown();

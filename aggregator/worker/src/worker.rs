@@ -1,11 +1,16 @@
-//! The loop: one event after the other, in the stream's order.
+//! The loop: one message after the other. Events of a range come in the stream's order; messages of the bucket of leases say
+//! which ranges these are.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::future::join_all;
 use glasshouse_fold::Rejected;
 use glasshouse_nats::{
-    Bus, Claims, ClosedOutcome, ErrorKind, Outcome, Publisher, PublisherOptions, StoredMessage,
+    Bus, Claims, ClosedOutcome, ErrorKind, LeaseChange, Leases, Outcome, Publisher, PublisherOptions,
+    StoredMessage, StreamStart,
 };
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::{Digest, ExecutionId};
@@ -17,17 +22,26 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::Error;
+use crate::assignment::{filters, range_of};
+use crate::board::{Board, Heartbeat, Step};
 use crate::checkpoint::Restart;
 use crate::dead::DeadLetters;
-use crate::feed::Feed;
-use crate::open::Executions;
+use crate::feed::{Arrival, Feed, Inbox, Reader};
+use crate::open::{Executions, Open};
+use crate::range::Range;
 use crate::retry::{rest, retry};
 
-/// How often the checkpoint is written while events come.
+/// How often checkpoints are written while events come.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// How often a lease is written again, well before the server forgets it.
+const RENEW_EVERY: Duration = Duration::from_secs(20);
+/// A reader to which nothing came for this long is asked how far the stream is.
+const IDLE: Duration = Duration::from_secs(5);
+/// How far apart two readers may be to become one: so much is read twice then.
+const NEAR: u64 = 4_096;
 /// How long what is in hand may take once the worker is to stop; the next one does it again.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
-/// How many executions are closed for a dead producer between two events.
+/// How many executions of a range are closed for a dead producer between two events.
 const DEAD_AT_ONCE: usize = 64;
 
 /// One aggregator.
@@ -35,34 +49,51 @@ pub struct Worker {
     bus: Bus,
     name: String,
     producer_grace: Duration,
+    failover: Duration,
     publisher: Publisher,
     letters: DeadLetters,
     claims: Claims,
-    feed: Feed,
-    restart: Restart,
-    executions: Executions,
-    /// The last event that was handled.
-    handled: Option<StoredMessage>,
+    leases: Leases,
+    inbox: Inbox,
+    board: Board,
+    board_reader: Reader,
+    feeds: Vec<Feed>,
+    ranges: BTreeMap<u16, Range>,
     /// Since when the bus has been there without a break: what producers could not say before does not count as silence.
     connected_since: Instant,
 }
 
 impl Worker {
-    /// Opens the stream at the worker's checkpoint. An execution of which nothing comes for `producer_grace` is closed.
-    pub async fn start(bus: &Bus, name: String, producer_grace: Duration) -> Result<Self, Error> {
-        let (restart, feed) = open(bus, &name).await?;
+    /// Joins the workers of the bus. An execution of which nothing comes for `producer_grace` is closed; a worker of which no
+    /// heartbeat comes for `failover` is dead.
+    pub async fn start(
+        bus: &Bus,
+        name: String,
+        producer_grace: Duration,
+        failover: Duration,
+    ) -> Result<Self, Error> {
+        // Found out now: that the streams are there.
+        let position = bus.position(glasshouse_nats::EVENTS).await?;
+        let leases = Leases::new(bus);
+        let mut inbox = Inbox::new();
+        let me = format!("{:016x}{:016x}", random_u64(), random_u64());
+        let (board, board_reader) = join(&leases, &mut inbox, me, failover).await?;
+        tracing::info!(worker = name, last_seq = position.last_seq, "aggregator begins");
         Ok(Self {
             bus: bus.clone(),
             claims: Claims::new(bus),
             publisher: Publisher::new(bus, PublisherOptions::default()),
             letters: DeadLetters::new(bus),
-            feed,
-            restart,
-            executions: Executions::default(),
-            handled: None,
+            leases,
+            inbox,
+            board,
+            board_reader,
+            feeds: Vec::new(),
+            ranges: BTreeMap::new(),
             connected_since: Instant::now(),
             name,
             producer_grace,
+            failover,
         })
     }
 
@@ -93,65 +124,375 @@ impl Worker {
         loop {
             match self.read_until(&mut stopping).await {
                 Err(Error::Bus(error @ glasshouse_nats::Error::Rewound { .. })) => {
-                    tracing::warn!(worker = self.name, %error, "beginning anew at the checkpoint");
-                    self.reopen().await?;
+                    tracing::warn!(worker = self.name, %error, "beginning anew at the checkpoints");
+                    self.rejoin().await?;
                 }
                 Err(error) => return Err(error),
                 Ok(()) => break,
             }
         }
-        tracing::info!(worker = self.name, open = self.executions.len(), "aggregator stopped");
+        let open: usize = self.ranges.values().map(|range| range.executions.len()).sum();
+        tracing::info!(worker = self.name, open, "aggregator stopped");
         Ok(())
     }
 
     async fn read_until(&mut self, stopping: &mut watch::Receiver<bool>) -> Result<(), Error> {
-        let mut tick = tokio::time::interval(CHECKPOINT_EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = ticks(CHECKPOINT_EVERY);
+        let mut beat = ticks(self.failover / 4);
         loop {
             tokio::select! {
                 biased;
                 () = stopped(stopping) => break,
+                _ = beat.tick() => self.beat().await?,
                 _ = tick.tick() => {
                     self.checkpoint().await?;
                     self.close_of_dead_producers().await?;
+                    self.renew().await?;
+                    self.tend_feeds().await?;
                 }
-                message = self.feed.next() => self.handle(message?).await?,
+                next = self.inbox.next() => {
+                    let (reader, arrival) = next?;
+                    self.take_in(reader, arrival).await?;
+                }
             }
         }
-        self.checkpoint().await
+        self.checkpoint().await?;
+        self.leave().await
     }
 
-    /// Begins at what the checkpoint and the stream say now, as a new worker would.
-    async fn reopen(&mut self) -> Result<(), Error> {
-        (self.restart, self.feed) = loop {
-            match open(&self.bus, &self.name).await {
+    /// Begins at what the buckets and the stream say now, as a new worker would, but under the name that the leases bear.
+    async fn rejoin(&mut self) -> Result<(), Error> {
+        self.feeds.clear();
+        self.ranges.clear();
+        (self.board, self.board_reader) = loop {
+            match join(&self.leases, &mut self.inbox, self.board.me().to_owned(), self.failover).await {
                 Err(Error::Bus(error)) if can_pass(&error) => {
-                    tracing::warn!(%error, "stream not opened, trying again");
+                    tracing::warn!(%error, "the other workers cannot be seen, trying again");
                     rest().await;
                 }
                 result => break result?,
             }
         };
-        self.executions = Executions::default();
-        self.handled = None;
+        self.beat().await
+    }
+
+    async fn beat(&mut self) -> Result<(), Error> {
+        if !self.bus.is_connected() {
+            return Ok(());
+        }
+        let bytes = serde_json::to_vec(&Heartbeat { name: self.name.clone() }).unwrap_or_default();
+        match self.leases.put(&self.board.worker_key(), bytes.into(), self.board.own_revision()).await {
+            Ok(Some(revision)) => self.board.wrote(revision),
+            // The server removed it because of its age; the board will say under which revision.
+            Ok(None) => tracing::debug!(worker = self.name, "heartbeat not stored, trying again"),
+            Err(error) if can_pass(&error) => {
+                tracing::debug!(worker = self.name, %error, "heartbeat not stored")
+            }
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 
-    fn handled_seq(&self) -> u64 {
-        self.handled.as_ref().map_or(0, |handled| handled.stream_seq)
+    /// Says that the ranges are free. Without it the others find out by the missing heartbeats.
+    async fn leave(&mut self) -> Result<(), Error> {
+        match self.leases.remove(&self.board.worker_key(), self.board.own_revision()).await {
+            Err(error) if !can_pass(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leases are written again before they are so old that the server removes them.
+    async fn renew(&mut self) -> Result<(), Error> {
+        if !self.bus.is_connected() {
+            return Ok(());
+        }
+        let (leases, board) = (&self.leases, &self.board);
+        let old = self.ranges.iter_mut().filter(|(_, range)| range.leased.elapsed() >= RENEW_EVERY);
+        let renewed = join_all(old.map(async |(number, range)| {
+            if let Some(revision) = leases.put(&Board::range_key(*number), board.lease(), range.lease).await?
+            {
+                range.lease = revision;
+            }
+            // Refused: somebody took it, and the board is about to say so.
+            range.leased = Instant::now();
+            Ok::<_, glasshouse_nats::Error>(())
+        }))
+        .await;
+        for result in renewed {
+            match result {
+                Err(error) if can_pass(&error) => tracing::debug!(%error, "lease not renewed now"),
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_in(
+        &mut self,
+        reader: u64,
+        arrival: Result<Arrival, glasshouse_nats::Error>,
+    ) -> Result<(), Error> {
+        if reader == self.board_reader.id {
+            if let Some(change) = LeaseChange::of(&arrival?.message) {
+                self.board.apply(&change);
+                self.rebalance().await?;
+            }
+            return Ok(());
+        }
+        // What a reader read ahead that is not needed any more.
+        let Some(index) = self.feeds.iter().position(|feed| feed.reader.id == reader) else { return Ok(()) };
+        match arrival {
+            Ok(Arrival { message, pending }) => {
+                self.handle(&message).await?;
+                if let Some(feed) = self.feeds.get_mut(index) {
+                    feed.position = message.stream_seq + 1;
+                    feed.is_caught_up = pending == Some(0);
+                    feed.heard = Instant::now();
+                    feed.last = Some(message);
+                }
+                Ok(())
+            }
+            Err(error @ glasshouse_nats::Error::Rewound { .. }) => {
+                tracing::warn!(worker = self.name, %error, "beginning anew at the checkpoints");
+                let feed = self.feeds.swap_remove(index);
+                let leases =
+                    feed.ranges.iter().filter_map(|range| Some((*range, self.ranges.remove(range)?.lease)));
+                let leases = leases.collect();
+                self.open(leases).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes and lets go of ranges until the board has nothing more to say.
+    async fn rebalance(&mut self) -> Result<(), Error> {
+        let mine = self.ranges.iter().map(|(number, range)| (*number, range.lease)).collect();
+        let mut takes = Vec::new();
+        for step in self.board.steps(&mine) {
+            match step {
+                Step::Lost(range) => {
+                    tracing::warn!(worker = self.name, range, "another worker took the range");
+                    self.forget(range);
+                }
+                Step::Release(range) => self.release(range).await?,
+                Step::Take(range, revision) => takes.push((range, revision)),
+            }
+        }
+        if takes.is_empty() {
+            return Ok(());
+        }
+        let (leases, board) = (&self.leases, &self.board);
+        let written = join_all(takes.into_iter().map(async |(range, expected)| {
+            Ok::<_, glasshouse_nats::Error>(
+                leases
+                    .put(&Board::range_key(range), board.lease(), expected)
+                    .await?
+                    .map(|revision| (range, revision)),
+            )
+        }))
+        .await;
+        let mut taken = BTreeMap::new();
+        for result in written {
+            match result {
+                // Refused: somebody was faster, and the board will say who.
+                Ok(lease) => taken.extend(lease),
+                // Taken or not, the board will say so, and after the next heartbeat it is tried again.
+                Err(error) if can_pass(&error) => tracing::warn!(%error, "range not taken now"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if taken.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(
+            worker = self.name,
+            taken = taken.len(),
+            workers = self.board.workers(),
+            "ranges taken"
+        );
+        self.open(taken).await
+    }
+
+    /// Checkpoints a range and frees it, so that its next worker can begin at once.
+    async fn release(&mut self, number: u16) -> Result<(), Error> {
+        self.letters.flush().await?;
+        let last =
+            self.feeds.iter().find(|feed| feed.ranges.contains(&number)).and_then(|feed| feed.last.clone());
+        let Some(range) = self.ranges.get_mut(&number) else { return Ok(()) };
+        let written = match &last {
+            Some(last) => range.checkpoint(last).await,
+            None => Ok(()),
+        };
+        let lease = range.lease;
+        self.forget(number);
+        match written {
+            Err(Error::Fenced) => return Ok(()),
+            Err(Error::Bus(error)) if error.kind() == ErrorKind::Retryable => {
+                tracing::warn!(range = number, %error, "range freed without a checkpoint");
+            }
+            written => written?,
+        }
+        match self.leases.remove(&Board::range_key(number), lease).await {
+            // Its next worker waits until this one is gone, or until the board shows it as ours and it is freed again.
+            Err(error) if can_pass(&error) => tracing::warn!(range = number, %error, "range not freed now"),
+            result => drop(result?),
+        }
+        tracing::info!(worker = self.name, range = number, "range freed");
+        Ok(())
+    }
+
+    fn forget(&mut self, range: u16) {
+        self.ranges.remove(&range);
+        for feed in &mut self.feeds {
+            feed.is_wide |= feed.ranges.remove(&range);
+        }
+        self.feeds.retain(|feed| !feed.ranges.is_empty());
+    }
+
+    /// Begins to work on ranges whose leases were taken under these revisions, at their checkpoints.
+    async fn open(&mut self, leases: BTreeMap<u16, u64>) -> Result<(), Error> {
+        if leases.is_empty() {
+            return Ok(());
+        }
+        let bus = self.bus.clone();
+        let stream = retry(|| bus.position(glasshouse_nats::EVENTS)).await?;
+        let (bus, name) = (&self.bus, &self.name);
+        let read = join_all(leases.iter().map(async |(number, lease)| {
+            let (restart, start) = Restart::read(bus, name, *number, &stream).await?;
+            Ok::<_, Error>((*number, Range::new(*lease, restart), start))
+        }))
+        .await;
+        let mut position = u64::MAX;
+        for result in read {
+            let (number, range, start) = result?;
+            position = position.min(start);
+            self.ranges.insert(number, range);
+        }
+        let feed = self.feed(leases.into_keys().collect(), position, None).await?;
+        self.feeds.push(feed);
+        Ok(())
+    }
+
+    /// A reader of these ranges from a sequence on.
+    async fn feed(
+        &mut self,
+        ranges: BTreeSet<u16>,
+        position: u64,
+        last: Option<StoredMessage>,
+    ) -> Result<Feed, Error> {
+        let (bus, subjects) = (self.bus.clone(), filters(&ranges));
+        let reader = retry(|| bus.events(StreamStart::Sequence(position), subjects.clone())).await?;
+        Ok(Feed {
+            is_caught_up: reader.pending() == Some(0),
+            reader: self.inbox.read(reader),
+            ranges,
+            is_wide: false,
+            position,
+            last,
+            heard: Instant::now(),
+        })
+    }
+
+    /// Brings forward what lies idle, narrows what reads too much, and makes one reader of those that are near each other.
+    async fn tend_feeds(&mut self) -> Result<(), Error> {
+        if !self.bus.is_connected() {
+            return Ok(());
+        }
+        let is_split = self.feeds.len() > 1;
+        for index in 0..self.feeds.len() {
+            if let Err(error) = self.bring_forward(index, is_split).await {
+                match error {
+                    Error::Bus(error) if can_pass(&error) => tracing::debug!(%error, "stream not asked now"),
+                    error => return Err(error),
+                }
+            }
+        }
+        let positions = || self.feeds.iter().map(|feed| feed.position);
+        let (first, last) = (positions().min().unwrap_or(0), positions().max().unwrap_or(0));
+        if is_split && last - first <= NEAR {
+            let feeds = std::mem::take(&mut self.feeds);
+            let furthest_back =
+                feeds.iter().min_by_key(|feed| feed.position).and_then(|feed| feed.last.clone());
+            let ranges = feeds.iter().flat_map(|feed| feed.ranges.iter().copied()).collect();
+            drop(feeds);
+            let merged = self.feed(ranges, first, furthest_back).await?;
+            self.feeds.push(merged);
+            return Ok(());
+        }
+        for index in 0..self.feeds.len() {
+            if let Some(Feed { is_wide: true, ranges, position, last, .. }) = self.feeds.get(index) {
+                let (ranges, position, last) = (ranges.clone(), *position, last.clone());
+                let narrow = self.feed(ranges, position, last).await?;
+                if let Some(feed) = self.feeds.get_mut(index) {
+                    *feed = narrow;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A reader without events does not learn how far the stream is: if nothing of its ranges is waiting up to where the
+    /// stream is now, it is there.
+    async fn bring_forward(&mut self, index: usize, is_split: bool) -> Result<(), Error> {
+        let Some(feed) = self.feeds.get_mut(index) else { return Ok(()) };
+        if !(feed.is_caught_up && is_split || feed.heard.elapsed() >= IDLE) {
+            return Ok(());
+        }
+        feed.heard = Instant::now();
+        let head = self.bus.position(glasshouse_nats::EVENTS).await?.last_seq;
+        if head < feed.position {
+            return Ok(());
+        }
+        let reader = self.bus.events(StreamStart::Sequence(feed.position), filters(&feed.ranges)).await?;
+        if reader.pending() != Some(0) {
+            return Ok(());
+        }
+        if let Some(message) = self.bus.message(glasshouse_nats::EVENTS, head).await? {
+            feed.position = head + 1;
+            feed.last = Some(message);
+        }
+        Ok(())
+    }
+
+    /// Of which event everything up to it was handled, as far as an execution is concerned.
+    fn handled_seq(&self, execution: ExecutionId) -> u64 {
+        let range = range_of(execution);
+        let feed = self.feeds.iter().find(|feed| feed.ranges.contains(&range));
+        feed.map_or(0, |feed| feed.position.saturating_sub(1))
+    }
+
+    fn executions(&mut self, execution: ExecutionId) -> Option<&mut Executions> {
+        self.ranges.get_mut(&range_of(execution)).map(|range| &mut range.executions)
+    }
+
+    fn open_mut(&mut self, execution: ExecutionId) -> Option<&mut Open> {
+        self.executions(execution)?.get_mut(execution)
     }
 
     async fn checkpoint(&mut self) -> Result<(), Error> {
-        let Some(handled) = &self.handled else { return Ok(()) };
         // A dead letter that is not stored must not be passed by: a restart would not write it again.
         self.letters.flush().await?;
-        match self.restart.write(handled, self.executions.first_seqs()).await {
-            Err(Error::Bus(error)) if error.kind() == ErrorKind::Retryable => {
-                tracing::warn!(%error, "checkpoint postponed");
-                Ok(())
+        let feeds = &self.feeds;
+        let written = join_all(self.ranges.iter_mut().filter_map(|(number, range)| {
+            let last = feeds.iter().find(|feed| feed.ranges.contains(number))?.last.as_ref()?;
+            Some(async move { (*number, range.checkpoint(last).await) })
+        }))
+        .await;
+        for (range, result) in written {
+            match result {
+                Err(Error::Bus(error)) if error.kind() == ErrorKind::Retryable => {
+                    tracing::warn!(range, %error, "checkpoint postponed");
+                }
+                // This worker was stopped or cut off, and the board is about to say so. Should it still be the one to have the
+                // range, it takes it again and begins at the other's checkpoint.
+                Err(Error::Fenced) => {
+                    tracing::warn!(worker = self.name, range, "another worker has the range");
+                    self.forget(range);
+                }
+                result => result?,
             }
-            result => result,
         }
+        Ok(())
     }
 
     /// Closes executions of which nothing has come for the grace: their producers are dead.
@@ -160,14 +501,22 @@ impl Worker {
             self.connected_since = Instant::now();
             return Ok(());
         }
-        for execution in self.executions.silent(self.producer_grace, self.connected_since, DEAD_AT_ONCE) {
+        let (grace, since) = (self.producer_grace, self.connected_since);
+        let silent: Vec<ExecutionId> = self
+            .ranges
+            .values()
+            .flat_map(|range| range.executions.silent(grace, since, DEAD_AT_ONCE))
+            .collect();
+        for execution in silent {
             // A worker that is behind its stream must not take its own lag for the producer's silence.
             match self.bus.last_event_of(execution).await {
-                Ok(last) if last.is_some_and(|last| last > self.handled_seq()) => {
-                    self.executions.is_alive(execution);
+                Ok(last) if last.is_some_and(|last| last > self.handled_seq(execution)) => {
+                    if let Some(executions) = self.executions(execution) {
+                        executions.is_alive(execution);
+                    }
                 }
                 Ok(_) => {
-                    tracing::warn!(execution_id = %execution, grace = ?self.producer_grace, "nothing comes of the execution any more, closing it");
+                    tracing::warn!(execution_id = %execution, ?grace, "nothing comes of the execution any more, closing it");
                     self.close(execution, ClosedReason::ProducerDead).await?;
                 }
                 Err(error) if can_pass(&error) => {
@@ -180,23 +529,26 @@ impl Worker {
         Ok(())
     }
 
-    async fn handle(&mut self, message: StoredMessage) -> Result<(), Error> {
+    async fn handle(&mut self, message: &StoredMessage) -> Result<(), Error> {
         let seq = message.stream_seq;
         let subject = match EventSubject::parse(&message.subject) {
             Ok(subject) => subject,
-            Err(error) => {
-                self.dead(&message, DeadKind::Subject, error.to_string()).await?;
-                self.handled = Some(message);
-                return Ok(());
-            }
+            Err(error) => return self.dead(message, DeadKind::Subject, error.to_string()).await,
         };
-        if !self.restart.is_handled(seq, subject.execution) {
+        let Some(range) = self.ranges.get_mut(&range_of(subject.execution)) else { return Ok(()) };
+        // A reader that began further back, for another range or to become one of two, comes by here again.
+        if seq <= range.position {
+            return Ok(());
+        }
+        if !range.restart.is_handled(seq, subject.execution) {
             match subject.kind {
-                EventSubjectKind::Frame(vantage) => self.frame(&message, &subject, vantage).await?,
-                EventSubjectKind::Lifecycle(phase) => self.lifecycle(&message, &subject, phase).await?,
+                EventSubjectKind::Frame(vantage) => self.frame(message, &subject, vantage).await?,
+                EventSubjectKind::Lifecycle(phase) => self.lifecycle(message, &subject, phase).await?,
             }
         }
-        self.handled = Some(message);
+        if let Some(range) = self.ranges.get_mut(&range_of(subject.execution)) {
+            range.position = seq;
+        }
         Ok(())
     }
 
@@ -213,11 +565,12 @@ impl Worker {
             return self.dead(message, DeadKind::Frame, Rejected::AfterClose.to_string()).await;
         }
         // Decoded before an execution is opened for it: bytes that are no frame open nothing.
-        let was_open = self.executions.is_open(subject.execution);
-        let open = self.executions.open(subject.execution, message.stream_seq);
+        let Some(executions) = self.executions(subject.execution) else { return Ok(()) };
+        let was_open = executions.is_open(subject.execution);
+        let open = executions.open(subject.execution, message.stream_seq);
         if let Err(error) = open.fold.frame(&message.payload, Some((node, vantage))) {
             if !was_open {
-                self.executions.drop_unused(subject.execution);
+                executions.drop_unused(subject.execution);
             }
             return self.dead(message, DeadKind::Frame, error.to_string()).await;
         }
@@ -252,7 +605,8 @@ impl Worker {
         {
             return self.dead(message, DeadKind::Lifecycle, reason).await;
         }
-        let open = self.executions.open(subject.execution, message.stream_seq);
+        let Some(executions) = self.executions(subject.execution) else { return Ok(()) };
+        let open = executions.open(subject.execution, message.stream_seq);
         remember_trace(open, message);
         if let Err(error) = open.fold.lifecycle(&event) {
             return self.dead(message, DeadKind::Lifecycle, error.to_string()).await;
@@ -285,17 +639,20 @@ impl Worker {
 
     /// Whether the execution's `closed` event stands before `seq` in the stream.
     async fn ended_before(&mut self, execution: ExecutionId, seq: u64) -> Result<bool, Error> {
-        if let Some(closed_at) = self.executions.closed_at(execution) {
+        let Some(executions) = self.executions(execution) else { return Ok(false) };
+        if let Some(closed_at) = executions.closed_at(execution) {
             return Ok(closed_at < seq);
         }
         // Only an event that would open an execution late in its life calls for a look-up.
-        if self.executions.is_open(execution) {
+        if executions.is_open(execution) {
             return Ok(false);
         }
         let bus = self.bus.clone();
         match retry(|| bus.closed_at(execution)).await? {
             Some(closed_at) if closed_at < seq => {
-                self.executions.remember_closed(execution, closed_at);
+                if let Some(executions) = self.executions(execution) {
+                    executions.remember_closed(execution, closed_at);
+                }
                 Ok(true)
             }
             _ => Ok(false),
@@ -304,7 +661,7 @@ impl Worker {
 
     /// Publishes `closed`, once nothing more is expected. The fold ends when the event comes back.
     async fn close_if_complete(&mut self, execution: ExecutionId) -> Result<(), Error> {
-        let Some(open) = self.executions.get_mut(execution).filter(|open| !open.is_closing) else {
+        let Some(open) = self.open_mut(execution).filter(|open| !open.is_closing) else {
             return Ok(());
         };
         match open.fold.closing() {
@@ -314,7 +671,7 @@ impl Worker {
     }
 
     async fn close(&mut self, execution: ExecutionId, reason: ClosedReason) -> Result<(), Error> {
-        let Some(open) = self.executions.get_mut(execution) else { return Ok(()) };
+        let Some(open) = self.open_mut(execution) else { return Ok(()) };
         open.is_closing = true;
         let traceparent = open.traceparent.clone();
         let event = closed(execution, reason);
@@ -333,14 +690,17 @@ impl Worker {
         };
         // Its place is taken for ever: the execution can have no end and so no receipt, and must not hold up the others.
         tracing::error!(execution_id = %execution, unusable, "the stored `closed` event cannot end the execution, giving it up");
-        let seq = self.handled_seq();
-        self.executions.close(execution, seq);
+        let seq = self.handled_seq(execution);
+        if let Some(executions) = self.executions(execution) {
+            executions.close(execution, seq);
+        }
         Ok(())
     }
 
     /// Publishes the receipt of an execution whose `closed` event was just folded.
     async fn finish(&mut self, execution: ExecutionId, seq: u64) -> Result<(), Error> {
-        let Some(open) = self.executions.close(execution, seq) else { return Ok(()) };
+        let closed = self.executions(execution).and_then(|executions| executions.close(execution, seq));
+        let Some(open) = closed else { return Ok(()) };
         let span = tracing::info_span!("aggregate", execution_id = %execution, worker = self.name, first_seq = open.first_seq, closed_seq = seq);
         if let Some(traceparent) = &open.traceparent {
             glasshouse_telemetry::set_parent(&span, traceparent);
@@ -398,12 +758,25 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-/// What the worker begins with: where its checkpoint and the stream say, see [`Restart::read`].
-async fn open(bus: &Bus, name: &str) -> Result<(Restart, Feed), Error> {
-    let position = bus.position(glasshouse_nats::EVENTS).await?;
-    let (restart, start) = Restart::read(bus, name, &position).await?;
-    tracing::info!(worker = name, ?start, last_seq = position.last_seq, "aggregator begins");
-    Ok((restart, Feed::new(bus.events(start, Vec::new()).await?)))
+fn ticks(every: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
+}
+
+/// A board that hears of every change from the beginning.
+async fn join(
+    leases: &Leases,
+    inbox: &mut Inbox,
+    me: String,
+    failover: Duration,
+) -> Result<(Board, Reader), Error> {
+    let reader = leases.watch().await?;
+    Ok((Board::new(me, failover), inbox.read(reader)))
+}
+
+fn random_u64() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Whether it passes by itself; a stream that was restored meanwhile is looked at again.

@@ -188,10 +188,36 @@ pub(crate) async fn count(bus: &Bus, stream: &str) -> u64 {
     bus.position(stream).await.unwrap().messages
 }
 
-/// The sequence up to which the worker's checkpoint says that everything is handled.
-pub(crate) async fn handled_seq(bus: &Bus) -> u64 {
-    let Some(bytes) = Checkpoints::new(bus).get("aggregator").await.unwrap().bytes else { return 0 };
+/// How many ranges of partitions there are, each with a checkpoint and a lease.
+pub(crate) const RANGES: u16 = 32;
+
+/// The sequence up to which a range's checkpoint says that everything is handled.
+async fn handled_in(bus: &Bus, range: u16) -> u64 {
+    let key = format!("aggregator.{range}");
+    let Some(bytes) = Checkpoints::new(bus).get(&key).await.unwrap().bytes else { return 0 };
     serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()["handled_seq"].as_u64().unwrap()
+}
+
+/// The furthest of them.
+pub(crate) async fn handled_seq(bus: &Bus) -> u64 {
+    let mut furthest = 0;
+    for range in 0..RANGES {
+        furthest = furthest.max(handled_in(bus, range).await);
+    }
+    furthest
+}
+
+/// How many ranges each worker holds, by the worker's number of this run.
+pub(crate) async fn holders(bus: &Bus) -> std::collections::BTreeMap<String, usize> {
+    let mut holders = std::collections::BTreeMap::new();
+    for range in 0..RANGES {
+        let subject = format!("$KV.GH_LEASES.ranges.{range}");
+        let stream = bus.jetstream().get_stream("KV_GH_LEASES").await.unwrap();
+        let Ok(found) = stream.get_last_raw_message_by_subject(&subject).await else { continue };
+        let Ok(lease) = serde_json::from_slice::<serde_json::Value>(&found.payload) else { continue };
+        *holders.entry(lease["worker"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    holders
 }
 
 pub(crate) async fn checkpointed(bus: &Bus) {
