@@ -240,6 +240,18 @@ impl Bus {
         self.read(crate::EVENTS, start, filters).await
     }
 
+    /// Reads GH_EVENTS from a sequence on, as one who has read `last` before: if another message stands there now, the stream
+    /// was restored, and this fails with [`Error::Rewound`] instead of passing by what came in its place.
+    pub async fn events_after(
+        &self,
+        last: Option<&StoredMessage>,
+        next_seq: u64,
+        filters: Vec<String>,
+    ) -> Result<EventReader, Error> {
+        let last_read = last.map(|last| (last.stream_seq, last.stored_unix_ns));
+        self.read_from(crate::EVENTS, next_seq, last_read, filters).await
+    }
+
     /// Reads any stream.
     pub async fn read(
         &self,
@@ -252,6 +264,16 @@ impl Bus {
             StreamStart::Sequence(seq) => seq,
             StreamStart::New => self.position(stream).await?.last_seq + 1,
         };
+        self.read_from(stream, next_seq, None, filters).await
+    }
+
+    async fn read_from(
+        &self,
+        stream: &str,
+        next_seq: u64,
+        last_read: Option<(u64, i128)>,
+        filters: Vec<String>,
+    ) -> Result<EventReader, Error> {
         let mut reader = EventReader {
             bus: self.clone(),
             stream: stream.to_owned(),
@@ -260,7 +282,7 @@ impl Bus {
             messages: None,
             connections: self.connections(),
             created_unix_ns: None,
-            last_read: None,
+            last_read,
             verify_at: Instant::now(),
             pending: None,
             backoff: Backoff::forever(),

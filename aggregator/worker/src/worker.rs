@@ -10,7 +10,7 @@ use futures::future::join_all;
 use glasshouse_fold::Rejected;
 use glasshouse_nats::{
     Bus, Claims, ClosedOutcome, ErrorKind, LeaseChange, Leases, Outcome, Publisher, PublisherOptions,
-    StoredMessage, StreamStart,
+    StoredMessage,
 };
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::{Digest, ExecutionId};
@@ -243,7 +243,7 @@ impl Worker {
         let Some(index) = self.feeds.iter().position(|feed| feed.reader.id == reader) else { return Ok(()) };
         match arrival {
             Ok(Arrival { message, pending }) => {
-                self.handle(&message).await?;
+                self.handle(index, &message).await?;
                 if let Some(feed) = self.feeds.get_mut(index) {
                     feed.position = message.stream_seq + 1;
                     feed.is_caught_up = pending == Some(0);
@@ -373,7 +373,8 @@ impl Worker {
         Ok(())
     }
 
-    /// A reader of these ranges from a sequence on.
+    /// A reader of these ranges from a sequence on. `last` was handled before it: a server that was killed can have delivered what
+    /// it had not stored, and other events come under these sequences then.
     async fn feed(
         &mut self,
         ranges: BTreeSet<u16>,
@@ -381,7 +382,7 @@ impl Worker {
         last: Option<StoredMessage>,
     ) -> Result<Feed, Error> {
         let (bus, subjects) = (self.bus.clone(), filters(&ranges));
-        let reader = retry(|| bus.events(StreamStart::Sequence(position), subjects.clone())).await?;
+        let reader = retry(|| bus.events_after(last.as_ref(), position, subjects.clone())).await?;
         Ok(Feed {
             is_caught_up: reader.pending() == Some(0),
             reader: self.inbox.read(reader),
@@ -443,7 +444,8 @@ impl Worker {
         if head < feed.position {
             return Ok(());
         }
-        let reader = self.bus.events(StreamStart::Sequence(feed.position), filters(&feed.ranges)).await?;
+        let subjects = filters(&feed.ranges);
+        let reader = self.bus.events_after(feed.last.as_ref(), feed.position, subjects).await?;
         if reader.pending() != Some(0) {
             return Ok(());
         }
@@ -529,13 +531,19 @@ impl Worker {
         Ok(())
     }
 
-    async fn handle(&mut self, message: &StoredMessage) -> Result<(), Error> {
+    async fn handle(&mut self, feed: usize, message: &StoredMessage) -> Result<(), Error> {
         let seq = message.stream_seq;
         let subject = match EventSubject::parse(&message.subject) {
             Ok(subject) => subject,
             Err(error) => return self.dead(message, DeadKind::Subject, error.to_string()).await,
         };
-        let Some(range) = self.ranges.get_mut(&range_of(subject.execution)) else { return Ok(()) };
+        let number = range_of(subject.execution);
+        // One that still asks for a range that was lost, and perhaps taken again since: another reader brings its events then, and
+        // brings the earlier ones first.
+        if !self.feeds.get(feed).is_some_and(|feed| feed.ranges.contains(&number)) {
+            return Ok(());
+        }
+        let Some(range) = self.ranges.get_mut(&number) else { return Ok(()) };
         // A reader that began further back, for another range or to become one of two, comes by here again.
         if seq <= range.position {
             return Ok(());
@@ -546,7 +554,7 @@ impl Worker {
                 EventSubjectKind::Lifecycle(phase) => self.lifecycle(message, &subject, phase).await?,
             }
         }
-        if let Some(range) = self.ranges.get_mut(&range_of(subject.execution)) {
+        if let Some(range) = self.ranges.get_mut(&number) {
             range.position = seq;
         }
         Ok(())
