@@ -38,3 +38,10 @@ pub fn lifecycle_msg_id(
     let node = node.map(|node| crate::subject::encode_token(node.as_str())).unwrap_or_default();
     format!("l:{node}:{execution}:{}:{}", phase.as_str(), digest.short())
 }
+
+/// Id of a message that is published again from the dead letter `dead_seq` of GH_DEAD: not the one it had at first, which
+/// the stream may still remember, and the same for every replay of the letter. The digest tells letters apart that had
+/// one sequence, in a stream that was made anew.
+pub fn replay_msg_id(dead_seq: u64, digest: Digest) -> String {
+    format!("r:{dead_seq}:{digest}")
+}

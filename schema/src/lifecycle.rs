@@ -516,13 +516,22 @@ pub enum LifecycleError {
     TooNew(u32),
 }
 
+#[derive(Deserialize)]
+struct Versioned {
+    schema_version: u32,
+}
+
+/// The version that a document says it has, whether this reader knows it or not.
+pub fn version_of(bytes: &[u8]) -> Option<u32> {
+    let fits = bytes.len() <= MAX_LIFECYCLE_BYTES;
+    fits.then(|| serde_json::from_slice::<Versioned>(bytes).ok())
+        .flatten()
+        .map(|document| document.schema_version)
+}
+
 impl LifecycleEvent {
     /// Reads a document, its size and version checked first.
     pub fn decode(bytes: &[u8]) -> Result<Self, LifecycleError> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            schema_version: u32,
-        }
         if bytes.len() > MAX_LIFECYCLE_BYTES {
             return Err(LifecycleError::TooLarge(bytes.len()));
         }

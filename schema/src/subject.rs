@@ -144,6 +144,30 @@ pub fn stored(partition: u16, published: &str) -> Option<String> {
     Some(format!("{SUBJECTS}.events.{partition}.{rest}"))
 }
 
+/// The subject to which a message was published that GH_EVENTS stores under `stored`; `None` for what [`stored`] cannot
+/// have made. It inverts the stream's transform.
+pub fn published(stored: &str) -> Option<String> {
+    let rest = stored.strip_prefix(SUBJECTS)?.strip_prefix(".events.")?;
+    let (partition, rest) = rest.split_once('.')?;
+    partition_number(partition)?;
+    Some(format!("{SUBJECTS}.{rest}"))
+}
+
+/// The execution that a subject of an event, a receipt or a verdict names.
+pub fn execution_of(subject: &str) -> Option<ExecutionId> {
+    if let Ok(event) = EventSubject::parse(subject) {
+        return Some(event.execution);
+    }
+    let rest = subject.strip_prefix(SUBJECTS)?;
+    let rest = rest.strip_prefix(".receipts.").or_else(|| rest.strip_prefix(".verdicts."))?;
+    rest.split('.').next()?.parse().ok()
+}
+
+/// Reads the token of a partition. One spelling only: `+1` and `01` are numbers to Rust and other subjects to the broker.
+fn partition_number(token: &str) -> Option<u16> {
+    token.parse().ok().filter(|number: &u16| *number < PARTITIONS && number.to_string() == token)
+}
+
 /// What a subject of GH_EVENTS says about the message under it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventSubject {
@@ -187,12 +211,9 @@ impl EventSubject {
             Some(stored) => {
                 let (partition, rest) =
                     stored.split_once('.').ok_or_else(|| bad("it ends after the partition".into()))?;
-                match partition.parse::<u16>() {
-                    // One spelling only: `+1` and `01` are numbers to Rust and other subjects to the broker.
-                    Ok(number) if number < PARTITIONS && number.to_string() == partition => {
-                        (Some(number), rest)
-                    }
-                    _ => return Err(bad(format!("`{partition}` is not a partition"))),
+                match partition_number(partition) {
+                    Some(number) => (Some(number), rest),
+                    None => return Err(bad(format!("`{partition}` is not a partition"))),
                 }
             }
         };
@@ -238,9 +259,42 @@ mod tests {
         }
 
         #[test]
+        fn what_is_stored_leads_back_to_what_was_published(
+            partition in 0..PARTITIONS,
+            node in "\\PC{1,40}".prop_filter_map("a node name", |name| NodeId::new(name).ok()),
+            random: [u8; 10],
+            phase in proptest::sample::select(PhaseName::ALL.to_vec()),
+            vantage in proptest::sample::select(vec![Vantage::Host, Vantage::Guest, Vantage::Runner]),
+        ) {
+            let id = ExecutionId::from_parts(1, random);
+            let subjects = [
+                frames(&node, id, vantage),
+                lifecycle(Some(&node), id, phase),
+                lifecycle(None, id, phase),
+            ];
+            for subject in subjects {
+                let stored = stored(partition, &subject).unwrap();
+                prop_assert_eq!(published(&stored), Some(subject.clone()));
+                prop_assert_eq!(published(&subject), None, "it is the published one already");
+                prop_assert_eq!(execution_of(&stored), Some(id));
+                prop_assert_eq!(execution_of(&subject), Some(id));
+            }
+        }
+
+        #[test]
+        fn only_what_the_stream_stored_is_inverted(subject in "(glasshouse\\.v1\\.events\\.)?\\PC{0,60}") {
+            if let Some(published) = published(&subject) {
+                let partition = subject.split('.').nth(3).unwrap().parse().unwrap();
+                prop_assert_eq!(stored(partition, &published), Some(subject));
+            }
+        }
+
+        #[test]
         fn reading_any_subject_never_panics(subject in "\\PC{0,120}") {
-            let _ = EventSubject::parse(&subject);
-            let _ = EventSubject::parse(&format!("glasshouse.v1.events.{subject}"));
+            for subject in [subject.clone(), format!("glasshouse.v1.events.{subject}"), format!("glasshouse.v1.{subject}")] {
+                let _ = EventSubject::parse(&subject);
+                let _ = execution_of(&subject);
+            }
         }
     }
 
@@ -254,6 +308,24 @@ mod tests {
         assert_eq!(stored.partition, Some(255));
         assert_eq!(stored.kind, EventSubjectKind::Frame(Vantage::Host));
         assert!(EventSubject::parse(&published.replace("frames", "events.256.frames")).is_err());
+    }
+
+    #[test]
+    fn receipts_and_verdicts_name_their_execution() {
+        let policy = PolicyName::new("a.b").unwrap();
+        assert_eq!(execution_of(&receipt(id())), Some(id()));
+        assert_eq!(execution_of(&verdict(id(), &policy, Digest::ZERO)), Some(id()));
+        for other in
+            ["", "glasshouse.v1.dead.frame", "glasshouse.v1.receipts.x", "glasshouse.v1.events.1.receipts.x"]
+        {
+            assert_eq!(execution_of(other), None, "{other}");
+        }
+        assert_eq!(
+            published("glasshouse.v1.events.01.frames.n.e.host"),
+            None,
+            "no stream spells a partition so"
+        );
+        assert_eq!(published("glasshouse.v1.events.256.frames.n.e.host"), None);
     }
 
     #[test]

@@ -80,6 +80,11 @@ pub(super) fn encode(
     rmp_serde::to_vec(&Wire("ghf", version::FRAME, header, body, seal))
 }
 
+/// The wire version that bytes with a frame's magic say they have, whether this reader knows it or not.
+pub fn version_of(bytes: &[u8]) -> Option<u8> {
+    bytes.strip_prefix(&MAGIC)?.first().copied()
+}
+
 impl<'a> Frame<'a> {
     /// Reads a frame: size, magic and version first, then the structure, then every index in it.
     ///

@@ -13,7 +13,7 @@ mod batch;
 mod codec;
 mod writer;
 
-pub use codec::{DecodeError, MAX_DNS_ANSWERS, MAX_DNS_NAME_BYTES, MAX_FRAME_BYTES};
+pub use codec::{DecodeError, MAX_DNS_ANSWERS, MAX_DNS_NAME_BYTES, MAX_FRAME_BYTES, version_of};
 pub use writer::{EncodedFrame, FrameWriter, FrameWriterConfig, MAX_FLUSH_BYTES, SealTotals};
 
 use serde::{Deserialize, Serialize};
@@ -459,6 +459,26 @@ impl Body<'_> {
         let mut events = 0;
         each_list!([&] self, |_class, list| events += list.len());
         events
+    }
+
+    /// How many events of each kind the body holds, those of none left out.
+    pub fn kinds(&self) -> Vec<(&'static str, usize)> {
+        let kinds = [
+            ("forks", self.forks.len()),
+            ("execs", self.execs.len()),
+            ("exits", self.exits.len()),
+            ("credentials", self.credentials.len()),
+            ("opens", self.opens.len()),
+            ("deletes", self.deletes.len()),
+            ("renames", self.renames.len()),
+            ("changes", self.changes.len()),
+            ("ios", self.ios.len()),
+            ("sockets", self.sockets.len()),
+            ("traffic", self.traffic.len()),
+            ("dns", self.dns.len()),
+            ("operations", self.operations.len()),
+        ];
+        kinds.into_iter().filter(|(_, events)| *events > 0).collect()
     }
 
     /// The facts that the events stand for: delivered and collapsed ones per class.
