@@ -166,6 +166,9 @@ pub enum Error {
         /// What the client or the server said.
         source: Cause,
     },
+    /// The spool did not take a message, or cannot be used.
+    #[error(transparent)]
+    Spool(#[from] crate::SpoolError),
     /// The supervised local server failed.
     #[error("local nats-server: {problem}")]
     Server {
@@ -180,6 +183,9 @@ impl Error {
         match self {
             Self::Unreachable { .. } => ErrorKind::Retryable,
             Self::NotStored { kind, .. } | Self::Broker { kind, .. } => *kind,
+            Self::Spool(error) if error.is_full() => ErrorKind::Retryable,
+            Self::Spool(crate::SpoolError::TooLarge { .. }) => ErrorKind::Poison,
+            Self::Spool(_) => ErrorKind::Fatal,
             Self::TooLarge { .. }
             | Self::BadMessage { .. }
             | Self::BadHeader { .. }

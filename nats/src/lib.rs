@@ -4,7 +4,9 @@
 //! ```text
 //! streams/*.toml -> Topology::check / apply            what must exist, never overwritten
 //! Publisher      -> GH_EVENTS (pipelined, in order)    GH_RECEIPTS, GH_VERDICTS, closed (created once)
+//! SpooledPublisher -> GH_EVENTS, by way of a bounded Spool on disk while the bus does not take them
 //! EventReader    <- GH_EVENTS (no per-message acks)    ReceiptConsumer <- GH_RECEIPTS (ack, or NAK when dropped)
+//! Snapshot       <- any stream, as far as it goes now  DeadLetter -> what it is about, and back to GH_EVENTS
 //! Claims, Checkpoints, Leases                          compare-and-set on key-value buckets
 //! ```
 //!
@@ -24,12 +26,16 @@ mod connect;
 mod error;
 mod keys;
 mod leases;
+mod letters;
 mod pipeline;
 mod publisher;
 mod reader;
 mod receipts;
 mod retry;
 pub mod server;
+mod snapshot;
+mod spool;
+mod spooled;
 mod store;
 pub mod topology;
 pub mod trace;
@@ -39,10 +45,14 @@ pub use connect::{Bus, ConnectOptions, MIN_SERVER_VERSION, connect, without_secr
 pub use error::{Error, ErrorKind};
 pub use keys::{Checkpoint, CheckpointPut, Checkpoints, Claim, ClaimOutcome, Claims};
 pub use leases::{LeaseChange, Leases};
+pub use letters::{LetterBody, Replayed};
 pub use publisher::{ClosedOutcome, Outcome, Publisher, PublisherOptions, partition_of};
 pub use reader::{EventReader, StreamPosition, StreamStart, Tail};
 pub use receipts::{Delivery, POLICY_WORKERS, ReceiptConsumer};
 pub use server::{NatsServer, ServerOptions};
+pub use snapshot::Snapshot;
+pub use spool::{Leftover, Spool, SpoolError, SpoolOptions};
+pub use spooled::{SpoolState, SpooledOptions, SpooledPublisher};
 pub use store::StoredMessage;
 pub use topology::{Applied, Difference, Topology};
 

@@ -109,7 +109,7 @@ impl Pipeline {
     }
 }
 
-type Ack = Pin<Box<dyn Future<Output = Result<PublishAck, PublishError>> + Send>>;
+pub(crate) type Ack = Pin<Box<dyn Future<Output = Result<PublishAck, PublishError>> + Send>>;
 
 struct InFlight {
     message: Outgoing,
@@ -250,7 +250,7 @@ impl Task {
     }
 }
 
-async fn publish(bus: &Bus, message: &Outgoing) -> Ack {
+pub(crate) async fn publish(bus: &Bus, message: &Outgoing) -> Ack {
     let publish = PublishMessage::build().headers(message.headers.clone()).payload(message.payload.clone());
     match bus.jetstream().send_publish(message.subject.clone(), publish).await {
         Ok(ack) => ack.into_future(),

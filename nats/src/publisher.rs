@@ -83,10 +83,8 @@ impl Publisher {
         digest: Digest,
         traceparent: Option<&str>,
     ) -> Result<(), Error> {
-        let mut headers = stamped(headers::FRAME_TYPE, version::FRAME, traceparent)?;
-        set(&mut headers, headers::MSG_ID, &headers::frame_msg_id(node, digest))?;
-        headers.insert(headers::DIGEST, digest.to_string());
-        self.enqueue(subject::frames(node, execution, vantage), headers, bytes.into()).await
+        let message = frame_message((node, execution, vantage), bytes.into(), digest, traceparent)?;
+        self.enqueue(message).await
     }
 
     /// Takes a lifecycle event, behind the frames taken before. A `closed` event belongs to [`Self::publish_closed`].
@@ -95,13 +93,7 @@ impl Publisher {
         event: &LifecycleEvent,
         traceparent: Option<&str>,
     ) -> Result<(), Error> {
-        let (phase, node, execution) = (event.phase.name(), event.node.as_ref(), event.execution_id);
-        let (subject, bytes) = encode_lifecycle(event)?;
-        let digest = Digest::of(&bytes);
-        let mut headers = stamped(headers::JSON_TYPE, version::LIFECYCLE, traceparent)?;
-        set(&mut headers, headers::MSG_ID, &headers::lifecycle_msg_id(node, execution, phase, digest))?;
-        headers.insert(headers::DIGEST, digest.to_string());
-        self.enqueue(subject, headers, bytes).await
+        self.enqueue(lifecycle_message(event, traceparent)?).await
     }
 
     /// Takes a dead letter. The same letter is stored once within the stream's duplicate window.
@@ -113,7 +105,7 @@ impl Publisher {
         let mut headers = stamped(headers::JSON_TYPE, version::DEAD_LETTER, traceparent)?;
         set(&mut headers, headers::MSG_ID, &dead_msg_id(letter))?;
         headers.insert(headers::DIGEST, Digest::of(&bytes).to_string());
-        self.enqueue(subject, headers, bytes).await
+        self.enqueue(Outgoing { subject, headers, payload: bytes }).await
     }
 
     /// Waits until everything taken so far is stored.
@@ -214,19 +206,52 @@ impl Publisher {
         }
     }
 
-    async fn enqueue(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<(), Error> {
-        let header_bytes: usize = headers
-            .iter()
-            .flat_map(|(name, values)| {
-                values.iter().map(move |value| AsRef::<str>::as_ref(name).len() + value.as_str().len() + 4)
-            })
-            .sum();
-        // 12: the line `NATS/1.0` and the empty line that ends the headers.
-        let (bytes, limit) = (payload.len() + header_bytes + 12, self.bus.client().max_payload());
-        if bytes > limit {
-            return Err(Error::TooLarge { subject, bytes, limit });
-        }
-        self.pipeline.enqueue(Outgoing { subject, headers, payload }).await
+    async fn enqueue(&self, message: Outgoing) -> Result<(), Error> {
+        check_size(&self.bus, &message)?;
+        self.pipeline.enqueue(message).await
+    }
+}
+
+/// A frame as it is published; `digest` is the SHA-256 of `payload`.
+pub(crate) fn frame_message(
+    (node, execution, vantage): (&NodeId, ExecutionId, Vantage),
+    payload: Bytes,
+    digest: Digest,
+    traceparent: Option<&str>,
+) -> Result<Outgoing, Error> {
+    let mut headers = stamped(headers::FRAME_TYPE, version::FRAME, traceparent)?;
+    set(&mut headers, headers::MSG_ID, &headers::frame_msg_id(node, digest))?;
+    headers.insert(headers::DIGEST, digest.to_string());
+    Ok(Outgoing { subject: subject::frames(node, execution, vantage), headers, payload })
+}
+
+/// A lifecycle event as it is published.
+pub(crate) fn lifecycle_message(
+    event: &LifecycleEvent,
+    traceparent: Option<&str>,
+) -> Result<Outgoing, Error> {
+    let (phase, node, execution) = (event.phase.name(), event.node.as_ref(), event.execution_id);
+    let (subject, payload) = encode_lifecycle(event)?;
+    let digest = Digest::of(&payload);
+    let mut headers = stamped(headers::JSON_TYPE, version::LIFECYCLE, traceparent)?;
+    set(&mut headers, headers::MSG_ID, &headers::lifecycle_msg_id(node, execution, phase, digest))?;
+    headers.insert(headers::DIGEST, digest.to_string());
+    Ok(Outgoing { subject, headers, payload })
+}
+
+/// Refuses what the server would end the connection for.
+pub(crate) fn check_size(bus: &Bus, Outgoing { subject, headers, payload }: &Outgoing) -> Result<(), Error> {
+    let header_bytes: usize = headers
+        .iter()
+        .flat_map(|(name, values)| {
+            values.iter().map(move |value| AsRef::<str>::as_ref(name).len() + value.as_str().len() + 4)
+        })
+        .sum();
+    // 12: the line `NATS/1.0` and the empty line that ends the headers.
+    let (bytes, limit) = (payload.len() + header_bytes + 12, bus.client().max_payload());
+    match bytes > limit {
+        true => Err(Error::TooLarge { subject: subject.clone(), bytes, limit }),
+        false => Ok(()),
     }
 }
 

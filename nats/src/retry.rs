@@ -28,12 +28,17 @@ impl Backoff {
         self.attempt = 0;
     }
 
+    /// How long to wait before the next attempt, for who waits for other things too.
+    pub(crate) fn delay(&mut self) -> Duration {
+        let full = FIRST.saturating_mul(1 << self.attempt.min(8)).min(LONGEST);
+        self.attempt = self.attempt.saturating_add(1);
+        // Half fixed, half random, so that the workers of a fleet do not come back in step.
+        full / 2 + full.mul_f64(0.5 * unit(random_u64()))
+    }
+
     /// Waits before the next attempt; `false` when the deadline would pass first.
     pub(crate) async fn wait(&mut self) -> bool {
-        let full = FIRST.saturating_mul(1 << self.attempt.min(8)).min(LONGEST);
-        self.attempt += 1;
-        // Half fixed, half random, so that the workers of a fleet do not come back in step.
-        let delay = full / 2 + full.mul_f64(0.5 * unit(random_u64()));
+        let delay = self.delay();
         if self.give_up.is_some_and(|end| Instant::now() + delay > end) {
             return false;
         }

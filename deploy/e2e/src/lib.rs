@@ -44,6 +44,8 @@ pub fn command(name: &str) -> Command {
         }
     }
     command.stdin(Stdio::null());
+    // Not where this machine keeps its own.
+    command.env("GLASSHOUSE_SPOOL", std::env::temp_dir().join("glasshouse-e2e-spool"));
     command
 }
 

@@ -348,9 +348,11 @@ async fn a_bus_that_stops_answering_costs_seconds_and_no_receipt() {
     let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
     Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
     let server_pid = process_with(data.path().to_str().unwrap());
+    let spool = data.path().join("spool");
     for interrupts in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let mut run = watched_in(dir.path(), &["--json", "--nats", server.url()], HELD);
+        run.env("GLASSHOUSE_SPOOL", &spool);
         let mut run = Process::spawn({
             run.stderr(Stdio::piped());
             run
@@ -371,7 +373,8 @@ async fn a_bus_that_stops_answering_costs_seconds_and_no_receipt() {
         let said = std::io::read_to_string(run.0.stderr.take().unwrap()).unwrap();
         assert_eq!(code, Some(9), "{said}");
         assert_eq!(said.lines().count(), 2, "one line of ours and the summary: {said}");
-        assert!(said.contains("could not be stored"), "{said}");
+        assert!(said.contains("are not published yet"), "{said}");
+        assert!(said.contains(&format!("`glasshouse spool send --spool {}`", spool.display())), "{said}");
         assert!(said.contains("\"published\":false"), "{said}");
         assert!(written < Duration::from_secs(3), "the receipt took {written:?}");
         let limit = if interrupts { 3 } else { 8 };
@@ -379,6 +382,14 @@ async fn a_bus_that_stops_answering_costs_seconds_and_no_receipt() {
         let receipt: serde_json::Value = serde_json::from_slice(&std::fs::read(receipt).unwrap()).unwrap();
         assert_eq!((&receipt["exit_code"], &receipt["completeness"]), (&9.into(), &"closed".into()));
     }
+    // The server is back: what both runs left is sent, and the directory is empty.
+    let spool = spool.to_str().unwrap();
+    let listed = glasshouse(&["spool", "list", "--json", "--spool", spool]);
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), 2, "{}", stderr(&listed));
+    let sent = glasshouse(&["spool", "send", "--spool", spool, "--nats", server.url()]);
+    assert_eq!(sent.status.code(), Some(0), "{}", stderr(&sent));
+    assert_eq!(String::from_utf8_lossy(&sent.stdout).matches("events sent").count(), 2);
+    assert_eq!(std::fs::read_dir(spool).unwrap().count(), 0);
     server.stop().await;
 }
 

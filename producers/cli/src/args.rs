@@ -4,9 +4,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use glasshouse_schema::dead::DeadKind;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::ProfilingMode;
+
+use crate::spool::{RunSpoolArgs, SpoolCommand};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -50,10 +54,16 @@ pub(crate) enum Command {
     Receipt(ReceiptCommand),
     /// Fetch or follow verdicts
     Verdict(VerdictCommand),
+    /// Check a receipt against the evidence it was made from
+    Verify(VerifyArgs),
+    /// Look at what could not be processed, and publish it again
+    Dead(DeadCommand),
     /// Evaluate policies over receipts
     Policy(PolicyCommand),
     /// Create or check what Glasshouse needs on a NATS server
     Nats(NatsCommand),
+    /// List or send what earlier runs could not publish
+    Spool(SpoolCommand),
     /// Find out what this machine can do, and what to do about the rest
     Doctor(DoctorArgs),
     /// Print a shell's completion script
@@ -86,7 +96,11 @@ Examples:
   glasshouse run -- make test
   sudo glasshouse run --profile host -- sh -c 'cc -o hello hello.c && ./hello'
   sudo glasshouse run --profile host --policy deploy/policies/baseline.yaml --fail-on deny -- ./install.sh
-  sudo glasshouse run --profile host --nats nats://127.0.0.1:4222 --label job=42 -- ./build.sh";
+  sudo glasshouse run --profile host --nats nats://127.0.0.1:4222 --label job=42 -- ./build.sh
+  sudo glasshouse run --profile host --nats nats://bus:4222 --spool /srv/ci/spool --spool-bytes 1GiB -- ./build.sh
+
+Events that the NATS server does not take wait on disk and are sent when it does. What is left at the end of the run is said
+on stderr; `glasshouse spool send` sends it.";
 
 #[derive(Debug, Args)]
 #[command(after_help = RUN_HELP)]
@@ -111,6 +125,8 @@ pub(crate) struct RunArgs {
     pub(crate) backend: String,
     #[command(flatten)]
     pub(crate) bus: OptionalBusArgs,
+    #[command(flatten)]
+    pub(crate) spool: RunSpoolArgs,
     /// Evaluate this policy over the receipt; may be given several times
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Vec<PathBuf>,
@@ -335,6 +351,154 @@ pub(crate) struct GetVerdictArgs {
     /// One JSON document per line
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+const VERIFY_HELP: &str = "\
+Reads every stored event of the execution, walks the frame chain of every vantage point, folds all of it again as an \
+aggregator does, and compares the result with the receipt, byte for byte.
+
+Exit codes:
+    0  same: the receipt follows from its evidence
+    1  different: a frame is missing or altered, or the evidence says something else
+    2  the command line is wrong
+    3  evidence expired: the events were removed from the stream, so nothing can be said
+  125  it could not be tried (a line on stderr says why)
+
+Examples:
+  glasshouse verify --replay 0198c0de-0000-7000-8000-000000000000
+  glasshouse verify --replay receipt.json --nats nats://127.0.0.1:4222
+  glasshouse verify --replay receipt.json --json | jq .chains";
+
+#[derive(Debug, Args)]
+#[command(after_help = VERIFY_HELP)]
+pub(crate) struct VerifyArgs {
+    /// Fold the stored events again and compare: with the stored receipt of this execution, or with this receipt file
+    /// (`-` for standard input)
+    #[arg(long, value_name = "EXECUTION|FILE", required = true)]
+    pub(crate) replay: Replay,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// Print the result as one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which receipt is held against its evidence.
+#[derive(Debug, Clone)]
+pub(crate) enum Replay {
+    Execution(ExecutionId),
+    File(PathBuf),
+}
+
+/// What reads as an execution id is one; a file of that name is written `./NAME`.
+impl std::str::FromStr for Replay {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(text.parse().map_or_else(|_| Self::File(text.into()), Self::Execution))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeadCommand {
+    #[command(subcommand)]
+    pub(crate) action: DeadAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadAction {
+    /// List dead letters, the newest last
+    #[command(
+        after_help = "Examples:\n  glasshouse dead list\n  glasshouse dead list --kind frame --limit 10\n  \
+        glasshouse dead list --json | jq -r .reason | sort | uniq -c"
+    )]
+    List(ListLettersArgs),
+    /// Show one dead letter whole, and what it is about
+    #[command(
+        after_help = "Examples:\n  glasshouse dead show 17\n  glasshouse dead show 17 --payload frame.bin\n  \
+        glasshouse dead show 17 --payload - | xxd | head"
+    )]
+    Show(ShowLetterArgs),
+    /// Publish the original messages again, once what kept them from being processed is mended
+    #[command(after_help = REPLAY_HELP)]
+    Replay(ReplayLettersArgs),
+}
+
+const REPLAY_HELP: &str = "\
+Only frames and lifecycle events can be published again: receipts and verdicts are made anew by their workers. A letter \
+stays in GH_DEAD, because it is a record. What is published again can be set aside again, with a letter of its own.
+
+Exit codes: 0 everything was published (or could be, with --dry-run), 1 something was not, 125 it could not be tried
+
+Examples:
+  glasshouse dead replay 17 18
+  glasshouse dead replay --all --kind frame --dry-run
+  glasshouse dead replay --all";
+
+#[derive(Debug, Args)]
+pub(crate) struct ListLettersArgs {
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    #[command(flatten)]
+    pub(crate) kind: KindArgs,
+    /// At most this many, the newest
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: u64,
+    /// One JSON document per line: all of each letter but the payload
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KindArgs {
+    /// Only letters of this kind
+    #[arg(long, value_name = "KIND", value_parser = kind())]
+    pub(crate) kind: Option<DeadKind>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowLetterArgs {
+    /// Its sequence in GH_DEAD, as `dead list` shows it
+    #[arg(value_name = "SEQ", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seq: u64,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// Print it as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write the original bytes to this file; `-` is standard output, and nothing else is printed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) payload: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayLettersArgs {
+    /// Sequences in GH_DEAD, as `dead list` shows them
+    #[arg(value_name = "SEQ", required_unless_present = "all", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seqs: Vec<u64>,
+    /// Every letter, the oldest first
+    #[arg(long, conflicts_with = "seqs")]
+    pub(crate) all: bool,
+    /// Only letters of this kind
+    #[arg(long, value_name = "KIND", requires = "all", value_parser = kind())]
+    pub(crate) kind: Option<DeadKind>,
+    /// Say what would become of each letter; publish nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Also publish events of executions that are closed: aggregators set them aside again
+    #[arg(long)]
+    pub(crate) even_if_closed: bool,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// One JSON document per letter
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Reads a kind of dead letter, and offers all of them to shells.
+fn kind() -> impl TypedValueParser<Value = DeadKind> {
+    clap::builder::PossibleValuesParser::new(DeadKind::ALL.map(DeadKind::as_str))
+        .try_map(|token: String| DeadKind::parse(&token).ok_or("there is no such kind"))
 }
 
 #[derive(Debug, Args)]

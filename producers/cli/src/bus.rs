@@ -5,32 +5,48 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use glasshouse_execution::SinkError;
-use glasshouse_nats::{Bus, ClaimOutcome, Claims, ConnectOptions, Publisher, PublisherOptions};
+use glasshouse_nats::{
+    Bus, ClaimOutcome, Claims, ConnectOptions, Error, Leftover, Publisher, PublisherOptions, Spool,
+    SpooledOptions, SpooledPublisher,
+};
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::{EncodedFrame, LifecycleEvent};
 
-/// How long the bus may take for one message while the command runs: whoever waits here is the probe's thread, and what
-/// it does not read meanwhile the local receipt loses too.
+/// How long the bus may take for one message while the command runs, when there is no spool: whoever waits here is the
+/// probe's thread, and what it does not read meanwhile the local receipt loses too.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long the end of a run waits for what is not acknowledged. While the command runs the publisher is more patient
-/// (its default), so that a server may restart meanwhile.
+/// How long the end of a run waits for what is not acknowledged.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 /// Connects, or says within five seconds why not.
-pub(crate) async fn connect(url: &str, creds: Option<&Path>) -> Result<Bus, glasshouse_nats::Error> {
+pub(crate) async fn connect(url: &str, creds: Option<&Path>) -> Result<Bus, Error> {
     let options = ConnectOptions::new(url, "glasshouse").credentials(creds.map(Path::to_owned));
     glasshouse_nats::connect(options).await
 }
 
-/// Publishes one execution's events. Once a message was given up, nothing behind it is published: a record with an end
-/// and a hole looks whole. [`BusSink::flush`] says what became of all.
+/// Connects to a server that has the stream of events: found out now and not after a command ran.
+pub(crate) async fn connect_to_publish(url: &str, creds: Option<&Path>) -> Result<Bus, Error> {
+    let bus = connect(url, creds).await?;
+    bus.position(glasshouse_nats::EVENTS).await?;
+    Ok(bus)
+}
+
+/// Publishes one execution's events. [`BusSink::flush`] says what became of all.
 pub(crate) struct BusSink {
     claims: Claims,
-    publisher: Publisher,
+    way: Way,
     runtime: tokio::runtime::Handle,
     /// The trace of the execution, for frames: their thread has no span.
     traceparent: OnceLock<String>,
     refused: Mutex<Refused>,
+}
+
+enum Way {
+    /// What the bus does not take waits on disk. A frame that does not fit there either is refused and counted, and those
+    /// behind it are still taken: the aggregator sees the gap in the chain, and the end comes to it.
+    Spooled(SpooledPublisher),
+    /// Once a message was given up, nothing behind it is published: a record with an end and a hole looks whole.
+    Direct(Publisher),
 }
 
 /// What the bus did not take.
@@ -41,21 +57,34 @@ struct Refused {
     events: u64,
 }
 
+/// What became of all events.
+#[derive(Default)]
+pub(crate) struct Flushed {
+    /// What waits on disk, and why.
+    pub(crate) left: Option<(Leftover, String)>,
+    /// What is nowhere, and why.
+    pub(crate) lost: Option<SinkError>,
+}
+
+impl Flushed {
+    fn lost(reason: String) -> Self {
+        Self { left: None, lost: Some(SinkError { what: "what was published".into(), reason }) }
+    }
+}
+
 impl BusSink {
-    pub(crate) async fn connect(url: &str, creds: Option<&Path>) -> Result<Self, glasshouse_nats::Error> {
-        let bus = connect(url, creds).await?;
-        // Found out now and not after the command ran: that the streams are there.
-        bus.position(glasshouse_nats::EVENTS).await?;
-        Ok(Self {
-            claims: Claims::new(&bus),
-            publisher: Publisher::new(
-                &bus,
-                PublisherOptions { deadline: FLUSH_WITHIN, ..PublisherOptions::default() },
-            ),
+    pub(crate) fn new(bus: &Bus, spool: Option<Spool>) -> Self {
+        let options = PublisherOptions { deadline: FLUSH_WITHIN, ..PublisherOptions::default() };
+        Self {
+            claims: Claims::new(bus),
+            way: match spool {
+                Some(spool) => Way::Spooled(SpooledPublisher::new(bus, spool, SpooledOptions::default())),
+                None => Way::Direct(Publisher::new(bus, options)),
+            },
             runtime: tokio::runtime::Handle::current(),
             traceparent: OnceLock::new(),
             refused: Mutex::default(),
-        })
+        }
     }
 
     pub(crate) async fn claim(&self, execution: ExecutionId, node: &NodeId) -> Result<u64, SinkError> {
@@ -75,18 +104,30 @@ impl BusSink {
         if let Some(traceparent) = glasshouse_telemetry::current_traceparent() {
             self.traceparent.get_or_init(|| traceparent);
         }
-        self.take(self.publisher.publish_lifecycle(event, None)).await;
+        match &self.way {
+            Way::Spooled(publisher) => self.count(publisher.publish_lifecycle(event, None).await),
+            Way::Direct(publisher) => self.take(publisher.publish_lifecycle(event, None)).await,
+        }
     }
 
-    /// Called from the probe's thread; waits a while when the bus is behind.
+    /// Called from the probe's thread; waits a while when the bus, and the disk, are behind.
     pub(crate) fn frame(&self, frame: EncodedFrame) {
-        let traceparent = self.traceparent.get().map(String::as_str);
-        let EncodedFrame { execution, node, vantage, bytes, digest, .. } = frame;
-        let publish = self.publisher.publish_frame(&node, execution, vantage, bytes, digest, traceparent);
-        self.runtime.block_on(self.take(publish));
+        let trace = self.traceparent.get().map(String::as_str);
+        let EncodedFrame { execution, node, vantage, bytes, digest, is_seal, .. } = frame;
+        self.runtime.block_on(async {
+            match &self.way {
+                Way::Spooled(publisher) => {
+                    let of = (&node, execution, vantage);
+                    self.count(publisher.publish_frame(of, bytes, digest, is_seal, trace).await);
+                }
+                Way::Direct(publisher) => {
+                    self.take(publisher.publish_frame(&node, execution, vantage, bytes, digest, trace)).await;
+                }
+            }
+        });
     }
 
-    async fn take(&self, publish: impl Future<Output = Result<(), glasshouse_nats::Error>>) {
+    async fn take(&self, publish: impl Future<Output = Result<(), Error>>) {
         if self.refuses() {
             return;
         }
@@ -98,6 +139,17 @@ impl BusSink {
         let mut refused = self.refused();
         refused.events += 1;
         refused.reason.get_or_insert(reason);
+    }
+
+    /// Counts what a spool cannot know of; what it refused itself is in its state.
+    fn count(&self, published: Result<(), Error>) {
+        if let Err(error) = published
+            && !matches!(error, Error::Spool(_))
+        {
+            let mut refused = self.refused();
+            refused.events += 1;
+            refused.reason.get_or_insert(error.to_string());
+        }
     }
 
     /// Whether the bus failed already; then one more event was not published.
@@ -112,22 +164,60 @@ impl BusSink {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when everything is stored, or says what is not; `interrupted` ends the wait.
-    pub(crate) async fn flush(&self, interrupted: impl Future<Output = ()>) -> Result<(), SinkError> {
+    /// Returns when everything is stored, or what is not; `interrupted` ends the wait. The last call.
+    pub(crate) async fn flush(&self, interrupted: impl Future<Output = ()>) -> Flushed {
+        match &self.way {
+            Way::Spooled(publisher) => self.flush_spooled(publisher, interrupted).await,
+            Way::Direct(publisher) => self.flush_direct(publisher, interrupted).await,
+        }
+    }
+
+    async fn flush_spooled(
+        &self,
+        publisher: &SpooledPublisher,
+        interrupted: impl Future<Output = ()>,
+    ) -> Flushed {
+        tokio::select! {
+            biased;
+            // What it says is said by `close`, too.
+            _ = publisher.flush(FLUSH_WITHIN) => {}
+            () = interrupted => {}
+        }
+        let closed = publisher.close().await;
+        let state = publisher.state();
+        let refused = self.refused();
+        let events = refused.events + state.refused;
+        let mut reason = refused.reason.clone().or(state.reason).unwrap_or_default();
+        let left = closed.map(Some).unwrap_or_else(|error| {
+            // What was there is said to be there, with the reason to doubt it.
+            reason = error.to_string();
+            publisher.leftover()
+        });
+        let mut flushed = Flushed::default();
+        if events > 0 {
+            flushed = Flushed::lost(format!("{reason}; {events} events were not published"));
+        }
+        let left = left.filter(|left| left.messages > 0 || left.rejected > 0);
+        flushed.left = left.map(|left| (left, reason));
+        flushed
+    }
+
+    async fn flush_direct(&self, publisher: &Publisher, interrupted: impl Future<Output = ()>) -> Flushed {
         let flushed = tokio::select! {
             biased;
-            flushed = self.publisher.flush() => flushed.map_err(|error| error.to_string()),
+            flushed = publisher.flush() => flushed.map_err(|error| error.to_string()),
             () = interrupted => Err("a signal ended the wait for the bus".to_owned()),
             () = tokio::time::sleep(FLUSH_WITHIN) => {
                 Err(format!("the bus did not acknowledge everything within {} s", FLUSH_WITHIN.as_secs()))
             }
         };
         let refused = self.refused();
-        let reason = match (&refused.reason, flushed) {
-            (Some(reason), _) => format!("{reason}; {} events were not published", refused.events),
-            (None, Err(reason)) => reason,
-            (None, Ok(())) => return Ok(()),
-        };
-        Err(SinkError { what: "what was published".into(), reason })
+        match (&refused.reason, flushed) {
+            (Some(reason), _) => {
+                Flushed::lost(format!("{reason}; {} events were not published", refused.events))
+            }
+            (None, Err(reason)) => Flushed::lost(reason),
+            (None, Ok(())) => Flushed::default(),
+        }
     }
 }

@@ -14,6 +14,7 @@ mod commands;
 mod receipt_file;
 mod render;
 mod sink;
+mod spool;
 
 use std::process::ExitCode;
 
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
-    use commands::{doctor, nats, policy, receipt, run, shell, up, verdict};
+    use commands::{dead, doctor, nats, policy, receipt, run, shell, spool, up, verdict, verify};
     let log = cli.log;
     match cli.command {
         // What needs no runtime and no bus costs neither.
@@ -65,8 +66,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                     Command::Up(args) => up::main(args).await,
                     Command::Receipt(args) => receipt::main(args).await,
                     Command::Verdict(args) => verdict::main(args).await,
+                    Command::Verify(args) => verify::main(args).await,
+                    Command::Dead(args) => dead::main(args).await,
                     Command::Doctor(args) => doctor::main(args).await,
                     Command::Nats(args) => nats::main(args).await,
+                    Command::Spool(args) => spool::main(args).await,
                     Command::Completions { .. }
                     | Command::Man { .. }
                     | Command::Policy(_)

@@ -1,13 +1,16 @@
 //! One module per subcommand.
 
+pub(crate) mod dead;
 pub(crate) mod doctor;
 pub(crate) mod nats;
 pub(crate) mod policy;
 pub(crate) mod receipt;
 pub(crate) mod run;
 pub(crate) mod shell;
+pub(crate) mod spool;
 pub(crate) mod up;
 pub(crate) mod verdict;
+pub(crate) mod verify;
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;

@@ -12,6 +12,7 @@ use glasshouse_execution::{
     Engine, EngineReport, ExecutionBackend, ExecutionSpec, ProfilingController, StdStreams,
 };
 use glasshouse_host_probe::{EbpfController, LoadOptions};
+use glasshouse_nats::{Leftover, Spool};
 use glasshouse_schema::Verdict;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules};
@@ -19,9 +20,10 @@ use glasshouse_schema::verdict::Decision;
 use tracing::Instrument;
 
 use crate::args::{FailOn, LogArgs, RunArgs};
-use crate::bus::BusSink;
+use crate::bus::{BusSink, Flushed, connect_to_publish};
 use crate::receipt_file::ReceiptFile;
 use crate::sink::{LocalFold, LocalReceipt, RunSink};
+use crate::spool::human;
 use crate::{EXIT_GLASSHOUSE_FAILED, EXIT_VERDICT, render, say};
 
 pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode> {
@@ -59,8 +61,8 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let execution = spec.id;
     let bus = match &args.bus.nats {
         None => None,
-        Some(url) => match BusSink::connect(url, args.bus.creds.as_deref()).await {
-            Ok(bus) => Some(bus),
+        Some(url) => match connect_to_publish(url, args.bus.creds.as_deref()).await {
+            Ok(bus) => Some(BusSink::new(&bus, spool(&args, execution))),
             // Fail-open: the command still runs and its receipt is still written here.
             Err(error) => {
                 say(format_args!("glasshouse: error: {error:#}"));
@@ -95,11 +97,11 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
         say(format_args!("glasshouse: error: {error}"));
         end.published = false;
     }
-    if let Some(bus) = &sink.bus
-        && let Err(error) = bus.flush(signals.stop()).await
-    {
-        say(format_args!("glasshouse: error: {error}"));
-        end.published = false;
+    if let Some(bus) = &sink.bus {
+        let flushed = bus.flush(signals.stop()).await;
+        end.published &= flushed.left.is_none() && flushed.lost.is_none();
+        say_what_is_not_published(&args, &flushed);
+        end.spooled = flushed.left.map(|(left, _)| left);
     }
     drop(signals);
     say_what_went_unwatched(&args, &report);
@@ -138,6 +140,40 @@ struct End {
     verdict_error: Option<String>,
     /// All of it is on the bus.
     published: bool,
+    /// What waits on disk for the bus.
+    spooled: Option<Leftover>,
+}
+
+/// The spool of this run. Fail-open, as with the bus: the command runs without one.
+fn spool(args: &RunArgs, execution: ExecutionId) -> Option<Spool> {
+    args.spool.open(execution).unwrap_or_else(|error| {
+        say(format_args!("glasshouse: error: {error}"));
+        say(format_args!("glasshouse: there is no spool: what the NATS server does not take is lost"));
+        None
+    })
+}
+
+fn say_what_is_not_published(args: &RunArgs, flushed: &Flushed) {
+    if let Some((left, reason)) = &flushed.left {
+        let (dir, size) = (left.dir.display(), human(left.bytes));
+        if left.messages > 0 {
+            say(format_args!(
+                "glasshouse: error: {} events ({size}) are not published yet: {reason}; they wait in {dir}, and \
+                 `{}` sends them",
+                left.messages,
+                args.spool.dir.send_command()
+            ));
+        }
+        if left.rejected > 0 {
+            say(format_args!(
+                "glasshouse: error: {} events are set aside in {dir}: the server can never take them: {reason}",
+                left.rejected
+            ));
+        }
+    }
+    if let Some(error) = &flushed.lost {
+        say(format_args!("glasshouse: error: {error}"));
+    }
 }
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
@@ -249,6 +285,12 @@ fn summary(args: &RunArgs, report: &EngineReport, end: &End) -> serde_json::Valu
         "completeness": receipt.map(|receipt| receipt.receipt.completeness),
         "unprofiled": report.unprofiled.as_ref().map(|unprofiled| &unprofiled.reason),
         "published": end.published,
+        "spooled": end.spooled.as_ref().map(|left| serde_json::json!({
+            "dir": left.dir.display().to_string(),
+            "messages": left.messages,
+            "bytes": left.bytes,
+            "rejected": left.rejected,
+        })),
         "verdicts": end.verdicts,
         "verdict_error": end.verdict_error,
     })
