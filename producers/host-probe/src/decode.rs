@@ -360,8 +360,9 @@ impl Decoder {
         let table = self.tables.get(&of.task);
         let mut lost = 0;
         for tally in record.tallies() {
-            let index = (tally.index as usize).checked_sub(1)?;
-            let entry = table.and_then(|table| table.0.get(index));
+            // Counted from 1. One that names no entry costs its own facts: those before it were told already.
+            let index = (tally.index as usize).checked_sub(1);
+            let entry = index.and_then(|index| table?.0.get(index));
             let Some(entry) = entry.filter(|entry| !matches!(entry.what, What::Nothing)) else {
                 lost += facts_of(&tally);
                 continue;
@@ -637,7 +638,11 @@ mod tests {
         assert_eq!(decoded(&mut decoder, &tallies(9, 0, &[tally(3, 1, 0)])), Some((vec![], 1)));
         // An index beyond the table, or fewer tallies than it says.
         assert_eq!(decoded(&mut decoder, &tallies(9, 0, &[tally(99, 1, 0)])), Some((vec![], 1)));
-        assert_eq!(decoded(&mut decoder, &tallies(9, 0, &[tally(0, 1, 0)])), None);
+        assert_eq!(decoded(&mut decoder, &tallies(9, 0, &[tally(0, 1, 0)])), Some((vec![], 1)));
+        // What was told before it stays told, and nothing is both told and lost.
+        let (events, untold) =
+            decoded(&mut decoder, &tallies(9, 0, &[tally(1, 4, 0), tally(0, 2, 3)])).unwrap();
+        assert_eq!((events.len(), events[0].1, untold), (1, 4, 5));
     }
 
     proptest! {
