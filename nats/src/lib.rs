@@ -39,6 +39,7 @@ mod spooled;
 mod store;
 pub mod topology;
 pub mod trace;
+mod trim;
 
 pub use body::{Document, MANIFEST_TYPE, MAX_INLINE_BYTES, Manifest};
 pub use connect::{Bus, ConnectOptions, MIN_SERVER_VERSION, connect, without_secrets};

@@ -324,6 +324,11 @@ impl Bus {
         Ok(last)
     }
 
+    /// Whether an execution has its receipt.
+    pub async fn has_receipt(&self, execution: ExecutionId) -> Result<bool, Error> {
+        Ok(self.last(crate::RECEIPTS, &subject::receipt(execution), self.timeout()).await?.is_some())
+    }
+
     /// The receipt of an execution, if there is one.
     pub async fn get_receipt(&self, execution: ExecutionId) -> Result<Option<Document>, Error> {
         match self.last(crate::RECEIPTS, &subject::receipt(execution), self.timeout()).await? {

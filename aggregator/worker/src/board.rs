@@ -149,6 +149,11 @@ impl Board {
             .collect();
     }
 
+    /// The server's time, not older than a heartbeat, nanoseconds since the Unix epoch.
+    pub(crate) fn now_ns(&self) -> i128 {
+        self.now_ns
+    }
+
     /// How many workers are alive.
     pub(crate) fn workers(&self) -> usize {
         self.live.len()

@@ -175,6 +175,18 @@ impl Restart {
     }
 }
 
+/// The first event that a range may still need: everything, if its checkpoint does not say.
+pub(crate) async fn needed_from(bus: &Bus, range: u16, stream: &StreamPosition) -> Result<u64, Error> {
+    let stored = Checkpoints::new(bus).get(&key_of(range)).await?;
+    let parsed = stored.bytes.and_then(|bytes| serde_json::from_slice::<Stored>(&bytes).ok());
+    let fits = parsed.filter(|parsed| {
+        parsed.version == VERSION
+            && parsed.stream_created_unix_ns == stream.created_unix_ns.to_string()
+            && parsed.handled_seq <= stream.last_seq
+    });
+    Ok(fits.map_or(0, |fits| fits.restart_seq))
+}
+
 /// Why the stream is not the one that the checkpoint is about. One that was restored from an older copy may have grown past
 /// the checkpoint again: what came later came anew, under sequences that look handled.
 async fn misfit(bus: &Bus, stored: &Stored, stream: &StreamPosition) -> Result<Option<String>, Error> {

@@ -24,6 +24,7 @@ mod feed;
 mod open;
 mod range;
 mod retry;
+mod trim;
 mod worker;
 
 use std::future::Future;
@@ -47,7 +48,12 @@ pub struct Config {
     pub producer_grace: Duration,
     /// A worker of which no heartbeat comes for this long is dead, and the others take its ranges.
     pub failover: Duration,
+    /// Events are kept for this long after nobody needs them, so that a receipt can be made again from them.
+    pub replay_window: Duration,
 }
+
+/// How long events are kept if nobody says otherwise.
+pub const REPLAY_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a worker may be silent if nobody says otherwise: with four heartbeats in that time, its ranges are read again
 /// within five seconds of its death.
@@ -73,12 +79,13 @@ impl Config {
             name: name.into(),
             producer_grace: PRODUCER_GRACE,
             failover: FAILOVER,
+            replay_window: REPLAY_WINDOW,
         }
     }
 }
 
-/// Reads a grace: `250ms`, `10s`, `5m`, `1h`, `2d`; a bare number is seconds. Nothing and 0 are none.
-pub fn parse_grace(text: &str) -> Result<Duration, String> {
+/// Reads a duration: `250ms`, `10s`, `5m`, `1h`, `2d`; a bare number is seconds.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: f64 =
         digits.parse().map_err(|_| format!("`{text}` is not a duration: write 30s, 5m, 1h or 2d"))?;
@@ -90,10 +97,14 @@ pub fn parse_grace(text: &str) -> Result<Duration, String> {
         "d" => number * 86400.0,
         unit => return Err(format!("`{unit}` is not a unit of time: write ms, s, m, h or d")),
     };
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(Duration::ZERO) => Err("a grace of 0 would close every execution at once".into()),
-        Ok(grace) => Ok(grace),
-        Err(error) => Err(format!("`{text}` is not a duration: {error}")),
+    Duration::try_from_secs_f64(seconds).map_err(|error| format!("`{text}` is not a duration: {error}"))
+}
+
+/// Reads a grace: a duration that is not 0.
+pub fn parse_grace(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("a grace of 0 would close every execution at once".into()),
+        grace => Ok(grace),
     }
 }
 
@@ -130,10 +141,11 @@ pub enum Error {
 /// Connects and works until `shutdown` resolves; what is in hand is finished and checkpointed first.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let mut shutdown = std::pin::pin!(shutdown);
-    let options = ConnectOptions::new(&config.url, format!("aggregator {}", config.name));
+    let options = ConnectOptions::new(&config.url, format!("aggregator {}", config.name))
+        .credentials(config.credentials.clone());
     let start = async {
-        let bus: Bus = glasshouse_nats::connect(options.credentials(config.credentials)).await?;
-        Worker::start(&bus, config.name, config.producer_grace, config.failover).await
+        let bus: Bus = glasshouse_nats::connect(options).await?;
+        Worker::start(&bus, &config).await
     };
     let worker = tokio::select! {
         biased;

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use glasshouse_aggregator::{Config, PRODUCER_GRACE_VARIABLE, parse_failover, parse_grace, run};
+use glasshouse_aggregator::{
+    Config, PRODUCER_GRACE_VARIABLE, parse_duration, parse_failover, parse_grace, run,
+};
 
 /// Folds the events on a NATS server into receipts
 #[derive(Debug, Parser)]
@@ -32,6 +34,9 @@ struct Args {
     /// Take over the ranges of a worker of which no heartbeat comes for this long (400ms to 30s); the same for all workers
     #[arg(long, env = "GLASSHOUSE_FAILOVER", value_name = "TIME", default_value = "4s", value_parser = parse_failover)]
     failover: Duration,
+    /// Keep events for this long after no open execution needs them, for `glasshouse verify --replay` (0s, 30m, 24h, 7d)
+    #[arg(long, env = "GLASSHOUSE_REPLAY_WINDOW", value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
+    replay_window: Duration,
     /// Log lines as JSON
     #[arg(long, env = "GLASSHOUSE_JSON_LOGS")]
     json_logs: bool,
@@ -53,6 +58,7 @@ async fn main() -> ExitCode {
         name: args.name,
         producer_grace: args.producer_grace,
         failover: args.failover,
+        replay_window: args.replay_window,
     };
     let result = run(config, glasshouse_telemetry::stop_signal()).await;
     telemetry.shutdown();

@@ -11,7 +11,7 @@ use crate::open::Executions;
 
 /// How old the checkpoint of a range without events may get: nothing is folded again because of it, but where it begins
 /// everything after it is kept.
-const REFRESH_EVERY: Duration = Duration::from_secs(15);
+const REFRESH_EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) struct Range {
     /// The revision under which its lease was taken or renewed last.

@@ -21,7 +21,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::Error;
 use crate::assignment::{filters, range_of};
 use crate::board::{Board, Heartbeat, Step};
 use crate::checkpoint::Restart;
@@ -30,6 +29,8 @@ use crate::feed::{Arrival, Feed, Inbox, Reader};
 use crate::open::{Executions, Open};
 use crate::range::Range;
 use crate::retry::{rest, retry};
+use crate::trim::{TRIMMER, Trimmer};
+use crate::{Config, Error};
 
 /// How often checkpoints are written while events come.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
@@ -59,19 +60,15 @@ pub struct Worker {
     board_reader: Reader,
     feeds: Vec<Feed>,
     ranges: BTreeMap<u16, Range>,
+    trimmer: Trimmer,
     /// Since when the bus has been there without a break: what producers could not say before does not count as silence.
     connected_since: Instant,
 }
 
 impl Worker {
-    /// Joins the workers of the bus. An execution of which nothing comes for `producer_grace` is closed; a worker of which no
-    /// heartbeat comes for `failover` is dead.
-    pub async fn start(
-        bus: &Bus,
-        name: String,
-        producer_grace: Duration,
-        failover: Duration,
-    ) -> Result<Self, Error> {
+    /// Joins the workers of the bus.
+    pub async fn start(bus: &Bus, config: &Config) -> Result<Self, Error> {
+        let Config { name, producer_grace, failover, replay_window, .. } = config.clone();
         // Found out now: that the streams are there.
         let position = bus.position(glasshouse_nats::EVENTS).await?;
         let leases = Leases::new(bus);
@@ -90,6 +87,7 @@ impl Worker {
             board_reader,
             feeds: Vec::new(),
             ranges: BTreeMap::new(),
+            trimmer: Trimmer::new(replay_window),
             connected_since: Instant::now(),
             name,
             producer_grace,
@@ -149,6 +147,7 @@ impl Worker {
                     self.close_of_dead_producers().await?;
                     self.renew().await?;
                     self.tend_feeds().await?;
+                    self.trim().await?;
                 }
                 next = self.inbox.next() => {
                     let (reader, arrival) = next?;
@@ -432,6 +431,18 @@ impl Worker {
         Ok(())
     }
 
+    /// One worker at a time does it, and two at once do no harm: what nobody needs is removed once.
+    async fn trim(&mut self) -> Result<(), Error> {
+        if !(self.trimmer.is_due() && self.ranges.contains_key(&TRIMMER) && self.bus.is_connected()) {
+            return Ok(());
+        }
+        match self.trimmer.trim(&self.bus, self.board.now_ns()).await {
+            Err(Error::Bus(error)) if can_pass(&error) => tracing::debug!(%error, "events not trimmed now"),
+            result => result?,
+        }
+        Ok(())
+    }
+
     /// A reader without events does not learn how far the stream is: if nothing of its ranges is waiting up to where the
     /// stream is now, it is there.
     async fn bring_forward(&mut self, index: usize, is_split: bool) -> Result<(), Error> {
@@ -569,7 +580,7 @@ impl Worker {
         let Some(node) = &subject.node else {
             return self.dead(message, DeadKind::Frame, "a frame under no node".into()).await;
         };
-        if self.ended_before(subject.execution, message.stream_seq).await? {
+        if self.ended_before(subject.execution, message.stream_seq, false).await? {
             return self.dead(message, DeadKind::Frame, Rejected::AfterClose.to_string()).await;
         }
         // Decoded before an execution is opened for it: bytes that are no frame open nothing.
@@ -601,7 +612,7 @@ impl Worker {
             let reason = "the event is about something else than its subject says".to_owned();
             return self.dead(message, DeadKind::Lifecycle, reason).await;
         }
-        if self.ended_before(subject.execution, message.stream_seq).await? {
+        if self.ended_before(subject.execution, message.stream_seq, phase == PhaseName::Requested).await? {
             // `cleaned` comes after the end by nature: it says that the node is tidy and changes no receipt.
             return match phase {
                 PhaseName::Cleaned => Ok(()),
@@ -645,8 +656,14 @@ impl Worker {
         Ok((!is_held).then(|| "the node does not hold the claim that the event speaks of".to_owned()))
     }
 
-    /// Whether the execution's `closed` event stands before `seq` in the stream.
-    async fn ended_before(&mut self, execution: ExecutionId, seq: u64) -> Result<bool, Error> {
+    /// Whether the execution's `closed` event stands before `seq` in the stream, or stood there: when it was trimmed, the receipt
+    /// tells, unless `seq` is what an execution begins with.
+    async fn ended_before(
+        &mut self,
+        execution: ExecutionId,
+        seq: u64,
+        is_beginning: bool,
+    ) -> Result<bool, Error> {
         let Some(executions) = self.executions(execution) else { return Ok(false) };
         if let Some(closed_at) = executions.closed_at(execution) {
             return Ok(closed_at < seq);
@@ -656,7 +673,11 @@ impl Worker {
             return Ok(false);
         }
         let bus = self.bus.clone();
-        match retry(|| bus.closed_at(execution)).await? {
+        let closed_at = match retry(|| bus.closed_at(execution)).await? {
+            None if !is_beginning && retry(|| bus.has_receipt(execution)).await? => Some(0),
+            closed_at => closed_at,
+        };
+        match closed_at {
             Some(closed_at) if closed_at < seq => {
                 if let Some(executions) = self.executions(execution) {
                     executions.remember_closed(execution, closed_at);

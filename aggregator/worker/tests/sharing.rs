@@ -10,7 +10,7 @@ use common::{
     start_with, until, whole,
 };
 use glasshouse_aggregator::Config;
-use glasshouse_nats::{DEAD, Leases, RECEIPTS};
+use glasshouse_nats::{DEAD, EVENTS, Leases, RECEIPTS, StreamStart};
 
 const FAILOVER: Duration = Duration::from_secs(2);
 const ALL: usize = RANGES as usize;
@@ -142,4 +142,41 @@ async fn receipts_are_the_same_bytes_however_many_workers_fold() {
         }
     }
     assert!(bodies[0] == bodies[1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_nobody_needs_are_removed_after_the_window_and_those_of_an_open_execution_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = broker(dir.path()).await;
+    let publisher = publisher(&broker.bus);
+    let window = Duration::from_secs(1);
+    let worker = start_with(Config { replay_window: window, ..Config::new(broker.server.url(), "one") });
+    for n in 0..10 {
+        whole(&broker.bus, &publisher, execution(n)).await;
+    }
+    let needed = broker.bus.position(EVENTS).await.unwrap().last_seq;
+    all_have_receipts(&broker, 0..10).await;
+    let phases = begun(&broker.bus, execution(100)).await;
+    publish(&publisher, execution(100), phases).await;
+    for n in 10..20 {
+        whole(&broker.bus, &publisher, execution(n)).await;
+    }
+    all_have_receipts(&broker, 10..20).await;
+    let filters = glasshouse_schema::subject::stored_events_of(execution(100)).to_vec();
+    let first =
+        broker.bus.events(StreamStart::Oldest, filters).await.unwrap().next().await.unwrap().stream_seq;
+    until("what lies before the open execution is removed", async || {
+        broker.bus.position(EVENTS).await.unwrap().first_seq == first
+    })
+    .await;
+    assert!(first > needed, "{first}");
+    // A late event of an execution whose end was removed is a dead letter, and opens nothing.
+    publish(&publisher, execution(1), vec![common::unprofiled()]).await;
+    until("the late event is set aside", async || count(&broker.bus, DEAD).await == 1).await;
+
+    publish(&publisher, execution(100), ended()).await;
+    receipt(&broker.bus, execution(100)).await;
+    until("everything is removed", async || count(&broker.bus, EVENTS).await == 0).await;
+    worker.stop().await;
+    assert_eq!((count(&broker.bus, RECEIPTS).await, count(&broker.bus, DEAD).await), (21, 1));
 }
