@@ -15,6 +15,8 @@ printf '\n=== what glasshouse run adds\n'
 cargo bench -q -p glasshouse-e2e --bench run
 printf '\n=== what watching costs\n'
 cargo bench -q -p glasshouse-host-probe --bench cost
+printf '\n=== what hooks cost\n'
+cargo bench -q -p glasshouse-host-probe --bench hooks
 printf '\n=== codec\n'
 cargo bench -q -p glasshouse-schema --bench codec
 printf '\n=== fold\n'

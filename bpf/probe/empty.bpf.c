@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
  * An empty program per hook: what a hook costs whatever a program does there. The bench `cost` attaches those of the
- * hooks that the probe attaches and compares the probe with them.
+ * hooks that the probe attaches and compares the probe with them; the bench `hooks` compares hooks with each other.
  */
 #include "helpers.h"
 
@@ -24,5 +24,30 @@ EMPTY(signal_generate)
 EMPTY(sys_enter)
 EMPTY(sys_exit)
 EMPTY(task_newtask)
+
+/* Hooks that the probe does not use. */
+#define TRACEPOINT(call)                      \
+	SEC("tracepoint/syscalls/sys_exit_" #call) \
+	int exit_of_##call(void *ctx)              \
+	{                                          \
+		return 0;                              \
+	}
+
+TRACEPOINT(openat)
+TRACEPOINT(close)
+TRACEPOINT(pread64)
+TRACEPOINT(pwrite64)
+TRACEPOINT(chdir)
+
+#define FEXIT(function)        \
+	SEC("fexit/" #function)    \
+	int after_##function(__u64 *ctx) \
+	{                          \
+		return 0;              \
+	}
+
+FEXIT(do_sys_openat2)
+FEXIT(ksys_pread64)
+FEXIT(ksys_pwrite64)
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
