@@ -53,6 +53,8 @@ pub(crate) enum Step {
     Release(u16),
     /// It is ours to take, if its key is still at this revision.
     Take(u16, u64),
+    /// Its key says that this worker has it, which it has not, and it is another's turn: remove the key at this revision.
+    Free(u16, u64),
 }
 
 #[derive(Debug)]
@@ -181,6 +183,9 @@ impl Board {
                 .is_none_or(|worker| *worker == self.me || !self.live.contains(worker));
             if is_wanted && is_free {
                 steps.push(Step::Take(range, holding.revision));
+            } else if holding.worker.as_ref() == Some(&self.me) {
+                // Nobody would touch it as long as this worker lives.
+                steps.push(Step::Free(range, holding.revision));
             }
         }
         steps
@@ -305,6 +310,21 @@ mod tests {
         bucket.revision += 10;
         bucket.holds("b", 3, 101);
         assert_eq!(bucket.board.steps(&mine), [Step::Lost(3)]);
+    }
+
+    #[test]
+    fn a_range_that_only_its_key_says_is_ours_is_freed_or_taken_again() {
+        let mut bucket = Bucket::new("a");
+        bucket.beats("a", 100);
+        let mut mine = BTreeMap::new();
+        bucket.take_all(&mut mine, 100);
+        bucket.beats("b", 101);
+        let [Step::Release(range), ..] = bucket.board.steps(&mine)[..] else { panic!() };
+        // Forgotten without its key being removed: the checkpoint was refused, or the bus did not take it.
+        let revision = mine.remove(&range).unwrap();
+        assert!(bucket.board.steps(&mine).contains(&Step::Free(range, revision)));
+        bucket.says("workers.b", None, 101);
+        assert_eq!(bucket.board.steps(&mine), [Step::Take(range, revision)]);
     }
 
     #[test]

@@ -275,6 +275,7 @@ impl Worker {
                 }
                 Step::Release(range) => self.release(range).await?,
                 Step::Take(range, revision) => takes.push((range, revision)),
+                Step::Free(range, revision) => self.free(range, revision).await?,
             }
         }
         if takes.is_empty() {
@@ -325,18 +326,26 @@ impl Worker {
         let lease = range.lease;
         self.forget(number);
         match written {
-            Err(Error::Fenced) => return Ok(()),
+            // Somebody who had it before was late; whoever takes it next begins at his checkpoint.
+            Err(Error::Fenced) => {
+                tracing::warn!(worker = self.name, range = number, "another worker wrote the checkpoint")
+            }
             Err(Error::Bus(error)) if error.kind() == ErrorKind::Retryable => {
                 tracing::warn!(range = number, %error, "range freed without a checkpoint");
             }
             written => written?,
         }
-        match self.leases.remove(&Board::range_key(number), lease).await {
-            // Its next worker waits until this one is gone, or until the board shows it as ours and it is freed again.
-            Err(error) if can_pass(&error) => tracing::warn!(range = number, %error, "range not freed now"),
+        self.free(number, lease).await
+    }
+
+    /// Removes the key of a range that this worker does not work on.
+    async fn free(&mut self, range: u16, lease: u64) -> Result<(), Error> {
+        match self.leases.remove(&Board::range_key(range), lease).await {
+            // The board goes on to show it as ours, and it is freed again.
+            Err(error) if can_pass(&error) => tracing::warn!(range, %error, "range not freed now"),
             result => drop(result?),
         }
-        tracing::info!(worker = self.name, range = number, "range freed");
+        tracing::info!(worker = self.name, range, "range freed");
         Ok(())
     }
 
@@ -382,6 +391,13 @@ impl Worker {
     ) -> Result<Feed, Error> {
         let (bus, subjects) = (self.bus.clone(), filters(&ranges));
         let reader = retry(|| bus.events_after(last.as_ref(), position, subjects.clone())).await?;
+        tracing::debug!(
+            ?ranges,
+            position,
+            pending = reader.pending(),
+            last_seq = last.as_ref().map(|last| last.stream_seq),
+            "reading"
+        );
         Ok(Feed {
             is_caught_up: reader.pending() == Some(0),
             reader: self.inbox.read(reader),
@@ -458,6 +474,7 @@ impl Worker {
         let subjects = filters(&feed.ranges);
         let reader = self.bus.events_after(feed.last.as_ref(), feed.position, subjects).await?;
         if reader.pending() != Some(0) {
+            tracing::debug!(ranges = ?feed.ranges, position = feed.position, head, pending = reader.pending(), "not there yet");
             return Ok(());
         }
         if let Some(message) = self.bus.message(glasshouse_nats::EVENTS, head).await? {
