@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use glasshouse_nats::LeaseChange;
+use glasshouse_schema::canonical::{self, CanonicalError};
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::{RANGES, owners};
@@ -109,8 +110,8 @@ impl Board {
     }
 
     /// The value that says that this worker holds a range.
-    pub(crate) fn lease(&self) -> Bytes {
-        serde_json::to_vec(&Lease { worker: self.me.clone() }).unwrap_or_default().into()
+    pub(crate) fn lease(&self) -> Result<Bytes, CanonicalError> {
+        canonical::to_vec(&Lease { worker: self.me.clone() }).map(Bytes::from)
     }
 
     pub(crate) fn apply(&mut self, change: &LeaseChange) {

@@ -12,6 +12,7 @@ use glasshouse_nats::{
     Bus, Claims, ClosedOutcome, ErrorKind, LeaseChange, Leases, Outcome, Publisher, PublisherOptions,
     StoredMessage,
 };
+use glasshouse_schema::canonical;
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::{Digest, ExecutionId};
 use glasshouse_schema::lifecycle::{Claimed, Closed, ClosedReason, Phase, PhaseName};
@@ -179,7 +180,7 @@ impl Worker {
         if !self.bus.is_connected() {
             return Ok(());
         }
-        let bytes = serde_json::to_vec(&Heartbeat { name: self.name.clone() }).unwrap_or_default();
+        let bytes = canonical::to_vec(&Heartbeat { name: self.name.clone() })?;
         match self.leases.put(&self.board.worker_key(), bytes.into(), self.board.own_revision()).await {
             Ok(Some(revision)) => self.board.wrote(revision),
             // The server removed it because of its age; the board will say under which revision.
@@ -205,10 +206,10 @@ impl Worker {
         if !self.bus.is_connected() {
             return Ok(());
         }
-        let (leases, board) = (&self.leases, &self.board);
+        let (leases, lease) = (&self.leases, self.board.lease()?);
         let old = self.ranges.iter_mut().filter(|(_, range)| range.leased.elapsed() >= RENEW_EVERY);
         let renewed = join_all(old.map(async |(number, range)| {
-            if let Some(revision) = leases.put(&Board::range_key(*number), board.lease(), range.lease).await?
+            if let Some(revision) = leases.put(&Board::range_key(*number), lease.clone(), range.lease).await?
             {
                 range.lease = revision;
             }
@@ -281,11 +282,11 @@ impl Worker {
         if takes.is_empty() {
             return Ok(());
         }
-        let (leases, board) = (&self.leases, &self.board);
+        let (leases, lease) = (&self.leases, self.board.lease()?);
         let written = join_all(takes.into_iter().map(async |(range, expected)| {
             Ok::<_, glasshouse_nats::Error>(
                 leases
-                    .put(&Board::range_key(range), board.lease(), expected)
+                    .put(&Board::range_key(range), lease.clone(), expected)
                     .await?
                     .map(|revision| (range, revision)),
             )
