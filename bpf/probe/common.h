@@ -188,6 +188,8 @@ __u32 tasks_used;
 #define PAYLOAD_BYTES 24576
 /* NAME_MAX and a NUL. */
 #define NAME_BYTES 256
+/* Longer paths of a directory are walked each time. */
+#define DIRECTORY_BYTES 512
 
 /* One message of a send or a receive: where to or from, as the caller says, and the beginning of its text. */
 struct message {
@@ -211,8 +213,12 @@ struct scratch {
 	/* Where walks end: the root of the execution. */
 	struct dentry *root_dentry;
 	struct vfsmount *root_mnt;
-	/* Of the path identified last. */
+	/* Of the path identified last, and of the directory that it is in. */
 	__u64 identity;
+	__u64 directory;
+	/* Its last name, see begin_at(). */
+	struct dentry *last;
+	__u64 last_value;
 	/* The task has another root, and whether a path of this fact was affected by that or not below the root at all. */
 	__u32 other_root;
 	__u32 other_root_paths;
@@ -220,6 +226,12 @@ struct scratch {
 	__u32 used;
 	__u32 path_start;
 	__u32 path_flags;
+	/* Of the last name. */
+	__u32 last_bytes;
+	/* Names of a directory, the last first, and its identity when they were read. 0 when there are none. */
+	__u32 known_bytes;
+	__u64 known_directory;
+	__u8 known_names[DIRECTORY_BYTES];
 	/* A read failed: the fact is lost. */
 	__u32 failed;
 	/* Stop the task rather than lose a fact. */

@@ -19,9 +19,9 @@ static __inline __u64 key_of(const struct scratch *s, __u64 as, __u64 flags)
 /* Which file it is, whatever the address: both are those of the next file only if it is the same. */
 static __inline __u64 inode_of(struct file *file)
 {
-	struct inode *inode = KREAD(file, f_inode);
+	struct inode *inode = CAST(FIELD(CAST(file), f_inode));
 
-	return KREAD(inode, i_ino) ^ (__u64)KREAD(inode, i_generation) << 32;
+	return FIELD(inode, i_ino) ^ (__u64)FIELD(inode, i_generation) << 32;
 }
 
 /* From now on `fd` is known to be this file, told of in this entry. */

@@ -30,29 +30,50 @@ static __inline __u64 mix(__u64 hash, __u64 value)
 }
 
 /*
- * Mixes in what tells this directory, under this name, from any other. Names of one hash can be made without knowing its
- * salt (hash_name() is not meant to withstand that), and a freed dentry had again for the second: it leads to another
- * inode then.
+ * What tells this directory, under this name, from any other. Names of one hash can be made without knowing its salt
+ * (hash_name() is not meant to withstand that), and a freed dentry had again for the second: it leads to another inode
+ * then.
  */
-static __inline __u64 mix_dentry(__u64 hash, __u64 address, struct dentry *dentry, __u64 hash_len)
+static __inline __u64 value_of(__u64 address, struct dentry *dentry, __u64 hash_len)
 {
 	struct inode *inode = CAST(FIELD(dentry, d_inode));
 	__u64 inode_id = FIELD(inode, i_ino) ^ (__u64)FIELD(inode, i_generation) << 32;
 	__u64 dentry_id = address + FIELD(dentry, d_seq.seqcount.sequence);
 
 	/* Multiplied side by side: a chain of three takes longer than what is read here. */
-	return mix(hash, dentry_id ^ hash_len * 0xff51afd7ed558ccd ^ inode_id * 0xc4ceb9fe1a85ec53);
+	return dentry_id ^ hash_len * 0xff51afd7ed558ccd ^ inode_id * 0xc4ceb9fe1a85ec53;
 }
 
+static __inline bool is_root(const struct scratch *s, struct dentry *dentry)
+{
+	return dentry == s->root_dentry && s->mnt == s->root_mnt;
+}
+
+/*
+ * The last name of a path is looked at apart: what is before it, a directory, is often that of the path before. A path has
+ * none when it ends at a root, at the top of a mount, or in what has no directory (a pipe).
+ */
 static __inline void begin_at(struct scratch *s, struct path *path)
 {
 	struct path *from = CAST(path);
 	struct vfsmount *mnt = FIELD(from, mnt);
+	struct dentry *dentry = KREAD(from, dentry);
+	struct dentry *known = CAST(dentry);
+	struct dentry *parent;
 
-	s->dentry = FIELD(from, dentry);
+	s->dentry = dentry;
 	s->mnt = mnt;
 	s->mnt_root = FIELD(CAST(mnt), mnt_root);
 	s->identity = s->other_root + 1;
+	s->last = NULL;
+	if (dentry == s->mnt_root || is_root(s, dentry))
+		return;
+	parent = FIELD(known, d_parent);
+	if (parent == dentry || !parent)
+		return;
+	s->last_value = value_of((__u64)dentry, known, FIELD(known, d_name.hash_len));
+	s->last = dentry;
+	s->dentry = parent;
 }
 
 /* From the top of a mount to what it is mounted on. 1 at the top of a namespace. */
@@ -77,13 +98,13 @@ static __inline long identify_step(struct scratch *s)
 	struct dentry *known;
 	struct dentry *parent;
 
-	if (dentry == s->root_dentry && s->mnt == s->root_mnt)
+	if (is_root(s, dentry))
 		return 1;
 	if (dentry == s->mnt_root)
 		return step_up(s);
 	known = CAST(dentry);
 	parent = FIELD(known, d_parent);
-	s->identity = mix_dentry(s->identity, (__u64)dentry, known, FIELD(known, d_name.hash_len));
+	s->identity = mix(s->identity, value_of((__u64)dentry, known, FIELD(known, d_name.hash_len)));
 	if (parent == dentry)
 		return 1;
 	s->dentry = parent;
@@ -111,6 +132,9 @@ static __inline void identify_now(struct scratch *s, __u64 path_address)
 
 	begin_at(s, (void *)path_address);
 	rounds = bpf_loop(WALK_STEPS / STEPS_AT_ONCE, identify_steps, &walk, 0);
+	s->directory = s->identity;
+	if (s->last)
+		s->identity = mix(s->identity, s->last_value);
 	if (rounds < 0 || rounds >= WALK_STEPS / STEPS_AT_ONCE)
 		s->identity = 0;
 }
@@ -122,17 +146,40 @@ __noinline int identify(struct scratch *s, __u64 path_address)
 	return 0;
 }
 
+/*
+ * Appends the name of a dentry. Its value is taken after that: as long as it is what it was before, the name was this all
+ * the time. Not 0 when there is nothing to go on from.
+ */
+static __inline long add_name(struct scratch *s, struct dentry *dentry, struct dentry *known, __u64 *value)
+{
+	__u64 hash_len = FIELD(known, d_name.hash_len);
+	__u32 used = s->used;
+	__u32 bytes;
+
+	if (used > PAYLOAD_BYTES - NAME_BYTES || used - s->path_start > GH_PATH_BYTES) {
+		s->path_flags |= GH_PATH_TRUNCATED;
+		return 1;
+	}
+	/* The length is above the hash; NAME_MAX is all that a file system may have. With the NUL. */
+	bytes = (hash_len >> 32 & (NAME_BYTES - 1)) + 1;
+	if (bpf_probe_read_kernel(s->payload + used, bytes, FIELD(known, d_name.name))) {
+		s->failed = 1;
+		return 1;
+	}
+	s->used = used + bytes;
+	*value = value_of((__u64)dentry, known, hash_len);
+	return 0;
+}
+
 /* As identify_step(), and appends the name. */
 static __inline long walk_step(struct scratch *s)
 {
 	struct dentry *dentry = s->dentry;
 	struct dentry *known;
 	struct dentry *parent;
-	__u32 used = s->used;
-	__u64 hash_len;
-	__u32 bytes;
+	__u64 value;
 
-	if (dentry == s->root_dentry && s->mnt == s->root_mnt)
+	if (is_root(s, dentry))
 		return 1;
 	if (dentry == s->mnt_root) {
 		if (step_up(s)) {
@@ -149,20 +196,9 @@ static __inline long walk_step(struct scratch *s)
 		s->failed = 1;
 		return 1;
 	}
-	if (used > PAYLOAD_BYTES - NAME_BYTES || used - s->path_start > GH_PATH_BYTES) {
-		s->path_flags |= GH_PATH_TRUNCATED;
+	if (add_name(s, dentry, known, &value))
 		return 1;
-	}
-	hash_len = FIELD(known, d_name.hash_len);
-	/* The length is above the hash; NAME_MAX is all that a file system may have. With the NUL. */
-	bytes = (hash_len >> 32 & (NAME_BYTES - 1)) + 1;
-	if (bpf_probe_read_kernel(s->payload + used, bytes, FIELD(known, d_name.name))) {
-		s->failed = 1;
-		return 1;
-	}
-	s->used = used + bytes;
-	/* After the name: as long as the sequence has not moved on since identify(), the name was this all the time. */
-	s->identity = mix_dentry(s->identity, (__u64)dentry, known, hash_len);
+	s->identity = mix(s->identity, value);
 	if (parent == dentry) {
 		s->path_flags |= GH_PATH_PSEUDO;
 		return 1;
@@ -190,26 +226,76 @@ static __inline void see_from(struct scratch *s, const struct gh_execution *exec
 	s->other_root = KREAD(fs, root.dentry) != s->root_dentry || KREAD(fs, root.mnt) != s->root_mnt;
 }
 
+static __inline bool is_unlinked(struct dentry *dentry)
+{
+	return !KREAD(dentry, d_hash.pprev) && KREAD(dentry, d_parent) != dentry;
+}
+
 static __inline void walk_names(struct scratch *s, __u64 path_address)
 {
 	struct walk walk = { .s = s };
-	struct dentry *dentry;
+	struct path *path = (void *)path_address;
+	struct dentry *last;
+	__u64 value;
 	long rounds;
 
-	begin_at(s, (void *)path_address);
-	dentry = s->dentry;
-	s->path_flags = 0;
-	if (!KREAD(dentry, d_hash.pprev) && KREAD(dentry, d_parent) != dentry)
-		s->path_flags |= GH_PATH_UNLINKED;
+	s->path_flags = is_unlinked(KREAD(path, dentry)) ? GH_PATH_UNLINKED : 0;
+	begin_at(s, path);
+	last = s->last;
+	if (last && add_name(s, last, CAST(last), &value)) {
+		identify(s, path_address);
+		return;
+	}
+	s->last_bytes = s->used - s->path_start;
 	rounds = bpf_loop(WALK_STEPS / STEPS_AT_ONCE, walk_steps, &walk, 0);
 	if (rounds < 0)
 		s->failed = 1;
 	/* Mounts are steps as well, so that a path can need more of them than it has names. */
 	if (rounds >= WALK_STEPS / STEPS_AT_ONCE)
 		s->path_flags |= GH_PATH_TRUNCATED;
+	s->directory = s->identity;
+	if (last)
+		s->identity = mix(s->identity, value);
 	/* What was not walked belongs to the identity too. */
 	if (s->path_flags & GH_PATH_TRUNCATED)
 		identify(s, path_address);
+}
+
+/* Keeps the names of the directory that was walked. */
+static __inline void keep_directory(struct scratch *s)
+{
+	__u32 start = s->path_start + s->last_bytes;
+	__u32 bytes = s->used - start;
+
+	if (start > PAYLOAD_BYTES - DIRECTORY_BYTES || bytes > DIRECTORY_BYTES)
+		return;
+	s->known_directory = 0;
+	if (bpf_probe_read_kernel(s->known_names, bytes, s->payload + start))
+		return;
+	s->known_bytes = bytes;
+	s->known_directory = s->directory;
+}
+
+/*
+ * Appends the last name of the path that was identified, and those of its directory, which were read when that had the same
+ * identity. False when either can't be had so.
+ */
+static __inline bool add_known(struct scratch *s)
+{
+	struct dentry *last = s->last;
+	__u32 bytes = s->known_bytes;
+	__u64 value;
+	__u32 used;
+
+	s->path_flags = 0;
+	if (is_unlinked(last) || add_name(s, last, CAST(last), &value) || value != s->last_value)
+		return false;
+	used = s->used;
+	if (used > PAYLOAD_BYTES - DIRECTORY_BYTES || bytes > DIRECTORY_BYTES ||
+	    bpf_probe_read_kernel(s->payload + used, bytes, s->known_names))
+		return false;
+	s->used = used + bytes;
+	return true;
 }
 
 /*
@@ -219,11 +305,19 @@ static __inline void walk_names(struct scratch *s, __u64 path_address)
 __noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path *out)
 {
 	__u64 before;
+	__u32 failed;
 
 	if (!s || !out)
 		return 0;
 	s->path_start = s->used;
 	before = s->identity;
+	if (before && s->last && s->directory && s->directory == s->known_directory) {
+		failed = s->failed;
+		if (add_known(s))
+			goto added;
+		s->used = s->path_start;
+		s->failed = failed;
+	}
 	walk_names(s, path_address);
 	if (before && s->identity != before) {
 		/* Renamed meanwhile: what was walked may be a path that never was. */
@@ -237,6 +331,9 @@ __noinline int add_walked(struct scratch *s, __u64 path_address, struct gh_path 
 	/* Cut before it could be known where it ends. */
 	if (s->other_root && s->path_flags & GH_PATH_TRUNCATED)
 		s->other_root_paths = 1;
+	if (s->last && before && !s->path_flags && !s->failed)
+		keep_directory(s);
+added:
 	out->walked_bytes = s->used - s->path_start;
 	out->user_bytes = 0;
 	out->flags = s->path_flags;

@@ -54,6 +54,7 @@ const PROGRAMS: [(&str, &str, Watches); 8] = [
 pub struct HostProbe {
     inner: Arc<Inner>,
     thread: Option<JoinHandle<()>>,
+    reads_directly: bool,
 }
 
 struct Inner {
@@ -122,7 +123,9 @@ impl HostProbe {
             .map_max_entries("tasks", options.max_tasks + 1)
             .map_max_entries("free_tasks", options.max_tasks)
             .map_max_entries("tids", tid_chunks());
-        let ((mut ebpf, fds), object) = match load_direct(&mut loader, &types, options) {
+        let direct = load_direct(&mut loader, &types, options);
+        let reads_directly = direct.is_some();
+        let ((mut ebpf, fds), object) = match direct {
             Some(loaded) => loaded,
             None => {
                 let (object, bytes) = object_bytes(options, glasshouse_bpf::PROBE)?;
@@ -173,7 +176,7 @@ impl HostProbe {
         // Freeing 150,000 parsed types takes milliseconds that nobody should wait for.
         let _ = std::thread::Builder::new().spawn(move || drop(types));
         let inner = Arc::new(Inner { maps, missed, commands, wake, _ebpf: Mutex::new(ebpf) });
-        Ok(Self { inner, thread: Some(thread) })
+        Ok(Self { inner, thread: Some(thread), reads_directly })
     }
 
     /// Watches one more execution, armed until its root's exec. A few map inserts.
@@ -203,6 +206,11 @@ impl HostProbe {
         // Dropped on an error, it takes back whatever was done.
         let watch = Watch { inner: Arc::clone(&self.inner), slot, sealed: false };
         armed.map(|()| watch)
+    }
+
+    /// Whether kernel fields are read by one instruction each (Linux 6.2) or by helper calls, which cost several times as much.
+    pub fn reads_directly(&self) -> bool {
+        self.reads_directly
     }
 
     /// The tracepoints that are attached.

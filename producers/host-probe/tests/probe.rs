@@ -25,6 +25,21 @@ const ENOENT: i32 = -2;
 const EACCES: i32 = -13;
 const ECONNREFUSED: i32 = -111;
 
+/// The objects give the same facts, so that nothing else would show that the fast one is refused.
+#[test]
+fn direct_reads_are_used_where_the_kernel_has_them() {
+    let Some(probe) = support::probe() else { return };
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next(), numbers.next());
+    // bpf_rdonly_cast() is there since 6.2.
+    if version < (Some(6), Some(2)) {
+        eprintln!("skipped: Linux {} has no bpf_rdonly_cast()", release.trim());
+        return;
+    }
+    assert!(probe.reads_directly(), "refused: RUST_LOG=debug glasshouse run --profile host -- true says why");
+}
+
 /// What a watched process does: this test binary runs itself with [`support::WORKLOAD`] set.
 #[test]
 fn workload() {

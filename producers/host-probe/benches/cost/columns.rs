@@ -117,7 +117,12 @@ enum Watching {
 impl Bench {
     /// Loads the empty programs, without attaching them.
     pub(super) fn new(dir: &Path) -> Result<Self> {
-        let hooks = HostProbe::load(&LoadOptions::from_env())?.hooks();
+        let probe = HostProbe::load(&LoadOptions::from_env())?;
+        if !probe.reads_directly() {
+            eprintln!("note: kernel fields are read by helper calls here, which costs several times as much");
+        }
+        let hooks = probe.hooks();
+        drop(probe);
         let object = glasshouse_bpf::object(glasshouse_bpf::EMPTY).ok_or("this build embeds no objects")?;
         let btf = Btf::from_sys_fs()?;
         let mut empty = EbpfLoader::new().btf(Some(&btf)).load(object.bytes)?;
