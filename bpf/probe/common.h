@@ -188,7 +188,7 @@ __u32 tasks_used;
 #define PAYLOAD_BYTES 24576
 /* NAME_MAX and a NUL. */
 #define NAME_BYTES 256
-/* Longer paths of a directory are walked each time. */
+/* Paths of directories that are as long or longer are walked each time. A power of two. */
 #define DIRECTORY_BYTES 512
 
 /* One message of a send or a receive: where to or from, as the caller says, and the beginning of its text. */

@@ -261,15 +261,19 @@ static __inline void walk_names(struct scratch *s, __u64 path_address)
 		identify(s, path_address);
 }
 
+/* Kernels before 6.4 forget a bound when the compiler puts the number on the stack: it is set where it is used. */
+#define BOUND_TO_DIRECTORY(bytes) asm volatile("%0 &= 0x1ff" : "+r"(bytes))
+
 /* Keeps the names of the directory that was walked. */
 static __inline void keep_directory(struct scratch *s)
 {
 	__u32 start = s->path_start + s->last_bytes;
-	__u32 bytes = s->used - start;
+	__u64 bytes = s->used - start;
 
-	if (start > PAYLOAD_BYTES - DIRECTORY_BYTES || bytes > DIRECTORY_BYTES)
+	if (start > PAYLOAD_BYTES - DIRECTORY_BYTES || bytes >= DIRECTORY_BYTES)
 		return;
 	s->known_directory = 0;
+	BOUND_TO_DIRECTORY(bytes);
 	if (bpf_probe_read_kernel(s->known_names, bytes, s->payload + start))
 		return;
 	s->known_bytes = bytes;
@@ -283,7 +287,7 @@ static __inline void keep_directory(struct scratch *s)
 static __inline bool add_known(struct scratch *s)
 {
 	struct dentry *last = s->last;
-	__u32 bytes = s->known_bytes;
+	__u64 bytes;
 	__u64 value;
 	__u32 used;
 
@@ -291,7 +295,9 @@ static __inline bool add_known(struct scratch *s)
 	if (is_unlinked(last) || add_name(s, last, CAST(last), &value) || value != s->last_value)
 		return false;
 	used = s->used;
-	if (used > PAYLOAD_BYTES - DIRECTORY_BYTES || bytes > DIRECTORY_BYTES ||
+	bytes = s->known_bytes;
+	BOUND_TO_DIRECTORY(bytes);
+	if (used > PAYLOAD_BYTES - DIRECTORY_BYTES ||
 	    bpf_probe_read_kernel(s->payload + used, bytes, s->known_names))
 		return false;
 	s->used = used + bytes;
