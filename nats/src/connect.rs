@@ -80,6 +80,12 @@ impl Bus {
         self.timeout
     }
 
+    /// A stream as it is called, without asking the server about it: for one message, that would be a second question.
+    pub(crate) async fn stream_called(&self, name: &str) -> Result<jetstream::stream::Stream<()>, Error> {
+        let stream = self.jetstream.get_stream_no_info(name).await;
+        stream.map_err(|error| Error::broker("open stream", name, error))
+    }
+
     pub(crate) async fn stream(&self, name: &str) -> Result<jetstream::stream::Stream, Error> {
         self.jetstream.get_stream(name).await.map_err(|error| Error::broker("open stream", name, error))
     }

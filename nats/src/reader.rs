@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use glasshouse_schema::lifecycle::PhaseName;
 use glasshouse_schema::{ExecutionId, subject};
 use tokio::sync::watch;
@@ -95,28 +95,34 @@ impl EventReader {
                 }
                 continue;
             };
-            let next = tokio::select! {
-                biased;
-                // The consumer may be gone with the server; asking for it anew is quicker than missing its heartbeats.
-                Ok(()) = self.connections.changed() => {
-                    self.messages = None;
-                    continue;
-                }
-                () = tokio::time::sleep_until(self.verify_at) => {
-                    self.verify_at = Instant::now() + VERIFY_EVERY;
-                    // Without a connection nothing answers, and with the next one it is compared anyway.
-                    if !self.bus.is_connected() {
+            // What has arrived is taken without the price of waiting for anything.
+            let is_due = self.connections.has_changed().unwrap_or(false) || self.verify_at <= Instant::now();
+            let arrived = if is_due { None } else { messages.next().now_or_never() };
+            let next = match arrived {
+                Some(next) => next,
+                None => tokio::select! {
+                    biased;
+                    // The consumer may be gone with the server; asking for it anew is quicker than missing its heartbeats.
+                    Ok(()) = self.connections.changed() => {
+                        self.messages = None;
                         continue;
                     }
-                    match self.verify().await {
-                        Err(error @ Error::Rewound { .. }) => return Err(error),
-                        // Reading itself says what is wrong.
-                        Err(error) => tracing::debug!(stream = self.stream, %error, "stream not compared"),
-                        Ok(()) => {}
+                    () = tokio::time::sleep_until(self.verify_at) => {
+                        self.verify_at = Instant::now() + VERIFY_EVERY;
+                        // Without a connection nothing answers, and with the next one it is compared anyway.
+                        if !self.bus.is_connected() {
+                            continue;
+                        }
+                        match self.verify().await {
+                            Err(error @ Error::Rewound { .. }) => return Err(error),
+                            // Reading itself says what is wrong.
+                            Err(error) => tracing::debug!(stream = self.stream, %error, "stream not compared"),
+                            Ok(()) => {}
+                        }
+                        continue;
                     }
-                    continue;
-                }
-                next = messages.next() => next,
+                    next = messages.next() => next,
+                },
             };
             match next {
                 Some(Ok(message)) => {

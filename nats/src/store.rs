@@ -141,7 +141,7 @@ impl Bus {
 
     /// The message at a sequence; `None` if it is not there (any more).
     pub async fn message(&self, name: &str, stream_seq: u64) -> Result<Option<StoredMessage>, Error> {
-        let stream = self.stream(name).await?;
+        let stream = self.stream_called(name).await?;
         match stream.get_raw_message(stream_seq).await {
             Ok(message) => Ok(Some(StoredMessage::from_stream(name, message))),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
@@ -151,7 +151,7 @@ impl Bus {
 
     /// Every message of a subject (wildcards allowed), oldest first, without a consumer.
     pub(crate) async fn messages_of(&self, name: &str, subject: &str) -> Result<Vec<StoredMessage>, Error> {
-        let stream = self.stream(name).await?;
+        let stream = self.stream_called(name).await?;
         let mut messages: Vec<StoredMessage> = Vec::new();
         loop {
             let from = messages.last().map_or(1, |last| last.stream_seq + 1);
@@ -164,7 +164,7 @@ impl Bus {
     }
 
     async fn try_last(&self, name: &str, subject: &str) -> Result<Option<StoredMessage>, Error> {
-        let stream = self.stream(name).await?;
+        let stream = self.stream_called(name).await?;
         match stream.get_last_raw_message_by_subject(subject).await {
             Ok(message) => Ok(Some(StoredMessage::from_stream(name, message))),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),

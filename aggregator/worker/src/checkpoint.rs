@@ -108,6 +108,11 @@ impl Restart {
         seq <= self.handled_seq && !self.open.contains(&execution)
     }
 
+    /// Whether an event is of an execution that was open in an earlier life, and one of those that are read again.
+    pub(crate) fn was_open(&self, seq: u64, execution: ExecutionId) -> bool {
+        seq <= self.handled_seq && self.open.contains(&execution)
+    }
+
     /// Writes where to begin next time: `open` gives each open execution with its first sequence.
     pub(crate) async fn write(
         &mut self,
@@ -126,7 +131,8 @@ impl Restart {
             executions.push(execution);
             restart_seq = restart_seq.min(first_seq);
         }
-        executions.sort();
+        executions.sort_unstable();
+        executions.dedup();
         let stored = Stored {
             version: VERSION,
             writer: self.writer.clone(),

@@ -1,14 +1,12 @@
 //! Readers on tasks of their own: opening one may take longer than the worker has between two of its other duties, and a
 //! reader that is cancelled while it opens begins again. All of them end in one queue.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use glasshouse_nats::{EventReader, StoredMessage};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-
-use crate::Error;
 
 /// How many messages are read ahead, by all readers together.
 const AHEAD: usize = 64;
@@ -25,13 +23,17 @@ type Incoming = (u64, Result<Arrival, glasshouse_nats::Error>);
 pub(crate) struct Inbox {
     sender: mpsc::Sender<Incoming>,
     receiver: mpsc::Receiver<Incoming>,
+    /// What has arrived and was not taken.
+    arrived: VecDeque<Incoming>,
+    /// Kept for its allocation.
+    batch: Vec<Incoming>,
     last_id: u64,
 }
 
 impl Inbox {
     pub(crate) fn new() -> Self {
         let (sender, receiver) = mpsc::channel(AHEAD);
-        Self { sender, receiver, last_id: 0 }
+        Self { sender, receiver, arrived: VecDeque::new(), batch: Vec::new(), last_id: 0 }
     }
 
     /// Starts a reader and gives the number under which its messages come.
@@ -51,10 +53,18 @@ impl Inbox {
         Reader { id, task }
     }
 
-    /// What comes next, and of which reader; of one that was dropped something may still come. Safe to cancel.
-    pub(crate) async fn next(&mut self) -> Result<Incoming, Error> {
-        // The queue has a sender of its own, so it never ends.
-        self.receiver.recv().await.ok_or(Error::ReaderGone)
+    /// Waits until something has arrived. Safe to cancel.
+    pub(crate) async fn arrives(&mut self) {
+        if self.arrived.is_empty() {
+            // The queue has a sender of its own, so it never ends.
+            self.receiver.recv_many(&mut self.batch, AHEAD).await;
+            self.arrived.extend(self.batch.drain(..));
+        }
+    }
+
+    /// What arrived first, and of which reader; of one that was dropped something may still come.
+    pub(crate) fn pop(&mut self) -> Option<Incoming> {
+        self.arrived.pop_front()
     }
 }
 

@@ -20,10 +20,15 @@ mod assignment;
 mod board;
 mod checkpoint;
 mod dead;
+mod ending;
+mod events;
 mod feed;
+mod jobs;
 mod open;
 mod range;
+mod reading;
 mod retry;
+mod share;
 mod trim;
 mod worker;
 
@@ -130,9 +135,9 @@ pub enum Error {
     /// Another worker has the range: it wrote its checkpoint meanwhile.
     #[error("another worker has the range: it wrote its checkpoint meanwhile")]
     Fenced,
-    /// The task that reads the stream ended.
-    #[error("the reader of the stream ended by itself")]
-    ReaderGone,
+    /// A task of the worker ended before its work.
+    #[error("a task of the worker ended before its work")]
+    TaskGone,
     /// A document could not be written.
     #[error(transparent)]
     Canonical(#[from] glasshouse_schema::canonical::CanonicalError),

@@ -4,11 +4,16 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use glasshouse_fold::ExecutionFold;
+use glasshouse_nats::StoredMessage;
 use glasshouse_schema::ids::ExecutionId;
 use tokio::time::Instant;
 
-/// Closed executions that are remembered, so that a late event of theirs costs no look-up.
-const REMEMBERED: usize = 100_000;
+use crate::assignment::RANGES;
+
+/// Closed executions of a range that are remembered, so that a late event of theirs costs no look-up: 100,000 in all.
+const REMEMBERED: usize = 100_000 / RANGES as usize;
+/// What an event that waits takes besides its body, about.
+const EVENT_BYTES: usize = 1_024;
 
 /// An open execution.
 #[derive(Debug)]
@@ -24,9 +29,34 @@ pub(crate) struct Open {
     last_event: Instant,
 }
 
+/// What was asked about an event before it could be folded.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Where the execution was closed, if it was.
+    pub(crate) closed_at: Option<Option<u64>>,
+    /// What speaks against the claim, if anything does.
+    pub(crate) claim_problem: Option<Option<String>>,
+}
+
+/// Events of an execution about the first of which something is asked.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    /// The call that asks.
+    pub(crate) job: u64,
+    /// What was asked about the first event before.
+    pub(crate) known: Known,
+    pub(crate) events: VecDeque<StoredMessage>,
+}
+
+/// Executions in every state that a restart must know of: open, waiting and finishing ones are folded again from their first
+/// event.
 #[derive(Debug, Default)]
 pub(crate) struct Executions {
     open: HashMap<ExecutionId, Open>,
+    waiting: HashMap<ExecutionId, Waiting>,
+    waiting_bytes: usize,
+    /// Ended ones of which a receipt is not known to be stored, with their first event.
+    finishing: HashMap<ExecutionId, u64>,
     closed: HashMap<ExecutionId, u64>,
     closed_order: VecDeque<ExecutionId>,
 }
@@ -56,7 +86,10 @@ impl Executions {
 
     /// Some of the executions of which nothing has come for `grace`, not counting the time before `since`.
     pub(crate) fn silent(&self, grace: Duration, since: Instant, at_most: usize) -> Vec<ExecutionId> {
-        let is_silent = |open: &Open| !open.is_closing && open.last_event.max(since).elapsed() >= grace;
+        let now = Instant::now();
+        let is_silent = |open: &Open| {
+            !open.is_closing && now.saturating_duration_since(open.last_event.max(since)) >= grace
+        };
         let silent = self.open.iter().filter(|(_, open)| is_silent(open));
         silent.map(|(execution, _)| *execution).take(at_most).collect()
     }
@@ -68,10 +101,45 @@ impl Executions {
         }
     }
 
-    /// Forgets an execution that ended with the event `seq`, but for that it ended.
+    /// Whether something is asked about an earlier event of the execution; this one waits behind it then.
+    pub(crate) fn waits_behind(&mut self, execution: ExecutionId, event: &StoredMessage) -> bool {
+        let Some(waiting) = self.waiting.get_mut(&execution) else { return false };
+        self.waiting_bytes += bytes_of(event);
+        waiting.events.push_back(event.clone());
+        true
+    }
+
+    pub(crate) fn wait(&mut self, execution: ExecutionId, waiting: Waiting) {
+        self.waiting_bytes += waiting.events.iter().map(bytes_of).sum::<usize>();
+        self.waiting.insert(execution, waiting);
+    }
+
+    /// The events that waited for this call.
+    pub(crate) fn answered(&mut self, execution: ExecutionId, job: u64) -> Option<Waiting> {
+        if self.waiting.get(&execution)?.job != job {
+            return None;
+        }
+        let waiting = self.waiting.remove(&execution)?;
+        self.waiting_bytes -= waiting.events.iter().map(bytes_of).sum::<usize>();
+        Some(waiting)
+    }
+
+    /// How much memory waiting events take, about.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// The execution ended with the event `seq`; until [`Self::finished`] a restart would fold it again.
     pub(crate) fn close(&mut self, execution: ExecutionId, seq: u64) -> Option<Open> {
         self.remember_closed(execution, seq);
-        self.open.remove(&execution)
+        let open = self.open.remove(&execution)?;
+        self.finishing.insert(execution, open.first_seq);
+        Some(open)
+    }
+
+    /// Nothing of the execution is needed any more.
+    pub(crate) fn finished(&mut self, execution: ExecutionId) {
+        self.finishing.remove(&execution);
     }
 
     /// Takes back an execution that an unusable event opened.
@@ -95,12 +163,20 @@ impl Executions {
         self.closed.get(&execution).copied()
     }
 
-    /// Every open execution with its first event.
+    /// Every execution that a restart needs, with its first event; one may come twice.
     pub(crate) fn first_seqs(&self) -> impl Iterator<Item = (ExecutionId, u64)> {
-        self.open.iter().map(|(execution, open)| (*execution, open.first_seq))
+        let open = self.open.iter().map(|(execution, open)| (*execution, open.first_seq));
+        let waiting = self.waiting.iter();
+        let waiting =
+            waiting.filter_map(|(execution, waiting)| Some((*execution, waiting.events.front()?.stream_seq)));
+        open.chain(waiting).chain(self.finishing.iter().map(|(execution, seq)| (*execution, *seq)))
     }
 
     pub(crate) fn len(&self) -> usize {
         self.open.len()
     }
+}
+
+fn bytes_of(event: &StoredMessage) -> usize {
+    event.payload.len() + EVENT_BYTES
 }

@@ -22,6 +22,8 @@ pub(crate) struct Range {
     pub(crate) executions: Executions,
     /// Its last event that was handled.
     pub(crate) position: u64,
+    /// The checkpoint would say something else than the last one, though no event came since.
+    pub(crate) is_changed: bool,
     written_position: u64,
     written: Instant,
 }
@@ -35,6 +37,7 @@ impl Range {
             restart,
             executions: Executions::default(),
             position: 0,
+            is_changed: false,
             written_position: 0,
             written: now,
         }
@@ -42,13 +45,14 @@ impl Range {
 
     /// Writes the checkpoint if there is something new; everything of the range up to `last` was handled.
     pub(crate) async fn checkpoint(&mut self, last: &StoredMessage) -> Result<(), Error> {
-        let is_new = self.position > self.written_position;
+        let is_new = self.position > self.written_position || self.is_changed;
         // A reader that began again for others has not come to where this range is.
         if last.stream_seq < self.position || !(is_new || self.written.elapsed() >= REFRESH_EVERY) {
             return Ok(());
         }
         self.restart.write(last, self.executions.first_seqs()).await?;
         self.written_position = self.position;
+        self.is_changed = false;
         self.written = Instant::now();
         Ok(())
     }

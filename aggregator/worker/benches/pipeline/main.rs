@@ -1,0 +1,248 @@
+//! The pipeline beside what JetStream itself does with the same payloads in the same run:
+//! `cargo bench -p glasshouse-aggregator --bench pipeline`, or with the names of some parts behind `--`:
+//!
+//! - `throughput`: producers -> GH_EVENTS -> aggregator -> receipts, over publish -> stream -> ordered read;
+//! - `latency`: from the publish of an execution's last event to its receipt at a subscriber, 100 executions a second;
+//! - `capped`: two aggregators, each with 25 % of a CPU, over one with as much (needs root for the cgroup);
+//! - `scale`: 100,000 open executions of 1,000 nodes in one aggregator, and in the one that follows after a kill.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a bench fails by panicking"
+)]
+
+mod host;
+mod load;
+mod raw;
+mod scale;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use glasshouse_nats::{Bus, Publisher, PublisherOptions};
+
+use host::{Broker, Capped, Worker, cpu};
+use load::{Script, Shape, node, scripts};
+
+const PRODUCERS: usize = 4;
+const ROUNDS: usize = 3;
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|arg| arg == name);
+    if is_wanted("throughput") {
+        throughput().await;
+    }
+    if is_wanted("latency") {
+        latency().await;
+    }
+    if is_wanted("capped") {
+        capped().await;
+    }
+    if is_wanted("scale") {
+        scale::scale().await;
+    }
+}
+
+fn publisher(bus: &Bus) -> Publisher {
+    Publisher::new(bus, PublisherOptions::default())
+}
+
+/// The executions of every producer.
+async fn load(broker: &Broker, executions: usize, shape: Shape) -> Vec<Vec<Script>> {
+    let mut producers = Vec::new();
+    for producer in 0..PRODUCERS {
+        let numbers = (0..executions).filter(|number| number % PRODUCERS == producer);
+        producers.push(scripts(&broker.bus, &node(producer), numbers.map(|n| n as u32), shape).await);
+    }
+    producers
+}
+
+/// Publishes everything at once and gives how long it took until the last receipt.
+async fn published_to_receipts(broker: &Broker, producers: Vec<Vec<Script>>) -> Duration {
+    let count = producers.iter().map(Vec::len).sum();
+    let mut buses = Vec::new();
+    for _ in &producers {
+        buses.push(broker.connect().await);
+    }
+    let begun = Instant::now();
+    let publish = producers.into_iter().zip(buses).map(|(scripts, bus)| {
+        tokio::spawn(async move {
+            let publisher = publisher(&bus);
+            for script in scripts {
+                script.publish(&publisher).await;
+            }
+            publisher.flush().await.unwrap();
+        })
+    });
+    let publish: Vec<_> = publish.collect();
+    broker.receipts(count, |_| ()).await;
+    let taken = begun.elapsed();
+    for producer in publish {
+        producer.await.unwrap();
+    }
+    taken
+}
+
+async fn throughput() {
+    println!(
+        "throughput: MB/s of frames, medians of {ROUNDS} rounds in which both take turns, and CPU seconds per GB"
+    );
+    println!(
+        "{:>9} {:>7} | {:>6} {:>8} {:>8} | {:>8} {:>8} {:>8} {:>8} | {:>6}",
+        "frame", "frames", "raw", "server", "clients", "pipeline", "server", "producers", "worker", "ratio"
+    );
+    for (frame_bytes, executions, frames) in [(16 << 10, 256, 120), (128 << 10, 128, 30)] {
+        let shape = Shape { frames, frame_bytes, files: 512 };
+        let mut columns: [Vec<f64>; 7] = Default::default();
+        let (mut count, mut mean) = (0, 0.0);
+        for _ in 0..ROUNDS {
+            let broker = Broker::start().await;
+            let producers = load(&broker, executions, shape).await;
+            let payloads: Vec<Vec<Bytes>> = producers
+                .iter()
+                .map(|scripts| scripts.iter().flat_map(|script| &script.frames))
+                .map(|frames| frames.map(|frame| Bytes::from(frame.bytes.clone())).collect())
+                .collect();
+            let bytes: usize = producers.iter().flatten().map(Script::frame_bytes).sum();
+            count = payloads.iter().map(Vec::len).sum();
+            mean = bytes as f64 / count as f64;
+            let gigabytes = bytes as f64 / 1e9;
+
+            let raw_broker = Broker::start().await;
+            let cpus = Cpus::now([raw_broker.server.pid(), std::process::id()]);
+            let taken = raw::throughput(&raw_broker, payloads).await;
+            let raw = [taken.as_secs_f64(); 1].into_iter().chain(cpus.since());
+            let raw: Vec<f64> = raw.collect();
+            drop(raw_broker);
+
+            let worker = Worker::start(&broker, "one");
+            broker.shared_by(1).await;
+            let cpus = Cpus::now([broker.server.pid(), std::process::id(), worker.pid()]);
+            let taken = published_to_receipts(&broker, producers).await;
+            let ours = [taken.as_secs_f64(); 1].into_iter().chain(cpus.since());
+            for (n, (column, seconds)) in columns.iter_mut().zip(raw.into_iter().chain(ours)).enumerate() {
+                column.push(match n {
+                    0 | 3 => gigabytes * 1e3 / seconds,
+                    _ => seconds / gigabytes,
+                });
+            }
+        }
+        let [raw, server, clients, pipeline, server_too, producers, worker] =
+            columns.map(|mut column| median(&mut column));
+        println!(
+            "{:>7.1}Ki {count:>7} | {raw:>6.0} {server:>8.2} {clients:>8.2} | {pipeline:>8.0} {server_too:>8.2} {producers:>8.2} {worker:>8.2} | {:>6.2}",
+            mean / 1024.0,
+            pipeline / raw,
+        );
+    }
+}
+
+/// CPU times of processes, from a moment on.
+struct Cpus<const N: usize>([(u32, Duration); N]);
+
+impl<const N: usize> Cpus<N> {
+    fn now(pids: [u32; N]) -> Self {
+        Self(pids.map(|pid| (pid, cpu(pid))))
+    }
+
+    /// Seconds since then.
+    fn since(&self) -> impl Iterator<Item = f64> {
+        self.0.iter().map(|(pid, then)| cpu(*pid).saturating_sub(*then).as_secs_f64())
+    }
+}
+
+async fn latency() {
+    const EXECUTIONS: usize = 2_000;
+    const EVERY: Duration = Duration::from_millis(10);
+    println!("latency: ms, {EXECUTIONS} executions, one every {EVERY:?}");
+    println!("{:>34} {:>7} {:>7} {:>7} {:>7}", "", "p50", "p90", "p99", "max");
+    let broker = Broker::start().await;
+    percentiles("raw: publish to ordered reader", raw::latency(&broker, EXECUTIONS / 4, EVERY).await);
+    drop(broker);
+
+    let broker = Broker::start().await;
+    let _worker = Worker::start(&broker, "one");
+    broker.shared_by(1).await;
+    let sealed = Arc::new(Mutex::new(HashMap::new()));
+    let bus = broker.connect().await;
+    let produce = tokio::spawn({
+        let sealed = sealed.clone();
+        async move {
+            let publisher = publisher(&bus);
+            let mut tick = tokio::time::interval(EVERY);
+            let mut running = tokio::task::JoinSet::new();
+            for number in 0..EXECUTIONS {
+                tick.tick().await;
+                let (bus, publisher, sealed) = (bus.clone(), publisher.clone(), sealed.clone());
+                running.spawn(async move {
+                    let shape = Shape { frames: 2, frame_bytes: 4 << 10, files: 100 };
+                    for script in scripts(&bus, &node(0), std::iter::once(number as u32), shape).await {
+                        script.begin(&publisher, 0).await;
+                        script.go_on(&publisher, 0).await;
+                        sealed.lock().unwrap().insert(script.id, Instant::now());
+                        script.seal(&publisher).await;
+                        script.clean(&publisher).await;
+                    }
+                });
+            }
+            running.join_all().await;
+        }
+    });
+    let mut taken = Vec::new();
+    broker
+        .receipts(EXECUTIONS, |subject| {
+            let id = subject.rsplit('.').next().unwrap().parse().unwrap();
+            taken.push(sealed.lock().unwrap()[&id].elapsed());
+        })
+        .await;
+    produce.await.unwrap();
+    percentiles("last event to receipt", taken);
+}
+
+async fn capped() {
+    const PERCENT: u64 = 25;
+    let shape = Shape { frames: 60, frame_bytes: 16 << 10, files: 1_024 };
+    println!("capped: MB/s of frames, each worker with {PERCENT} % of a CPU");
+    let mut rates = Vec::new();
+    for workers in [1, 2] {
+        let broker = Broker::start().await;
+        let producers = load(&broker, 96 * workers, shape).await;
+        let bytes: usize = producers.iter().flatten().map(Script::frame_bytes).sum();
+        let running: Vec<Worker> =
+            (0..workers).map(|n| Worker::start(&broker, &format!("worker-{n}"))).collect();
+        broker.shared_by(workers).await;
+        let caps: Vec<Capped> = running
+            .iter()
+            .zip(0..)
+            .map(|(worker, n)| {
+                let capped = Capped::new(&format!("{workers}-{n}"), PERCENT);
+                capped.add(worker);
+                capped
+            })
+            .collect();
+        let taken = published_to_receipts(&broker, producers).await;
+        rates.push(bytes as f64 / 1e6 / taken.as_secs_f64());
+        drop(running);
+        drop(caps);
+        println!("{workers} workers: {:.1} MB/s, {:.1} s", rates[rates.len() - 1], taken.as_secs_f64());
+    }
+    println!("ratio {:.2}", rates[1] / rates[0]);
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn percentiles(what: &str, mut taken: Vec<Duration>) {
+    taken.sort();
+    let at = |share: f64| taken[((taken.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e3;
+    println!("{what:>34} {:>7.2} {:>7.2} {:>7.2} {:>7.2}", at(0.5), at(0.9), at(0.99), at(1.0));
+}
