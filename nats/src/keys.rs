@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::body::{MAX_INLINE_BYTES, manifest_of};
 use crate::connect::Bus;
 use crate::error::{Error, ErrorKind};
+use crate::heartbeats::Heartbeat;
 use crate::store::{Put, StoredMessage, Write};
 
 /// ADR-8: a message of a bucket with this header (`DEL`, `PURGE`) says that the key is deleted.
@@ -29,6 +30,9 @@ pub struct Claim {
     pub node: NodeId,
     /// Tells this attempt apart from an earlier one of the same node.
     pub attempt: String,
+    /// The process, if it keeps a heartbeat ([`crate::Heartbeat`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
 }
 
 /// What became of an attempt to claim.
@@ -60,11 +64,29 @@ impl Claims {
         Self { bus: bus.clone() }
     }
 
-    /// Takes an execution for a node, unless anybody took it before.
+    /// Takes an execution for a node without a heartbeat, unless anybody took it before.
     pub async fn take(&self, execution: ExecutionId, node: &NodeId) -> Result<ClaimOutcome, Error> {
+        self.put(execution, node, None).await
+    }
+
+    /// Takes an execution for the process that has this heartbeat, unless anybody took it before.
+    pub async fn take_for(
+        &self,
+        execution: ExecutionId,
+        heartbeat: &Heartbeat,
+    ) -> Result<ClaimOutcome, Error> {
+        self.put(execution, heartbeat.node(), Some(heartbeat.instance().to_owned())).await
+    }
+
+    async fn put(
+        &self,
+        execution: ExecutionId,
+        node: &NodeId,
+        instance: Option<String>,
+    ) -> Result<ClaimOutcome, Error> {
         let subject = key_subject(crate::CLAIMS, &execution.to_string());
         let attempt = format!("{:016x}{:016x}", crate::retry::random_u64(), crate::retry::random_u64());
-        let claim = Claim { node: node.clone(), attempt };
+        let claim = Claim { node: node.clone(), attempt, instance };
         let payload = glasshouse_schema::canonical::to_vec(&claim)
             .map_err(|source| Error::Encode { subject: subject.clone(), source })?;
         let write = Write {
@@ -226,7 +248,7 @@ fn damaged(revision: u64, object: Option<String>, error: &Error) -> Checkpoint {
     Checkpoint { revision, bytes: None, object }
 }
 
-fn key_subject(bucket: &str, key: &str) -> String {
+pub(crate) fn key_subject(bucket: &str, key: &str) -> String {
     format!("$KV.{bucket}.{key}")
 }
 

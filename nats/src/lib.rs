@@ -8,6 +8,7 @@
 //! EventReader    <- GH_EVENTS (no per-message acks)    ReceiptConsumer <- GH_RECEIPTS (ack, or NAK when dropped)
 //! Snapshot       <- any stream, as far as it goes now  DeadLetter -> what it is about, and back to GH_EVENTS
 //! Claims, Checkpoints, Leases                          compare-and-set on key-value buckets
+//! Heartbeat      -> GH_NODES                           this process lives; the server forgets it by its own clock
 //! ```
 //!
 //! Invariants of this crate:
@@ -24,6 +25,7 @@
 mod body;
 mod connect;
 mod error;
+mod heartbeats;
 mod keys;
 mod leases;
 mod letters;
@@ -44,6 +46,7 @@ mod trim;
 pub use body::{Document, MANIFEST_TYPE, MAX_INLINE_BYTES, Manifest};
 pub use connect::{Bus, ConnectOptions, MIN_SERVER_VERSION, connect, without_secrets};
 pub use error::{Error, ErrorKind};
+pub use heartbeats::{Heartbeat, Producer};
 pub use keys::{Checkpoint, CheckpointPut, Checkpoints, Claim, ClaimOutcome, Claims};
 pub use leases::{LeaseChange, Leases};
 pub use letters::{LetterBody, Replayed};

@@ -1,0 +1,204 @@
+//! Heartbeats of producers: a key per process in the bucket of nodes, which the server removes unless it is written again.
+//!
+//! ```text
+//! GH_NODES   <node>.<instance>  {"node": "..."}     written every 5 s; gone 15 s after the last time, by its own `Nats-TTL`
+//! GH_CLAIMS  <execution>        {"node": "...", "instance": "...", ...}     which process speaks for an execution
+//! ```
+//! Whether a key is there is decided by the server and its clock alone. A claim names an instance only if its first heartbeat
+//! was stored, so a claim without one is of a producer that never had any.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::header::NATS_MESSAGE_TTL;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use bytes::Bytes;
+use glasshouse_schema::{NodeId, subject};
+use serde::Serialize;
+use tokio::task::JoinHandle;
+
+use crate::connect::Bus;
+use crate::error::Error;
+use crate::keys::{Claim, KV_OPERATION, is_removed, key_subject};
+use crate::pipeline::{Outgoing, publish};
+use crate::store::{Put, StoredMessage, Write};
+
+/// How often a heartbeat is written.
+const EVERY: Duration = Duration::from_secs(5);
+/// How long one is good for: two may be lost. Whole seconds.
+const GOOD_FOR: Duration = Duration::from_secs(15);
+/// How long the first may take: a command waits for it.
+const FIRST_WITHIN: Duration = Duration::from_secs(2);
+/// How long the end may take: a process that is about to exit waits for it.
+const END_WITHIN: Duration = Duration::from_millis(100);
+const STREAM: &str = "KV_GH_NODES";
+/// Longest instance that is read from a claim.
+const MAX_INSTANCE_BYTES: usize = 64;
+
+/// A process that has, or had, a heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Producer {
+    key: String,
+}
+
+impl Producer {
+    fn new(node: &NodeId, instance: &str) -> Self {
+        // What a subject takes and a key does not: ADR-8 allows `=` and no `%`, and the token has no `=` of its own.
+        let node = subject::encode_token(node.as_str()).replace('%', "=");
+        Self { key: format!("{node}.{instance}") }
+    }
+
+    fn subject(&self) -> String {
+        key_subject(crate::NODES, &self.key)
+    }
+}
+
+impl Claim {
+    /// The process that took the execution; `None` if it had no heartbeat, or names none that there can be.
+    pub fn producer(&self) -> Option<Producer> {
+        let instance = self.instance.as_deref()?;
+        let is_plain = (1..=MAX_INSTANCE_BYTES).contains(&instance.len())
+            && instance.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        is_plain.then(|| Producer::new(&self.node, instance))
+    }
+}
+
+impl Bus {
+    /// Whether the heartbeat of a producer is there: the server has heard of it within the last 15 seconds, and it did not
+    /// say goodbye. Asked once: an error says nothing about the producer.
+    pub async fn has_heartbeat(&self, producer: &Producer) -> Result<bool, Error> {
+        let stream = self.jetstream().get_stream_no_info(STREAM).await;
+        let stream = stream.map_err(|error| Error::broker("open stream", STREAM, error))?;
+        match stream.get_last_raw_message_by_subject(&producer.subject()).await {
+            Ok(message) => Ok(!is_removed(&StoredMessage::from_stream(STREAM, message))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+            Err(error) => Err(Error::broker("look for a heartbeat in", STREAM, error)),
+        }
+    }
+}
+
+/// The value of a key, for whoever lists the bucket.
+#[derive(Serialize)]
+struct Beat<'a> {
+    node: &'a NodeId,
+}
+
+/// The heartbeat of this process, as long as it lives. Dropped, it stops, and the server removes it within 15 seconds, as it
+/// does when the process is killed.
+#[derive(Debug)]
+pub struct Heartbeat {
+    bus: Bus,
+    node: NodeId,
+    instance: String,
+    task: JoinHandle<()>,
+}
+
+impl Heartbeat {
+    /// Writes the first, and goes on. Call it inside a tokio runtime.
+    pub async fn start(bus: &Bus, node: &NodeId) -> Result<Self, Error> {
+        let instance = format!("{:016x}{:016x}", crate::retry::random_u64(), crate::retry::random_u64());
+        let subject = Producer::new(node, &instance).subject();
+        let payload: Bytes = glasshouse_schema::canonical::to_vec(&Beat { node })
+            .map_err(|source| Error::Encode { subject: subject.clone(), source })?
+            .into();
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_TTL, GOOD_FOR.as_secs().to_string());
+        let first = Write {
+            stream: STREAM,
+            subject: &subject,
+            stored_as: &subject,
+            expected: 0,
+            headers: headers.clone(),
+            payload: payload.clone(),
+        };
+        match bus.put(first, FIRST_WITHIN).await? {
+            // A conflict can only be with itself, its acknowledgement lost: nobody else has this instance.
+            Put::Stored(_) | Put::Conflict(_) => {}
+        }
+        let task = tokio::spawn(beat(bus.clone(), Outgoing { subject, headers, payload }));
+        Ok(Self { bus: bus.clone(), node: node.clone(), instance, task })
+    }
+
+    /// The node it is of.
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// The process it is of.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Says that nothing more is to come of this process. Does not wait for the server: one that does not hear it removes the
+    /// heartbeat by itself.
+    pub async fn end(self) {
+        self.task.abort();
+        if !self.bus.is_connected() {
+            return;
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(KV_OPERATION, "DEL");
+        let subject = Producer::new(&self.node, &self.instance).subject();
+        let client = self.bus.client();
+        let said = async {
+            let published = client.publish_with_headers(subject, headers, Bytes::new()).await;
+            published.is_ok() && client.flush().await.is_ok()
+        };
+        if !tokio::time::timeout(END_WITHIN, said).await.unwrap_or(false) {
+            tracing::debug!(node = %self.node, "the heartbeat is left to its age");
+        }
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn beat(bus: Bus, message: Outgoing) {
+    let mut connections = bus.connections();
+    connections.mark_unchanged();
+    loop {
+        tokio::select! {
+            // At once: the server may have removed it meanwhile.
+            Ok(()) = connections.changed() => {}
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        // What the client queues meanwhile would say later that this process was alive then.
+        if !bus.is_connected() {
+            continue;
+        }
+        let stored = async { publish(&bus, &message).await.await };
+        match tokio::time::timeout(EVERY, stored).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(subject = message.subject, %error, "heartbeat not stored"),
+            Err(_) => tracing::debug!(subject = message.subject, "heartbeat not acknowledged"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(node: &str, instance: Option<&str>) -> Claim {
+        let node = NodeId::new(node).unwrap();
+        Claim { node, attempt: "1".into(), instance: instance.map(str::to_owned) }
+    }
+
+    #[test]
+    fn a_key_says_its_node_whatever_the_name_is_made_of() {
+        let producer = claim("node-1.example", Some("ab12")).producer().unwrap();
+        assert_eq!(producer.subject(), "$KV.GH_NODES.node-1=2Eexample.ab12");
+        assert_ne!(claim("a.b", Some("c")).producer(), claim("a", Some("b")).producer());
+    }
+
+    #[test]
+    fn an_instance_that_is_no_key_counts_as_none() {
+        let long = "a".repeat(MAX_INSTANCE_BYTES + 1);
+        for instance in [None, Some(""), Some("a.b"), Some("*"), Some(">"), Some("a b"), Some(&long)] {
+            assert_eq!(claim("node", instance).producer(), None, "{instance:?}");
+        }
+    }
+}
