@@ -2,7 +2,7 @@
 //! the stream's order; then the receipt is published. Both aside: the loop goes on, and a checkpoint counts the execution as open
 //! until its receipt is stored.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use glasshouse_nats::{ClosedOutcome, ErrorKind, Outcome, Publisher};
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
@@ -18,8 +18,8 @@ use crate::open::Open;
 use crate::retry::retry;
 use crate::worker::{Worker, can_pass};
 
-/// How many executions of a range are closed for a dead producer between two events.
-const DEAD_AT_ONCE: usize = 64;
+/// How many executions are closed for a dead producer between two events.
+const DEAD_AT_ONCE: usize = 1_024;
 
 impl Worker {
     /// Publishes `closed`, once nothing more is expected.
@@ -79,19 +79,20 @@ impl Worker {
         self.jobs.start(execution, receipt.instrument(span));
     }
 
-    /// Closes executions of which nothing has come for the grace: their producers are dead.
+    /// Closes executions whose producers are dead.
     pub(crate) async fn close_of_dead_producers(&mut self) -> Result<(), Error> {
         if !self.bus.is_connected() {
             self.connected_since = Instant::now();
+            self.producers.forget();
             return Ok(());
         }
-        let (grace, since) = (self.producer_grace, self.connected_since);
-        let silent: Vec<ExecutionId> = self
-            .ranges
-            .values()
-            .flat_map(|range| range.executions.silent(grace, since, DEAD_AT_ONCE))
-            .collect();
-        for execution in silent {
+        if !self.producers.is_due() {
+            return Ok(());
+        }
+        let (every, since) = (self.producers.every(), self.connected_since);
+        let quiet = self.ranges.values().flat_map(|range| range.executions.quiet(every, since));
+        let quiet: Vec<(ExecutionId, Duration)> = quiet.collect();
+        for execution in self.producers.dead(&quiet).await.into_iter().take(DEAD_AT_ONCE) {
             // A worker that is behind its stream must not take its own lag for the producer's silence.
             match self.bus.last_event_of(execution).await {
                 Ok(last) if last.is_some_and(|last| last > self.handled_seq(execution)) => {
@@ -100,7 +101,7 @@ impl Worker {
                     }
                 }
                 Ok(_) => {
-                    tracing::warn!(execution_id = %execution, ?grace, "nothing comes of the execution any more, closing it");
+                    tracing::warn!(execution_id = %execution, "the producer of the execution is dead, closing it");
                     self.close(execution, ClosedReason::ProducerDead);
                 }
                 Err(error) if can_pass(&error) => {

@@ -25,6 +25,7 @@ mod events;
 mod feed;
 mod jobs;
 mod open;
+mod producers;
 mod range;
 mod reading;
 mod retry;
@@ -49,8 +50,10 @@ pub struct Config {
     pub credentials: Option<PathBuf>,
     /// The worker's name, in headers and dead letters.
     pub name: String,
-    /// An execution of which nothing comes for this long is closed: its producer is dead.
+    /// An execution of which nothing comes for this long is closed, if its producer never had a heartbeat: it is dead.
     pub producer_grace: Duration,
+    /// An execution is closed if the heartbeat of its producer is gone for this long and nothing came of it either.
+    pub heartbeat_grace: Duration,
     /// A worker of which no heartbeat comes for this long is dead, and the others take its ranges.
     pub failover: Duration,
     /// Events are kept for this long after nobody needs them, so that a receipt can be made again from them.
@@ -68,12 +71,20 @@ pub const MIN_FAILOVER: Duration = Duration::from_millis(400);
 /// Half of the time after which the server forgets a heartbeat (`nats/streams/buckets.toml`).
 pub const MAX_FAILOVER: Duration = Duration::from_secs(30);
 
-/// How long the producer of an open execution may be silent if nobody says otherwise.
-/// Longer than any command stays quiet, because silence is all that tells a dead producer from a quiet one until nodes
-/// send heartbeats.
+/// How long the producer of an open execution may be silent if nobody says otherwise and it has no heartbeat.
+/// Longer than any command stays quiet, because silence is all that tells a dead producer from a quiet one then.
 pub const PRODUCER_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// The environment variable that says otherwise.
 pub const PRODUCER_GRACE_VARIABLE: &str = "GLASSHOUSE_PRODUCER_GRACE";
+
+/// How long the heartbeat of a producer may be gone if nobody says otherwise. One that lives and is cut off from the bus looks
+/// dead, and so does one that ended and left events in its spool: what comes of them after this comes too late, for good. A
+/// receipt of a dead one that comes later costs little.
+pub const HEARTBEAT_GRACE: Duration = Duration::from_secs(3600);
+/// Shorter than this, a producer could not come back in time after the server was away.
+pub const MIN_HEARTBEAT_GRACE: Duration = Duration::from_secs(10);
+/// The environment variable that says otherwise.
+pub const HEARTBEAT_GRACE_VARIABLE: &str = "GLASSHOUSE_HEARTBEAT_GRACE";
 
 impl Config {
     /// A worker without credentials, with the usual grace.
@@ -83,6 +94,7 @@ impl Config {
             credentials: None,
             name: name.into(),
             producer_grace: PRODUCER_GRACE,
+            heartbeat_grace: HEARTBEAT_GRACE,
             failover: FAILOVER,
             replay_window: REPLAY_WINDOW,
         }
@@ -109,6 +121,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 pub fn parse_grace(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         Duration::ZERO => Err("a grace of 0 would close every execution at once".into()),
+        grace => Ok(grace),
+    }
+}
+
+/// Reads the grace of a heartbeat, written as a grace.
+pub fn parse_heartbeat_grace(text: &str) -> Result<Duration, String> {
+    match parse_grace(text)? {
+        short if short < MIN_HEARTBEAT_GRACE => {
+            Err(format!("at least {MIN_HEARTBEAT_GRACE:?}: a producer needs some to come back to a server"))
+        }
         grace => Ok(grace),
     }
 }
@@ -173,6 +195,10 @@ mod tests {
         assert_eq!(parse_failover("2s"), Ok(Duration::from_secs(2)));
         for bad in ["1ms", "1h", "x"] {
             assert!(parse_failover(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_heartbeat_grace("1h"), Ok(HEARTBEAT_GRACE));
+        for bad in ["0", "9s", "x"] {
+            assert!(parse_heartbeat_grace(bad).is_err(), "{bad}");
         }
         for bad in ["", "0", "s", "-1s", "1y", "1e400s", "NaN"] {
             assert!(parse_grace(bad).is_err(), "{bad}");

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use glasshouse_aggregator::{
-    Config, PRODUCER_GRACE_VARIABLE, parse_duration, parse_failover, parse_grace, run,
+    Config, HEARTBEAT_GRACE_VARIABLE, PRODUCER_GRACE_VARIABLE, parse_duration, parse_failover, parse_grace,
+    parse_heartbeat_grace, run,
 };
 
 /// Folds the events on a NATS server into receipts
@@ -28,7 +29,11 @@ struct Args {
     /// Name of this worker in headers and dead letters
     #[arg(long, env = "GLASSHOUSE_WORKER", default_value = "aggregator")]
     name: String,
-    /// Close an execution of which nothing comes for this long: its producer is dead, or quieter than this (30s, 5m, 1h, 2d)
+    /// Close an execution whose producer is dead: its heartbeat is gone for this long (30s, 5m, 1h, 2d)
+    #[arg(long, env = HEARTBEAT_GRACE_VARIABLE, value_name = "TIME", default_value = "1h", value_parser = parse_heartbeat_grace)]
+    heartbeat_grace: Duration,
+    /// Close an execution of which nothing comes for this long, if its producer has no heartbeat: it is dead, or quieter than
+    /// this
     #[arg(long, env = PRODUCER_GRACE_VARIABLE, value_name = "TIME", default_value = "24h", value_parser = parse_grace)]
     producer_grace: Duration,
     /// Take over the ranges of a worker of which no heartbeat comes for this long (400ms to 30s); the same for all workers
@@ -57,6 +62,7 @@ async fn main() -> ExitCode {
         credentials: args.creds,
         name: args.name,
         producer_grace: args.producer_grace,
+        heartbeat_grace: args.heartbeat_grace,
         failover: args.failover,
         replay_window: args.replay_window,
     };

@@ -84,14 +84,16 @@ impl Executions {
         self.open.get_mut(&execution)
     }
 
-    /// Some of the executions of which nothing has come for `grace`, not counting the time before `since`.
-    pub(crate) fn silent(&self, grace: Duration, since: Instant, at_most: usize) -> Vec<ExecutionId> {
-        let now = Instant::now();
-        let is_silent = |open: &Open| {
-            !open.is_closing && now.saturating_duration_since(open.last_event.max(since)) >= grace
-        };
-        let silent = self.open.iter().filter(|(_, open)| is_silent(open));
-        silent.map(|(execution, _)| *execution).take(at_most).collect()
+    /// The executions of which nothing has come for `at_least`, with the time since something did, not counting the time
+    /// before `since`.
+    pub(crate) fn quiet(
+        &self,
+        at_least: Duration,
+        since: Instant,
+    ) -> impl Iterator<Item = (ExecutionId, Duration)> {
+        let open = self.open.iter().filter(|(_, open)| !open.is_closing);
+        open.map(move |(execution, open)| (*execution, open.last_event.max(since).elapsed()))
+            .filter(move |(_, silent)| *silent >= at_least)
     }
 
     /// Something of the execution is on its way.

@@ -14,6 +14,7 @@ use crate::board::Board;
 use crate::dead::DeadLetters;
 use crate::feed::{Arrival, Feed, Inbox, Reader};
 use crate::jobs::Jobs;
+use crate::producers::Producers;
 use crate::range::Range;
 use crate::retry::rest;
 use crate::trim::{TRIMMER, Trimmer};
@@ -33,7 +34,6 @@ const MAX_WAITING_BYTES: usize = 32 << 20;
 pub struct Worker {
     pub(crate) bus: Bus,
     pub(crate) name: String,
-    pub(crate) producer_grace: Duration,
     pub(crate) failover: Duration,
     pub(crate) publisher: Publisher,
     pub(crate) letters: DeadLetters,
@@ -47,6 +47,7 @@ pub struct Worker {
     pub(crate) jobs: Jobs,
     pub(crate) ranges: BTreeMap<u16, Range>,
     pub(crate) trimmer: Trimmer,
+    pub(crate) producers: Producers,
     /// When to do what the board says.
     pub(crate) rebalance_at: Option<Instant>,
     /// Since when the bus has been there without a break: what producers could not say before does not count as silence.
@@ -56,7 +57,7 @@ pub struct Worker {
 impl Worker {
     /// Joins the workers of the bus.
     pub async fn start(bus: &Bus, config: &Config) -> Result<Self, Error> {
-        let Config { name, producer_grace, failover, replay_window, .. } = config.clone();
+        let Config { name, producer_grace, heartbeat_grace, failover, replay_window, .. } = config.clone();
         // Found out now: that the streams are there.
         let position = bus.position(glasshouse_nats::EVENTS).await?;
         let leases = Leases::new(bus);
@@ -78,9 +79,9 @@ impl Worker {
             ranges: BTreeMap::new(),
             rebalance_at: None,
             trimmer: Trimmer::new(replay_window),
+            producers: Producers::new(bus, producer_grace, heartbeat_grace),
             connected_since: Instant::now(),
             name,
-            producer_grace,
             failover,
         })
     }

@@ -16,7 +16,10 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     let policies = super::read_policies(&args.policy)?;
-    let producer_grace = producer_grace()?;
+    let producer_grace =
+        grace(glasshouse_aggregator::PRODUCER_GRACE_VARIABLE, glasshouse_aggregator::parse_grace)?;
+    let heartbeat_grace =
+        grace(glasshouse_aggregator::HEARTBEAT_GRACE_VARIABLE, glasshouse_aggregator::parse_heartbeat_grace)?;
     let mut options = ServerOptions::new(&args.dir);
     options.binary = args.nats_server;
     options.port = args.port;
@@ -39,7 +42,8 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
         crate::say(format_args!("glasshouse: {difference}"));
     }
     let mut aggregator = glasshouse_aggregator::Config::new(&url, "up");
-    aggregator.producer_grace = producer_grace;
+    aggregator.producer_grace = producer_grace.unwrap_or(aggregator.producer_grace);
+    aggregator.heartbeat_grace = heartbeat_grace.unwrap_or(aggregator.heartbeat_grace);
     let mut aggregator = tokio::spawn(glasshouse_aggregator::run(aggregator, stopped()));
     let policy_worker = glasshouse_policy_worker::Config::new(&url, "up", policies);
     let mut policy_worker = tokio::spawn(glasshouse_policy_worker::run(policy_worker, stopped()));
@@ -70,14 +74,14 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-/// What the environment says of [`glasshouse_aggregator::Config::producer_grace`], as for `glasshouse-aggregator`.
-fn producer_grace() -> anyhow::Result<Duration> {
-    let variable = glasshouse_aggregator::PRODUCER_GRACE_VARIABLE;
+/// A grace that the environment says, as for `glasshouse-aggregator`.
+fn grace(
+    variable: &str,
+    parse: impl FnOnce(&str) -> Result<Duration, String>,
+) -> anyhow::Result<Option<Duration>> {
     match std::env::var(variable) {
-        Ok(text) => {
-            glasshouse_aggregator::parse_grace(&text).map_err(|error| anyhow::anyhow!("{variable}: {error}"))
-        }
-        Err(std::env::VarError::NotPresent) => Ok(glasshouse_aggregator::PRODUCER_GRACE),
+        Ok(text) => parse(&text).map(Some).map_err(|error| anyhow::anyhow!("{variable}: {error}")),
+        Err(std::env::VarError::NotPresent) => Ok(None),
         Err(error) => Err(anyhow::anyhow!("{variable}: {error}")),
     }
 }
