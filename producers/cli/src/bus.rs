@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use glasshouse_execution::SinkError;
 use glasshouse_nats::{
-    Bus, ClaimOutcome, Claims, ConnectOptions, Error, Leftover, Publisher, PublisherOptions, Spool,
-    SpooledOptions, SpooledPublisher,
+    Bus, ClaimOutcome, Claims, ConnectOptions, Error, Heartbeat, Leftover, Publisher, PublisherOptions,
+    Spool, SpooledOptions, SpooledPublisher,
 };
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::{EncodedFrame, LifecycleEvent};
@@ -33,7 +33,9 @@ pub(crate) async fn connect_to_publish(url: &str, creds: Option<&Path>) -> Resul
 
 /// Publishes one execution's events. [`BusSink::flush`] says what became of all.
 pub(crate) struct BusSink {
-    claims: Claims,
+    bus: Bus,
+    /// Says that this process lives, from the claim on.
+    heartbeat: Mutex<Option<Heartbeat>>,
     way: Way,
     runtime: tokio::runtime::Handle,
     /// The trace of the execution, for frames: their thread has no span.
@@ -76,7 +78,8 @@ impl BusSink {
     pub(crate) fn new(bus: &Bus, spool: Option<Spool>) -> Self {
         let options = PublisherOptions { deadline: FLUSH_WITHIN, ..PublisherOptions::default() };
         Self {
-            claims: Claims::new(bus),
+            bus: bus.clone(),
+            heartbeat: Mutex::default(),
             way: match spool {
                 Some(spool) => Way::Spooled(SpooledPublisher::new(bus, spool, SpooledOptions::default())),
                 None => Way::Direct(Publisher::new(bus, options)),
@@ -89,8 +92,20 @@ impl BusSink {
 
     pub(crate) async fn claim(&self, execution: ExecutionId, node: &NodeId) -> Result<u64, SinkError> {
         let failed = |reason: String| SinkError { what: "the claim on the execution".into(), reason };
-        match self.claims.take(execution, node).await {
-            Ok(ClaimOutcome::Taken { epoch }) => Ok(epoch),
+        let claims = Claims::new(&self.bus);
+        let (claimed, heartbeat) = match Heartbeat::start(&self.bus, node).await {
+            Ok(heartbeat) => (claims.take_for(execution, &heartbeat).await, Some(heartbeat)),
+            // Without one only silence tells when this process is dead, and that takes longer.
+            Err(error) => {
+                tracing::warn!(%error, "this process has no heartbeat");
+                (claims.take(execution, node).await, None)
+            }
+        };
+        match claimed {
+            Ok(ClaimOutcome::Taken { epoch }) => {
+                *self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = heartbeat;
+                Ok(epoch)
+            }
             Ok(ClaimOutcome::Held { claim, .. }) => {
                 let holder =
                     claim.map_or_else(|| "somebody".to_owned(), |claim| format!("node {}", claim.node));
@@ -166,10 +181,15 @@ impl BusSink {
 
     /// Returns when everything is stored, or what is not; `interrupted` ends the wait. The last call.
     pub(crate) async fn flush(&self, interrupted: impl Future<Output = ()>) -> Flushed {
-        match &self.way {
+        let flushed = match &self.way {
             Way::Spooled(publisher) => self.flush_spooled(publisher, interrupted).await,
             Way::Direct(publisher) => self.flush_direct(publisher, interrupted).await,
+        };
+        let heartbeat = self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(heartbeat) = heartbeat {
+            heartbeat.end().await;
         }
+        flushed
     }
 
     async fn flush_spooled(

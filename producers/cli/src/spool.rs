@@ -48,8 +48,9 @@ pub(crate) enum SpoolAction {
 }
 
 const SEND_HELP: &str = "\
-Sending twice does no harm: the server and the aggregator know each event by its id. An execution that was silent for longer
-than the aggregator's --producer-grace has its receipt already; what is sent of it then is set aside as dead letters.
+Sending twice does no harm: the server and the aggregator know each event by its id. An execution of which the server has heard
+nothing for longer than the aggregator's --heartbeat-grace has its receipt already; what is sent of it then is set aside as
+dead letters.
 
 Exit codes: 0 nothing is left, 1 something is, 125 it could not be tried
 
