@@ -11,10 +11,12 @@
 //!   spool empty and everything acknowledged: direct again
 //! ```
 //!
-//! One task does everything, so there is one order: what was published first is in front, in the window or on disk. As in
-//! the pipeline, the stored order can differ around a refusal or a lost connection: what was sent behind the message that
-//! was lost may be there first. Frames carry a sequence and a chain for that. After such a loss one message is sent at a
-//! time until one is acknowledged, so that what comes from the disk is in order even if it is refused again and again.
+//! One task does everything, so there is one order: what was published first is in front, in the window or on disk. **A
+//! lifecycle event is sent once everything before it is stored**, and not earlier, so that none is ever stored before what it
+//! speaks of: `cleaned` before `sealed` would read as a seal that is missing. Among frames, as in the pipeline, the stored order
+//! can differ around a refusal or a lost connection: what was sent behind the frame that was lost may be there first. Frames
+//! carry a sequence and a chain for that. After such a loss one message is sent at a time until one is acknowledged, so that
+//! what comes from the disk is in order even if it is refused again and again.
 //!
 //! **When the spool is full too**, a message first waits ([`SpooledOptions::full_patience`]) and is then refused, and so is
 //! all that follows until there is room again. Either is counted in a receipt. While it waits, the probe's thread stands
@@ -45,6 +47,9 @@ use crate::spool::{Leftover, Position, Spool, SpoolError};
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// Most that may be sent and not acknowledged, in bytes: it is kept in memory.
 const WINDOW_BYTES: usize = 16 << 20;
+
+/// What the subjects of lifecycle events begin with.
+const LIFECYCLE: &str = "glasshouse.v1.lifecycle.";
 
 /// How a [`SpooledPublisher`] goes about it.
 #[derive(Debug, Clone)]
@@ -131,6 +136,7 @@ impl SpooledPublisher {
             limit: 1,
             options,
             window: VecDeque::new(),
+            sent: 0,
             window_bytes: 0,
             waiting: None,
             retry_at: None,
@@ -217,7 +223,9 @@ impl SpooledPublisher {
 
 struct InFlight {
     message: Outgoing,
-    ack: Ack,
+    /// `None` until it may be sent.
+    ack: Option<Ack>,
+    /// When it was sent, or taken into the window.
     sent_at: Instant,
     /// The place behind it in the spool, if it is there.
     spooled: Option<Position>,
@@ -234,6 +242,8 @@ struct Task {
     options: SpooledOptions,
     direct: bool,
     window: VecDeque<InFlight>,
+    /// How many of it are sent: those in front.
+    sent: usize,
     window_bytes: usize,
     /// How many the window may have while spooling: one after a refusal, twice as many with each acknowledgement.
     limit: usize,
@@ -253,14 +263,15 @@ impl Task {
         let mut connections = self.bus.connections();
         connections.mark_unchanged();
         let closing = loop {
-            self.fill().await;
+            self.fill();
+            self.send().await;
             self.tell();
             let timer = self.next_timer();
             tokio::select! {
                 answer = first_ack(&mut self.window) => self.answered(answer),
                 Ok(()) = connections.changed() => self.reconnected(),
                 command = commands.recv(), if self.takes() => match command {
-                    Some(Command::Publish(publish)) => self.publish(publish).await,
+                    Some(Command::Publish(publish)) => self.publish(publish),
                     Some(Command::Flush(done)) => self.flushes.push(done),
                     Some(Command::Settle(done)) => {
                         let settled = self.settle().await;
@@ -300,9 +311,9 @@ impl Task {
         self.waiting.is_none() && (!self.direct || room)
     }
 
-    async fn publish(&mut self, publish: Publish) {
+    fn publish(&mut self, publish: Publish) {
         if self.direct && self.bus.is_connected() {
-            self.send(publish.message, None).await;
+            self.queue(publish.message, None);
             let _ = publish.taken.send(Ok(()));
             return;
         }
@@ -312,10 +323,25 @@ impl Task {
         self.append(publish);
     }
 
-    async fn send(&mut self, message: Outgoing, spooled: Option<Position>) {
-        let ack = publish(&self.bus, &message).await;
+    fn queue(&mut self, message: Outgoing, spooled: Option<Position>) {
         self.window_bytes += message.payload.len();
-        self.window.push_back(InFlight { message, ack, sent_at: Instant::now(), spooled });
+        self.window.push_back(InFlight { message, ack: None, sent_at: Instant::now(), spooled });
+    }
+
+    /// Sends what may be sent: everything up to a lifecycle event, and that when it is the first.
+    async fn send(&mut self) {
+        while let Some(next) = self.window.get_mut(self.sent) {
+            if self.sent > 0 && is_lifecycle(&next.message) {
+                return;
+            }
+            if !self.bus.is_connected() {
+                // What the client queued would come once more with each attempt.
+                return self.disturbed("the connection is down".into());
+            }
+            next.ack = Some(publish(&self.bus, &next.message).await);
+            next.sent_at = Instant::now();
+            self.sent += 1;
+        }
     }
 
     /// From the caller to the disk.
@@ -368,6 +394,7 @@ impl Task {
         self.spool_window(reason.clone());
         self.refused += self.unkept();
         self.window.clear();
+        self.sent = 0;
         self.window_bytes = 0;
         self.spool.rewind();
         self.limit = 1;
@@ -413,6 +440,7 @@ impl Task {
 
     fn first_is_done(&mut self) {
         let Some(first) = self.window.pop_front() else { return };
+        self.sent = self.sent.saturating_sub(1);
         self.window_bytes -= first.message.payload.len();
         self.backoff.reset();
         self.limit = self.limit.saturating_mul(2).min(self.options.max_in_flight.max(1));
@@ -441,19 +469,14 @@ impl Task {
     }
 
     /// From the disk to the bus, as far as the window goes; and back to direct once that is all.
-    async fn fill(&mut self) {
+    fn fill(&mut self) {
         while !self.direct
             && self.retry_at.is_none()
             && self.window.len() < self.limit
             && self.window_bytes < WINDOW_BYTES
         {
-            if !self.bus.is_connected() {
-                // What the client queued would come once more with each attempt.
-                self.disturbed("the connection is down".into());
-                return;
-            }
             match self.spool.read() {
-                Ok(Some((position, message))) => self.send(message, Some(position)).await,
+                Ok(Some((position, message))) => self.queue(message, Some(position)),
                 Ok(None) if !self.window.is_empty() => return,
                 Ok(None) => {
                     // Behind what could not be read, too.
@@ -548,10 +571,14 @@ impl Task {
     }
 }
 
+fn is_lifecycle(message: &Outgoing) -> bool {
+    message.subject.starts_with(LIFECYCLE)
+}
+
 /// The acknowledgement of the oldest outstanding message; never ready while there is none.
 async fn first_ack(window: &mut VecDeque<InFlight>) -> Result<PublishAck, PublishError> {
-    match window.front_mut() {
-        Some(first) => (&mut first.ack).await,
+    match window.front_mut().and_then(|first| first.ack.as_mut()) {
+        Some(ack) => ack.await,
         None => std::future::pending().await,
     }
 }

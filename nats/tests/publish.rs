@@ -13,7 +13,7 @@ use glasshouse_nats::{
     ServerOptions, StreamStart,
 };
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
-use glasshouse_schema::{Digest, PolicyName, Vantage, headers, subject};
+use glasshouse_schema::{Digest, NodeId, PolicyName, Vantage, headers, subject};
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -157,6 +157,27 @@ async fn what_is_published_twice_is_stored_once() {
     assert_eq!(frame.header(headers::CONTENT_TYPE), Some(headers::FRAME_TYPE));
     assert_eq!(frame.header(headers::TRACEPARENT), Some(PARENT));
     assert_eq!(frame.header(headers::MSG_ID).unwrap(), headers::frame_msg_id(&node(), Digest::of(b"frame")));
+}
+
+#[tokio::test]
+async fn no_node_can_shadow_a_frame_of_another() {
+    let broker = broker().await;
+    let publisher = publisher(&broker);
+    let (hostile, honest) = (NodeId::new("node-1").unwrap(), node());
+    let (body, digest) = (&b"the same bytes"[..], Digest::of(b"the same bytes"));
+    // The hostile one knows what the other will say, and says it first.
+    for node in [&hostile, &honest, &honest] {
+        publisher.publish_frame(node, execution(1), Vantage::Host, body, digest, None).await.unwrap();
+    }
+    publisher.flush().await.unwrap();
+    let mut reader = broker.bus.events(StreamStart::Oldest, vec![]).await.unwrap();
+    for node in [&hostile, &honest] {
+        let message = reader.next().await.unwrap();
+        let frames = subject::frames(node, execution(1), Vantage::Host);
+        assert_eq!(subject::published(&message.subject), Some(frames));
+        assert_eq!(&message.payload[..], body);
+    }
+    assert_eq!(broker.bus.position("GH_EVENTS").await.unwrap().messages, 2, "and its own only once");
 }
 
 #[tokio::test]

@@ -215,6 +215,53 @@ async fn a_full_stream_gets_the_rest_after_a_purge() {
     assert_eq!(found, (0..100).collect::<Vec<_>>());
 }
 
+/// Published alternately: what a message says of its place among all.
+async fn publish_mixed(publisher: &SpooledPublisher, n: u32) {
+    match n % 4 {
+        3 => publisher.publish_lifecycle(&cleaned(execution(1), n.into()), None).await.unwrap(),
+        _ => publish(publisher, n, 1_000).await.unwrap(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_lifecycle_event_is_stored_before_what_was_published_before_it() {
+    let broker = broker().await;
+    limit(&broker.bus, |config| Config { max_messages: 7, ..config }).await;
+    let spool_dir = tempfile::tempdir().unwrap();
+    let publisher = publisher(&broker.bus, spool_dir.path(), 64 << 20);
+    let count = 400;
+    let sending = publisher.clone();
+    let sending = tokio::spawn(async move {
+        for n in 0..count {
+            publish_mixed(&sending, n).await;
+        }
+    });
+    // Room for a few comes and goes, in the middle of whatever is on its way.
+    let stream = broker.bus.jetstream().get_stream("GH_EVENTS").await.unwrap();
+    let mut reader = broker.bus.events(StreamStart::Oldest, vec![]).await.unwrap();
+    let mut stored = Vec::new();
+    while stored.len() < count as usize {
+        let next = tokio::time::timeout(LONG, reader.next()).await;
+        let message = next.unwrap_or_else(|_| panic!("only {} came", stored.len())).unwrap();
+        let lifecycle = glasshouse_schema::LifecycleEvent::decode(&message.payload).ok();
+        let number = lifecycle.as_ref().map_or_else(
+            || u32::from_le_bytes(message.payload[..4].try_into().unwrap()),
+            |event| event.unix_ns.try_into().unwrap(),
+        );
+        if lifecycle.is_some() {
+            let before: BTreeSet<u32> = stored.iter().copied().collect();
+            let missing: Vec<u32> = (0..number).filter(|n| !before.contains(n)).collect();
+            assert!(missing.is_empty(), "{number} is stored before {missing:?}");
+        }
+        stored.push(number);
+        stream.purge().sequence(message.stream_seq + 1).await.unwrap();
+    }
+    sending.await.unwrap();
+    assert_eq!(publisher.flush(LONG).await.unwrap().messages, 0);
+    stored.sort_unstable();
+    assert_eq!(stored, (0..count).collect::<Vec<_>>());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_spool_refuses_with_a_count_keeps_room_for_the_end_and_takes_more_once_drained() {
     let broker = broker().await;

@@ -96,6 +96,14 @@ pub enum SpoolError {
         /// Its size.
         bytes: usize,
     },
+    /// A message cannot be written as a record.
+    #[error("the message for {subject} cannot be written to a spool: {source}")]
+    Encode {
+        /// Its subject.
+        subject: String,
+        /// Why not.
+        source: rmp_serde::encode::Error,
+    },
     /// The disk said no.
     #[error("cannot {operation} {}: {source}", path.display())]
     Io {
@@ -280,8 +288,7 @@ impl Spool {
     /// Appends a message and gives the place behind it. The room of one large message is kept for what is `last`: lifecycle
     /// events, and the seal, whose totals say how much the frames that were refused would have told.
     pub(crate) fn append(&mut self, message: &Outgoing, last: bool) -> Result<Position, SpoolError> {
-        let record = record::encode(self.next_seq, message)
-            .map_err(|bytes| SpoolError::TooLarge { subject: message.subject.clone(), bytes })?;
+        let record = record::encode(self.next_seq, message)?;
         let bytes = record.len() as u64;
         let kept = if last { 0 } else { MAX_RECORD_BYTES };
         if self.bytes + bytes + kept > self.options.max_bytes {
@@ -432,8 +439,7 @@ impl Spool {
 
     /// Sets a message aside that the bus can never take, in a file of its own, so that it stops nothing and is not lost.
     pub(crate) fn set_aside(&mut self, message: &Outgoing) -> Result<(), SpoolError> {
-        let record = record::encode(0, message)
-            .map_err(|bytes| SpoolError::TooLarge { subject: message.subject.clone(), bytes })?;
+        let record = record::encode(0, message)?;
         let name: String = record::checksum(&record).iter().map(|byte| format!("{byte:02x}")).collect();
         let path = self.dir.join(format!("{name}.{REJECTED}"));
         let is_new = !path.exists();

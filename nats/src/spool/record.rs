@@ -13,6 +13,7 @@ use bytes::Bytes;
 use glasshouse_schema::Digest;
 use serde_bytes::ByteBuf;
 
+use super::SpoolError;
 use crate::pipeline::Outgoing;
 
 /// Length and checksum.
@@ -24,8 +25,8 @@ pub(super) const MAX_RECORD_BYTES: u64 = (HEAD_BYTES + MAX_BODY_BYTES) as u64;
 /// What every subject of ours begins with. A file can say anything; nothing else is ever published from one.
 const SUBJECTS: &str = "glasshouse.v1.";
 
-/// The record of a message, or how large it would be if that is too large.
-pub(super) fn encode(seq: u64, message: &Outgoing) -> Result<Vec<u8>, usize> {
+/// The record of a message.
+pub(super) fn encode(seq: u64, message: &Outgoing) -> Result<Vec<u8>, SpoolError> {
     let mut headers: Vec<(&str, &str)> = message
         .headers
         .iter()
@@ -33,13 +34,15 @@ pub(super) fn encode(seq: u64, message: &Outgoing) -> Result<Vec<u8>, usize> {
         .collect();
     // One message has one record, whatever order its map is in.
     headers.sort_by_key(|(name, _)| *name);
+    let subject = || message.subject.clone();
     let body = (seq, &message.subject, headers, serde_bytes::Bytes::new(&message.payload));
-    // Numbers, strings and bytes: there is nothing that MessagePack could refuse.
-    let body = rmp_serde::to_vec(&body).unwrap_or_default();
-    if body.is_empty() || body.len() > MAX_BODY_BYTES {
-        return Err(body.len());
+    let body =
+        rmp_serde::to_vec(&body).map_err(|source| SpoolError::Encode { subject: subject(), source })?;
+    let too_large = || SpoolError::TooLarge { subject: subject(), bytes: body.len() };
+    let length = u32::try_from(body.len()).map_err(|_| too_large())?;
+    if body.len() > MAX_BODY_BYTES {
+        return Err(too_large());
     }
-    let length = u32::try_from(body.len()).map_err(|_| body.len())?;
     let mut record = Vec::with_capacity(HEAD_BYTES + body.len());
     record.extend_from_slice(&length.to_le_bytes());
     record.extend_from_slice(&checksum(&body));
