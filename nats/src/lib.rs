@@ -55,6 +55,8 @@ pub use reader::{EventReader, StreamPosition, StreamStart, Tail};
 pub use receipts::{Delivery, POLICY_WORKERS, ReceiptConsumer};
 pub use server::{NatsServer, ServerOptions};
 pub use snapshot::Snapshot;
+#[doc(hidden)]
+pub use spool::fuzz as spool_fuzz;
 pub use spool::{Leftover, Spool, SpoolError, SpoolOptions};
 pub use spooled::{SpoolState, SpooledOptions, SpooledPublisher};
 pub use store::StoredMessage;

@@ -1,7 +1,7 @@
 //! A bounded queue of messages on disk, for what the bus does not take.
 //!
 //! ```text
-//! DIR/lock                             held by the one process that uses the directory
+//! DIR/lock                             held by the one process that uses the directory; says for which stream it is
 //! DIR/00000000000000000000.ghs1        segments: records in order; the name is the number of the first
 //! DIR/00000000000000000131.ghs1
 //! DIR/cursor                           the number of the first record that is not acknowledged
@@ -25,14 +25,16 @@
 //! loses at most what is younger than the last [`Unsynced::run`], which [`crate::SpooledPublisher`] does every second while
 //! there is anything to write, and at every flush.
 
+#[doc(hidden)]
+pub mod fuzz;
 mod record;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +45,9 @@ use record::{HEAD_BYTES, MAX_BODY_BYTES, MAX_RECORD_BYTES};
 /// The ending of a segment names the format: another version of it gets another name, and is left alone.
 const SEGMENT: &str = "ghs1";
 const REJECTED: &str = "rejected";
+const LOCK: &str = "lock";
+/// More than the note in the lock has.
+const MAX_NOTE_BYTES: u64 = 64;
 
 /// How large a [`Spool`] may grow.
 #[derive(Debug, Clone)]
@@ -184,7 +189,7 @@ pub struct Spool {
     /// Up to where damage is counted: what is read again is not counted again.
     inspected: u64,
     // Last: the directory is ours until everything else is closed.
-    _lock: File,
+    lock: File,
 }
 
 impl Spool {
@@ -195,7 +200,6 @@ impl Spool {
             max_bytes: options.max_bytes.max(SpoolOptions::MIN_BYTES),
             segment_bytes: options.segment_bytes,
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed("create", &dir))?;
         let lock = lock(&dir)?.ok_or_else(|| SpoolError::InUse { dir: dir.clone() })?;
         let Contents { mut segments, torn_bytes, end, cursor, rejected } = Contents::of(&dir)?;
         if torn_bytes > 0 {
@@ -231,7 +235,7 @@ impl Spool {
             damaged: 0,
             // What is damaged before the cursor was stored all the same.
             inspected: cursor,
-            _lock: lock,
+            lock,
         };
         // Only the segment in which the cursor lies has to be read to find it.
         if let Some(skipped) = spool.segments.iter().rev().find(|segment| segment.first <= cursor) {
@@ -269,7 +273,7 @@ impl Spool {
 
     /// What lies in a directory, without a change to it, and whether a process has it.
     pub fn peek(dir: &Path) -> Result<(Leftover, bool), SpoolError> {
-        let in_use = match File::open(dir.join("lock")) {
+        let in_use = match File::open(dir.join(LOCK)) {
             Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
             Err(_) => false,
         };
@@ -278,6 +282,21 @@ impl Spool {
         let begin = contents.segments.front().map_or(contents.end, |first| first.first).max(contents.cursor);
         let messages = contents.end.saturating_sub(begin);
         Ok((Leftover { dir: dir.to_owned(), messages, bytes, rejected: contents.rejected }, in_use))
+    }
+
+    /// Notes for which stream its messages are, by when that was created ([`crate::StreamPosition`]), so that nobody sends them
+    /// to another unasked.
+    pub fn set_destination(&self, created_unix_ns: i128) -> Result<(), SpoolError> {
+        let text = format!("{created_unix_ns}\n");
+        let written = self.lock.set_len(0).and_then(|()| self.lock.write_all_at(text.as_bytes(), 0));
+        written.map_err(failed("write", &self.dir.join(LOCK)))
+    }
+
+    /// The stream that was noted in a directory; `None` if none was, or it was not written whole.
+    pub fn destination(dir: &Path) -> Option<i128> {
+        let mut text = String::new();
+        File::open(dir.join(LOCK)).ok()?.take(MAX_NOTE_BYTES).read_to_string(&mut text).ok()?;
+        text.strip_suffix('\n')?.parse().ok()
     }
 
     /// How much it takes.
@@ -465,7 +484,7 @@ impl Spool {
             self.unsynced().map_or(Ok(()), Unsynced::run)?;
             return Ok(leftover);
         }
-        for name in ["cursor", "lock"] {
+        for name in ["cursor", LOCK] {
             remove(&self.dir.join(name))?;
         }
         match std::fs::remove_dir(&self.dir) {
@@ -604,21 +623,39 @@ fn read_exact(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
     }
 }
 
-/// The lock of a directory; `None` while another has it.
+/// The lock of a directory, which is made if it is missing; `None` while another has it.
 fn lock(dir: &Path) -> Result<Option<File>, SpoolError> {
-    let path = dir.join("lock");
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = file.map_err(failed("open", &path))?;
+    let path = dir.join(LOCK);
     // Who looks ([`Spool::peek`]) has it for a moment.
     for _ in 0..10 {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create", dir))?;
+        let mut options = OpenOptions::new();
+        let opened = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = match opened {
+            Ok(file) => file,
+            // Who had the directory has just removed it.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
         match file.try_lock() {
-            Ok(()) => return Ok(Some(file)),
+            Ok(()) if is_at(&file, &path).map_err(failed("look at", &path))? => return Ok(Some(file)),
+            // It was removed with the directory before it was ours, and locks nothing.
+            Ok(()) => {}
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
             Err(TryLockError::Error(error)) => return Err(failed("lock", &path)(error)),
         }
     }
     Ok(None)
+}
+
+/// Whether it is this file that lies there.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(there) => Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// A cursor that is missing or damaged says nothing: everything that is there is sent again.

@@ -112,6 +112,45 @@ fn one_process_has_a_directory() {
 }
 
 #[test]
+fn a_directory_that_is_removed_while_somebody_opens_it_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("spool");
+    // Each takes it, or finds it in use; whoever had it last removes it under the others.
+    let use_it = || {
+        for n in 0..200 {
+            let mut spool = match Spool::open(&dir, small()) {
+                Ok(spool) => spool,
+                Err(SpoolError::InUse { .. }) => continue,
+                Err(error) => panic!("{error}"),
+            };
+            spool.append(&message(n, 10), true).unwrap();
+            assert_same(&rest(&mut spool), &[message(n, 10)]);
+            spool.ack(spool.position()).unwrap();
+            assert_eq!(spool.finish().unwrap().messages, 0);
+        }
+    };
+    std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(use_it))));
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_directory_says_for_which_stream_it_is_if_anybody_noted_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = open(dir.path());
+    assert_eq!(Spool::destination(dir.path()), None);
+    spool.set_destination(i128::MAX).unwrap();
+    spool.set_destination(-17).unwrap();
+    drop(spool);
+    open(dir.path());
+    assert_eq!(Spool::destination(dir.path()), Some(-17));
+    for torn in ["", "1", "x\n", "1\n2\n"] {
+        std::fs::write(dir.path().join(LOCK), torn).unwrap();
+        assert_eq!(Spool::destination(dir.path()), None, "{torn:?}");
+    }
+    assert_eq!(Spool::destination(&dir.path().join("nowhere")), None);
+}
+
+#[test]
 fn another_process_gets_a_clear_error() {
     if std::env::var_os(CHILD).is_some() {
         return;

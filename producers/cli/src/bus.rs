@@ -7,7 +7,7 @@ use std::time::Duration;
 use glasshouse_execution::SinkError;
 use glasshouse_nats::{
     Bus, ClaimOutcome, Claims, ConnectOptions, Error, Heartbeat, Leftover, Publisher, PublisherOptions,
-    Spool, SpooledOptions, SpooledPublisher,
+    Spool, SpooledOptions, SpooledPublisher, StreamPosition,
 };
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::{EncodedFrame, LifecycleEvent};
@@ -24,11 +24,14 @@ pub(crate) async fn connect(url: &str, creds: Option<&Path>) -> Result<Bus, Erro
     glasshouse_nats::connect(options).await
 }
 
-/// Connects to a server that has the stream of events: found out now and not after a command ran.
-pub(crate) async fn connect_to_publish(url: &str, creds: Option<&Path>) -> Result<Bus, Error> {
+/// Connects to a server that has the stream of events, and says which one: found out now and not after a command ran.
+pub(crate) async fn connect_to_publish(
+    url: &str,
+    creds: Option<&Path>,
+) -> Result<(Bus, StreamPosition), Error> {
     let bus = connect(url, creds).await?;
-    bus.position(glasshouse_nats::EVENTS).await?;
-    Ok(bus)
+    let events = bus.position(glasshouse_nats::EVENTS).await?;
+    Ok((bus, events))
 }
 
 /// Publishes one execution's events. [`BusSink::flush`] says what became of all.

@@ -11,6 +11,7 @@
 mod args;
 mod bus;
 mod commands;
+mod leftovers;
 mod receipt_file;
 mod render;
 mod sink;

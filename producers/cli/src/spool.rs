@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use glasshouse_nats::{Spool, SpoolOptions};
+use glasshouse_nats::{Spool, SpoolOptions, StreamPosition};
 use glasshouse_schema::ids::ExecutionId;
 
 use crate::args::BusArgs;
@@ -93,13 +93,19 @@ impl SpoolDirArgs {
 }
 
 impl RunSpoolArgs {
-    /// The spool of `execution`; `None` if it is turned off.
-    pub(crate) fn open(&self, execution: ExecutionId) -> anyhow::Result<Option<Spool>> {
+    /// The spool of `execution` for the stream `events`; `None` if it is turned off.
+    pub(crate) fn open(
+        &self,
+        execution: ExecutionId,
+        events: &StreamPosition,
+    ) -> anyhow::Result<Option<Spool>> {
         if self.spool_bytes == 0 {
             return Ok(None);
         }
         let options = SpoolOptions { max_bytes: self.spool_bytes, ..SpoolOptions::default() };
-        Ok(Some(Spool::open(self.dir.path()?.join(execution.to_string()), options)?))
+        let spool = Spool::open(self.dir.path()?.join(execution.to_string()), options)?;
+        spool.set_destination(events.created_unix_ns)?;
+        Ok(Some(spool))
     }
 }
 

@@ -12,7 +12,7 @@ use glasshouse_execution::{
     Engine, EngineReport, ExecutionBackend, ExecutionSpec, ProfilingController, StdStreams,
 };
 use glasshouse_host_probe::{EbpfController, LoadOptions};
-use glasshouse_nats::{Leftover, Spool};
+use glasshouse_nats::{Leftover, Spool, StreamPosition};
 use glasshouse_schema::Verdict;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules};
@@ -21,6 +21,7 @@ use tracing::Instrument;
 
 use crate::args::{FailOn, LogArgs, RunArgs};
 use crate::bus::{BusSink, Flushed, connect_to_publish};
+use crate::leftovers::Leftovers;
 use crate::receipt_file::ReceiptFile;
 use crate::sink::{LocalFold, LocalReceipt, RunSink};
 use crate::spool::human;
@@ -59,10 +60,17 @@ pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode
 async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let spec = spec(&args, &policies)?;
     let execution = spec.id;
+    let mut leftovers = None;
     let bus = match &args.bus.nats {
         None => None,
         Some(url) => match connect_to_publish(url, args.bus.creds.as_deref()).await {
-            Ok(bus) => Some(BusSink::new(&bus, spool(&args, execution))),
+            Ok((bus, events)) => {
+                let spool = spool(&args, execution, &events);
+                if spool.is_some() {
+                    leftovers = Some(Leftovers::send(&bus, &events, args.spool.dir.path()?));
+                }
+                Some(BusSink::new(&bus, spool))
+            }
             // Fail-open: the command still runs and its receipt is still written here.
             Err(error) => {
                 say(format_args!("glasshouse: error: {error:#}"));
@@ -82,6 +90,10 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let engine = Engine { controllers: controllers(&args), ..Engine::new(backend, sink.clone()) };
     let trace = glasshouse_telemetry::current_traceparent();
     let report = engine.run(spec, trace).await;
+    // Done by the time that our own events are.
+    if let Some(leftovers) = leftovers {
+        leftovers.stop();
+    }
 
     // The receipt first: nothing that the bus does can cost or delay it. From here on no error hides how the command
     // ended.
@@ -145,8 +157,8 @@ struct End {
 }
 
 /// The spool of this run. Fail-open, as with the bus: the command runs without one.
-fn spool(args: &RunArgs, execution: ExecutionId) -> Option<Spool> {
-    args.spool.open(execution).unwrap_or_else(|error| {
+fn spool(args: &RunArgs, execution: ExecutionId, events: &StreamPosition) -> Option<Spool> {
+    args.spool.open(execution, events).unwrap_or_else(|error| {
         say(format_args!("glasshouse: error: {error}"));
         say(format_args!("glasshouse: there is no spool: what the NATS server does not take is lost"));
         None

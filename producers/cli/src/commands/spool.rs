@@ -69,7 +69,7 @@ async fn send(args: SpoolSendArgs) -> anyhow::Result<ExitCode> {
         say(format_args!("glasshouse: nothing waits in {}", dir.display()));
         return Ok(ExitCode::SUCCESS);
     }
-    let bus = bus::connect_to_publish(&args.bus.nats, args.bus.creds.as_deref()).await?;
+    let (bus, _) = bus::connect_to_publish(&args.bus.nats, args.bus.creds.as_deref()).await?;
     let mut is_left = false;
     for (execution, dir) in found {
         match send_one(&bus, execution, &dir).await {
@@ -88,6 +88,20 @@ async fn send(args: SpoolSendArgs) -> anyhow::Result<ExitCode> {
     Ok(if is_left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// Returns when nothing is left of so many messages, or the server takes nothing any more.
+pub(crate) async fn drain(
+    publisher: &SpooledPublisher,
+    mut messages: u64,
+) -> Result<(), glasshouse_nats::Error> {
+    loop {
+        let left = publisher.flush(PATIENCE).await?.messages;
+        if left == 0 || left == messages {
+            return Ok(());
+        }
+        messages = left;
+    }
+}
+
 /// Sends what one execution left, and says what became of it.
 async fn send_one(bus: &Bus, execution: ExecutionId, dir: &Path) -> Result<Leftover, SpoolError> {
     let spool = Spool::open(dir, SpoolOptions::default())?;
@@ -99,14 +113,7 @@ async fn send_one(bus: &Bus, execution: ExecutionId, dir: &Path) -> Result<Lefto
             SpoolError::Io { operation: "send", path: dir.to_owned(), source: std::io::Error::other(other) }
         }
     };
-    let mut before = all;
-    loop {
-        let left = publisher.flush(PATIENCE).await.map_err(ended)?.messages;
-        if left == 0 || left == before {
-            break;
-        }
-        before = left;
-    }
+    drain(&publisher, all).await.map_err(ended)?;
     let state = publisher.state();
     let left = publisher.close().await.map_err(ended)?;
     let sent = all - left.messages;
