@@ -19,7 +19,7 @@ set -euo pipefail
 cd "$ROOT"
 
 CARGO_FUZZ_VERSION=0.13.2
-FOLDERS=(schema/fuzz producers/host-probe/fuzz)
+FOLDERS=(schema/fuzz producers/host-probe/fuzz nats/fuzz)
 GOLDEN=schema/tests/golden
 
 # A frame of 1 MiB takes 16 MiB and 64 times its own size at most (schema/tests/allocation.rs); no input here is as long.
@@ -86,7 +86,7 @@ fi
 sanitizer=${FUZZ_SANITIZER:-address}
 if [ "$sanitizer" != none ]; then export RUSTC_BOOTSTRAP=1; fi
 host=$(rustc -vV | sed -n 's/^host: //p')
-# One place for both folders, so that what they share is built once.
+# One place for all folders, so that what they share is built once.
 built=${CARGO_TARGET_DIR:-$ROOT/target}/fuzz
 if [ "$sanitizer" != address ]; then built+=-$sanitizer; fi
 # As cargo-fuzz sets it; and no long stack of every allocation, which costs a third of the time.
