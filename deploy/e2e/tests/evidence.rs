@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../../../aggregator/worker/tests/common/script.rs"]
+mod script;
+
 use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -10,20 +13,18 @@ use std::time::{Duration, Instant};
 use glasshouse_aggregator::Config;
 use glasshouse_e2e::{DEADLINE, command, output, stderr};
 use glasshouse_nats::{
-    Bus, ClaimOutcome, Claims, ConnectOptions, DEAD, EVENTS, NatsServer, Publisher, PublisherOptions,
-    RECEIPTS, ServerOptions, Topology,
+    Bus, ConnectOptions, DEAD, EVENTS, NatsServer, Publisher, PublisherOptions, RECEIPTS, ServerOptions,
+    Topology,
 };
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::frame::{FrameWriterConfig, Seal, SealTotals};
-use glasshouse_schema::lifecycle::{
-    Admitted, Attached, Claimed, Cleaned, Environment, Exited, Isolation, Outcome, Prepared, Profiled,
-    ProfilingMode, Requested, Sealed, SealedVantage, Started,
-};
+use glasshouse_schema::lifecycle::{Cleaned, Sealed, SealedVantage};
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_schema::{
-    Digest, EncodedFrame, Event, ExecFlags, ExecutionId, Fact, FrameWriter, LifecycleEvent, NodeId, PathRef,
-    Phase, ProcessKey, Receipt, Usage, Vantage, headers, subject, version,
+    Digest, EncodedFrame, Event, ExecFlags, ExecutionId, Fact, FrameWriter, PathRef, Phase, ProcessKey,
+    Receipt, Usage, Vantage, headers, subject, version,
 };
+use script::node;
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -92,12 +93,8 @@ impl Scene {
     }
 }
 
-fn node() -> NodeId {
-    NodeId::new("node-1.example").unwrap()
-}
-
 fn at(ms: u64, fact: Fact<'_>) -> Event<'_> {
-    let process = ProcessKey { tgid: 100, start_boot_ns: 40_000_000_000 };
+    let process = ProcessKey { tgid: 1, start_boot_ns: 40_000_000_000 };
     Event { boot_ns: 45_000_000_000 + ms * 1_000_000, process, fact }
 }
 
@@ -118,12 +115,14 @@ async fn publish(publisher: &Publisher, frames: &[EncodedFrame]) {
 
 /// Publishes a whole execution with five frames, and gives these.
 async fn perform(bus: &Bus, id: ExecutionId) -> Vec<EncodedFrame> {
-    let ClaimOutcome::Taken { epoch } = Claims::new(bus).take(id, &node()).await.unwrap() else {
-        panic!("the execution is claimed")
-    };
-    let mut writer = writer(id, epoch);
+    let begun = script::begun(bus, id).await;
+    let claimed = begun.iter().find_map(|phase| match phase {
+        Phase::Claimed(claimed) => Some(claimed.epoch),
+        _ => None,
+    });
+    let mut writer = writer(id, claimed.unwrap());
     let exec = Fact::Exec {
-        ppid: 1,
+        ppid: 0,
         exe: PathRef::resolved(b"/usr/bin/cat"),
         cwd: PathRef::resolved(b"/"),
         argv: &[b"cat", b"one", b"two"],
@@ -134,8 +133,7 @@ async fn perform(bus: &Bus, id: ExecutionId) -> Vec<EncodedFrame> {
         env_truncated: false,
         flags: ExecFlags::default(),
     };
-    let usage = Usage { user_ns: 1, system_ns: 1, max_rss_kib: 1, minor_faults: 1, major_faults: 0 };
-    let exit = Fact::Exit { code: 0, signal: 0, core_dumped: false, usage };
+    let exit = Fact::Exit { code: 0, signal: 0, core_dumped: false, usage: Usage::default() };
     let mut frames = Vec::new();
     for event in [at(0, exec), at(1, open(b"/one")), at(2, open(b"/two")), at(3, exit)] {
         writer.push(&event);
@@ -144,62 +142,13 @@ async fn perform(bus: &Bus, id: ExecutionId) -> Vec<EncodedFrame> {
     frames.extend(writer.seal(SealTotals::default(), Seal::default()));
     let head = frames.last().unwrap();
     let sealed = SealedVantage { vantage: Vantage::Host, frames: head.seq + 1, head: head.digest };
+    let sealed = Phase::Sealed(Sealed { vantages: vec![sealed], missing: Vec::new() });
 
-    let outcome = Outcome { exit_code: 0, signal: None, error: None };
-    let environment = Environment { runtime: "process".into(), ..Environment::default() };
-    let attached = Attached {
-        vantage: Vantage::Host,
-        controller: "ebpf".into(),
-        hooks: Vec::new(),
-        blind_spots: Vec::new(),
-    };
     let publisher = Publisher::new(bus, PublisherOptions::default());
-    let before = vec![
-        Phase::Requested(Requested {
-            argv: vec!["cat".into(), "one".into(), "two".into()],
-            workdir: "/".into(),
-            backend: "process".into(),
-            profile: ProfilingMode::Host,
-            profile_required: false,
-            labels: Default::default(),
-            trace_id: None,
-        }),
-        Phase::Admitted(Admitted::default()),
-        Phase::Claimed(Claimed { node: node(), epoch }),
-        Phase::Prepared(Prepared { backend: "process".into(), isolation: Isolation::Process, environment }),
-        Phase::Started(Started { root_pid: Some(100) }),
-        Phase::Profiled(Profiled { attached: vec![attached], unavailable: Vec::new() }),
-    ];
-    let after = vec![
-        Phase::Exited(Exited {
-            outcome,
-            start_unix_ns: 1_700_000_000_000_000_000,
-            end_unix_ns: 1_700_000_001_000_000_000,
-            rusage: None,
-            stdout_hash: None,
-            stderr_hash: None,
-        }),
-        Phase::Sealed(Sealed { vantages: vec![sealed], missing: Vec::new() }),
-        Phase::Cleaned(Cleaned::default()),
-    ];
-    tell(&publisher, id, before).await;
+    script::publish(&publisher, id, begun).await;
     publish(&publisher, &frames).await;
-    tell(&publisher, id, after).await;
+    script::publish(&publisher, id, vec![script::exited(), sealed, Phase::Cleaned(Cleaned::default())]).await;
     frames
-}
-
-async fn tell(publisher: &Publisher, id: ExecutionId, phases: Vec<Phase>) {
-    for phase in phases {
-        let event = LifecycleEvent {
-            schema_version: version::LIFECYCLE,
-            execution_id: id,
-            node: Some(node()),
-            unix_ns: 1_700_000_000_000_000_000,
-            phase,
-        };
-        publisher.publish_lifecycle(&event, None).await.unwrap();
-    }
-    publisher.flush().await.unwrap();
 }
 
 async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {

@@ -1,20 +1,21 @@
 //! What the tests share: a real server per test, workers on it, and executions of which they hear.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+mod script;
+
 use std::path::Path;
 use std::time::Duration;
 
 use glasshouse_aggregator::{Config, Error, run};
 use glasshouse_nats::{
-    Bus, Checkpoints, ClaimOutcome, Claims, ConnectOptions, NatsServer, Publisher, PublisherOptions,
-    ServerOptions, StreamStart, Topology,
+    Bus, Checkpoints, ConnectOptions, NatsServer, Publisher, PublisherOptions, ServerOptions, StreamStart,
+    Topology,
 };
 use glasshouse_schema::dead::DeadLetter;
-use glasshouse_schema::lifecycle::{
-    Admitted, Attached, Claimed, Cleaned, Environment, Exited, Isolation, Outcome, Prepared, Profiled,
-    ProfilingMode, Requested, Sandbox, Started, Unprofiled,
-};
-use glasshouse_schema::{ExecutionId, LifecycleEvent, NodeId, Phase, Receipt, Vantage, version};
+use glasshouse_schema::lifecycle::Unprofiled;
+use glasshouse_schema::{ExecutionId, Phase, Receipt};
+#[allow(unused_imports, reason = "each test file uses a part")]
+pub(crate) use script::{begun, ended, node, publish};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -81,86 +82,8 @@ pub(crate) fn execution(n: u16) -> ExecutionId {
     ExecutionId::from_parts(1_700_000_000_000, [high, low, 0, 0, 0, 0, 0, 0, 0, 0])
 }
 
-pub(crate) fn node() -> NodeId {
-    NodeId::new("node-1").unwrap()
-}
-
 pub(crate) fn publisher(bus: &Bus) -> Publisher {
     Publisher::new(bus, PublisherOptions::default())
-}
-
-pub(crate) async fn publish(publisher: &Publisher, execution: ExecutionId, phases: Vec<Phase>) {
-    for phase in phases {
-        let event = LifecycleEvent {
-            schema_version: version::LIFECYCLE,
-            execution_id: execution,
-            node: Some(node()),
-            unix_ns: 1_700_000_000_000_000_000,
-            phase,
-        };
-        publisher.publish_lifecycle(&event, None).await.unwrap();
-    }
-    publisher.flush().await.unwrap();
-}
-
-fn outcome() -> Outcome {
-    Outcome { exit_code: 0, signal: None, error: None }
-}
-
-/// The events of an execution up to `profiled`, its claim taken.
-pub(crate) async fn begun(bus: &Bus, execution: ExecutionId) -> Vec<Phase> {
-    let epoch = match Claims::new(bus).take(execution, &node()).await.unwrap() {
-        ClaimOutcome::Taken { epoch } | ClaimOutcome::Held { epoch, .. } => epoch,
-    };
-    vec![
-        Phase::Requested(Requested {
-            argv: vec!["true".into()],
-            workdir: "/".into(),
-            backend: "process".into(),
-            profile: ProfilingMode::Host,
-            profile_required: false,
-            labels: Default::default(),
-            trace_id: None,
-        }),
-        Phase::Admitted(Admitted::default()),
-        Phase::Claimed(Claimed { node: node(), epoch }),
-        Phase::Prepared(Prepared {
-            backend: "process".into(),
-            isolation: Isolation::Process,
-            environment: Environment {
-                runtime: "process".into(),
-                os: "linux".into(),
-                arch: "x86_64".into(),
-                kernel: String::new(),
-                sandbox: Sandbox { network: "host".into() },
-            },
-        }),
-        Phase::Started(Started { root_pid: Some(1) }),
-        Phase::Profiled(Profiled {
-            attached: vec![Attached {
-                vantage: Vantage::Host,
-                controller: "ebpf".into(),
-                hooks: Vec::new(),
-                blind_spots: Vec::new(),
-            }],
-            unavailable: Vec::new(),
-        }),
-    ]
-}
-
-/// The events after them of an execution whose seal is missing: it is closed at once and its receipt is partial.
-pub(crate) fn ended() -> Vec<Phase> {
-    vec![
-        Phase::Exited(Exited {
-            outcome: outcome(),
-            start_unix_ns: 1_700_000_000_000_000_000,
-            end_unix_ns: 1_700_000_001_000_000_000,
-            rusage: None,
-            stdout_hash: None,
-            stderr_hash: None,
-        }),
-        Phase::Cleaned(Cleaned::default()),
-    ]
 }
 
 pub(crate) fn unprofiled() -> Phase {

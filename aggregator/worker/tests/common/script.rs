@@ -1,0 +1,84 @@
+//! An execution that follows a script: what its producer says, event by event. The end-to-end tests play it too.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use glasshouse_nats::{Bus, ClaimOutcome, Claims, Publisher};
+use glasshouse_schema::lifecycle::{
+    Admitted, Attached, Claimed, Cleaned, Environment, Exited, Isolation, Outcome, Prepared, Profiled,
+    ProfilingMode, Requested, Sandbox, Started,
+};
+use glasshouse_schema::{ExecutionId, LifecycleEvent, NodeId, Phase, Vantage, version};
+
+pub(crate) fn node() -> NodeId {
+    NodeId::new("node-1").unwrap()
+}
+
+pub(crate) async fn publish(publisher: &Publisher, execution: ExecutionId, phases: Vec<Phase>) {
+    for phase in phases {
+        let event = LifecycleEvent {
+            schema_version: version::LIFECYCLE,
+            execution_id: execution,
+            node: Some(node()),
+            unix_ns: 1_700_000_000_000_000_000,
+            phase,
+        };
+        publisher.publish_lifecycle(&event, None).await.unwrap();
+    }
+    publisher.flush().await.unwrap();
+}
+
+/// The events of an execution up to `profiled`, its claim taken.
+pub(crate) async fn begun(bus: &Bus, execution: ExecutionId) -> Vec<Phase> {
+    let epoch = match Claims::new(bus).take(execution, &node()).await.unwrap() {
+        ClaimOutcome::Taken { epoch } | ClaimOutcome::Held { epoch, .. } => epoch,
+    };
+    vec![
+        Phase::Requested(Requested {
+            argv: vec!["true".into()],
+            workdir: "/".into(),
+            backend: "process".into(),
+            profile: ProfilingMode::Host,
+            profile_required: false,
+            labels: Default::default(),
+            trace_id: None,
+        }),
+        Phase::Admitted(Admitted::default()),
+        Phase::Claimed(Claimed { node: node(), epoch }),
+        Phase::Prepared(Prepared {
+            backend: "process".into(),
+            isolation: Isolation::Process,
+            environment: Environment {
+                runtime: "process".into(),
+                os: "linux".into(),
+                arch: "x86_64".into(),
+                kernel: String::new(),
+                sandbox: Sandbox { network: "host".into() },
+            },
+        }),
+        Phase::Started(Started { root_pid: Some(1) }),
+        Phase::Profiled(Profiled {
+            attached: vec![Attached {
+                vantage: Vantage::Host,
+                controller: "ebpf".into(),
+                hooks: Vec::new(),
+                blind_spots: Vec::new(),
+            }],
+            unavailable: Vec::new(),
+        }),
+    ]
+}
+
+/// The events after them of an execution whose seal is missing: it is closed at once and its receipt is partial.
+pub(crate) fn ended() -> Vec<Phase> {
+    vec![exited(), Phase::Cleaned(Cleaned::default())]
+}
+
+pub(crate) fn exited() -> Phase {
+    Phase::Exited(Exited {
+        outcome: Outcome { exit_code: 0, signal: None, error: None },
+        start_unix_ns: 1_700_000_000_000_000_000,
+        end_unix_ns: 1_700_000_001_000_000_000,
+        rusage: None,
+        stdout_hash: None,
+        stderr_hash: None,
+    })
+}
