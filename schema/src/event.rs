@@ -253,6 +253,13 @@ macro_rules! numbered {
             }
         }
 
+        /// The one whose number is 0.
+        impl Default for $name {
+            fn default() -> Self {
+                Self::ALL[0]
+            }
+        }
+
         impl From<$name> for u8 {
             fn from(value: $name) -> Self {
                 value as Self

@@ -191,7 +191,7 @@ name!(
 /// A process: its thread group id together with its start time, because ids are reused.
 ///
 /// `start_boot_ns` is the group leader's `start_boottime`: nanoseconds of CLOCK_BOOTTIME.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize)]
 pub struct ProcessKey {
     /// Thread group id in the initial pid namespace of the vantage point.
     pub tgid: u32,

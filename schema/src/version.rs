@@ -7,7 +7,7 @@ pub const RECEIPT: &str = "v0.4.0";
 /// The established grammar that [`RECEIPT`] extends and that is exported on request.
 pub const RECEIPT_V0_3: &str = "v0.3.0";
 /// Wire version of a frame.
-pub const FRAME: u8 = 2;
+pub const FRAME: u8 = 3;
 /// Version of the lifecycle event document.
 pub const LIFECYCLE: u32 = 1;
 /// Version of the verdict document.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use glasshouse_schema::Frame;
-use glasshouse_schema::frame::MAX_FRAME_BYTES;
+use glasshouse_schema::frame::{Body, MAX_FRAME_BYTES};
 
 struct Counting;
 
@@ -37,21 +37,41 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The lists of a body.
+/// The lists of a body up to version 2.
 const LISTS: usize = 15;
 /// Where they begin: an array with the base time before them.
 const BODY: [u8; 4] = [0xdc, 0x00, 0x10, 0x00];
 /// A seal's cost with every number 0.
 const COST: [u8; 5] = [0x94, 0, 0, 0, 0];
 
-/// The header of a real frame with its prelude: all that stands before the body.
+/// The header of a frame of version 2 with its prelude: all that stands before the body.
 fn beginning() -> Vec<u8> {
-    let empty = common::writer().seal(Default::default(), Default::default()).remove(0);
-    let frame = Frame::decode(&empty.bytes).unwrap();
+    let seal = std::fs::read(common::path("tests/golden/frame-v2-seal.bin")).unwrap();
     let body = [&BODY[..], &[0x90; LISTS]].concat();
-    let at = empty.bytes.windows(body.len()).position(|window| window == body).unwrap();
-    assert_eq!(frame.body.events(), 0);
-    empty.bytes[..at].to_vec()
+    let at = seal.windows(body.len()).position(|window| window == body).unwrap();
+    assert_eq!(Frame::decode(&seal).unwrap().body.events(), 0);
+    seal[..at].to_vec()
+}
+
+/// A frame of version 3 with this body.
+fn packed(body: &[u8]) -> Vec<u8> {
+    let empty = common::writer().seal(Default::default(), Default::default()).remove(0).bytes;
+    // Base time, processes, paths and 13 lists, all 0.
+    let none = [&[0xc4, 16][..], &[0; 16]].concat();
+    let at = empty.windows(none.len()).position(|window| window == none).unwrap();
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    [&empty[..at], &[0xc6], &length, body, &[0xc0]].concat()
+}
+
+/// LEB128.
+fn number(mut number: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
 }
 
 fn measure(name: &str, bytes: &[u8]) {
@@ -138,4 +158,61 @@ fn hostile_frames_are_cheap() {
         assert!(Frame::decode(&bytes).is_ok());
         measure("as many empty names in the seal as fit", &bytes);
     }
+
+    let refused = |name: &str, body: &[u8]| {
+        let bytes = packed(body);
+        assert!(Frame::decode(&bytes).is_err(), "{name}");
+        measure(name, &bytes);
+    };
+    assert!(Frame::decode(&packed(&[0; 16])).is_ok());
+    // Each list in turn, paths included, claims more than there is, those before it are empty.
+    for list in 1..16 {
+        for claimed in [1 << 16, 1 << 32, u64::MAX] {
+            refused(
+                "a packed list that is not there",
+                &[&vec![0; list], &*number(claimed), &[0; 9]].concat(),
+            );
+        }
+    }
+    // Paths that share a long beginning each: 3 bytes that stand for 4 KiB.
+    let paths = 200_000;
+    let lengths = [number(4096), vec![0; paths - 1]].concat();
+    let shared = [&[2, 0, 1][..], &number(4096), &number(paths as u64 - 1)].concat();
+    let body =
+        [&[0, 0][..], &number(paths as u64), &[2, 0, 1, 1], &number(paths as u64 - 1), &shared, &[0, 0]];
+    refused("paths that share", &[&body.concat()[..], &lengths, &[b'x'; 4096], &[0; 13]].concat());
+
+    // As many of the smallest entries as are let through, of each kind; one more is not even written.
+    let golden = std::fs::read(common::path("tests/golden/frame-v3-events.bin")).unwrap();
+    let mut golden = Frame::decode(&golden).unwrap();
+    golden.body.dns.iter_mut().for_each(|dns| (dns.name, dns.answers) = (b"", Vec::new()));
+    macro_rules! many {
+        ($($list:ident)+) => {$(
+            for events in [(1 << 16) - 2, (1 << 16) - 1] {
+                let mut frame = golden.clone();
+                let entry = frame.body.$list.pop().unwrap();
+                let (processes, paths) = (frame.body.processes.clone(), frame.body.paths.clone());
+                frame.body = Body { processes, paths, $list: vec![entry; events], ..Body::default() };
+                match frame.encode() {
+                    Ok(bytes) => {
+                        assert!(Frame::decode(&bytes).is_ok());
+                        measure(concat!("as many packed ", stringify!($list), " as fit"), &bytes);
+                    }
+                    Err(error) => assert!(events == (1 << 16) - 1, "{error}"),
+                }
+            }
+        )+};
+    }
+    many! { forks execs exits credentials opens deletes renames changes ios sockets traffic dns operations }
+
+    // One exec with as many empty arguments as fit.
+    let arguments = MAX_FRAME_BYTES - 1024;
+    // One process and one path, no fork, then the exec; the count of its arguments is the one number of a column.
+    let mut body = [&[0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'/', 0, 1, 0][..], &[0; 9]].concat();
+    body.extend(number(arguments as u64));
+    body.extend(vec![0; arguments]);
+    body.extend([0; 12 + 11]);
+    let bytes = packed(&body);
+    assert_eq!(Frame::decode(&bytes).unwrap().body.execs[0].argv.len(), arguments);
+    measure("as many empty packed arguments as fit", &bytes);
 }

@@ -205,7 +205,7 @@ impl Said {
     }
 
     fn frame(&mut self, Frame { body, .. }: &Frame<'_>) {
-        let path = |index: u32| body.paths[index as usize];
+        let path = |index: u32| body.paths.at(index);
         let mut say = |after_ns: u64, process: u32, fact: Fact<'_>, count: u64| {
             let process = body.processes[process as usize];
             let event = Event { boot_ns: body.base_boot_ns + after_ns, process, fact };

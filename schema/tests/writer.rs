@@ -56,7 +56,10 @@ fn a_frame_is_flushed_by_size() {
         paths.iter().zip(0..).filter_map(|(p, n)| writer.push(&open(n, 1, p.as_bytes()))).collect();
     assert!(frames.len() > 2);
     for frame in &frames {
-        assert!((2048..8192).contains(&frame.bytes.len()), "{} bytes", frame.bytes.len());
+        let body = Frame::decode(&frame.bytes).unwrap().body;
+        let unpacked = body.paths.bytes() + 24 * body.events();
+        assert!((3072..4096).contains(&unpacked), "{unpacked} bytes");
+        assert!(frame.bytes.len() < unpacked / 2, "{} bytes", frame.bytes.len());
     }
 }
 
@@ -66,15 +69,16 @@ fn no_frame_grows_beyond_what_is_read() {
     let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: usize::MAX, ..config() });
     let mut frames = Vec::new();
     for n in 0..60_000 {
-        // Distinct, with every number as wide as it gets.
+        // Distinct, with every number about as wide as it gets.
+        let wide = u32::MAX - n as u32;
         let fact = Fact::Exec {
-            ppid: u32::MAX,
+            ppid: wide,
             exe: PathRef::resolved(b"/x"),
             cwd: PathRef::resolved(b"/"),
             argv: &[],
             argv_truncated: true,
-            uid: u32::MAX,
-            gid: u32::MAX,
+            uid: wide,
+            gid: wide,
             env: &[],
             env_truncated: true,
             flags: ExecFlags(u16::MAX),
@@ -292,11 +296,20 @@ fn long_names_and_answers_are_cut_and_say_so() {
 #[test]
 fn no_frame_of_the_widest_events_grows_beyond_what_is_read() {
     let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: usize::MAX, ..config() });
-    let wide = u64::MAX;
-    let usage =
-        Usage { user_ns: wide, system_ns: wide, max_rss_kib: wide, minor_faults: wide, major_faults: wide };
-    let fact = Fact::Exit { code: u8::MAX, signal: u8::MAX, core_dumped: true, usage };
-    let event = |n: u64| Event { boot_ns: n << 40, process: process(1), fact };
+    let event = |n: u64| {
+        let wide = u64::MAX - n;
+        let usage = Usage {
+            user_ns: wide,
+            system_ns: wide,
+            max_rss_kib: wide,
+            minor_faults: wide,
+            major_faults: wide,
+        };
+        let (code, signal) = (u8::MAX - n as u8 % 2, u8::MAX - n as u8 % 2);
+        let fact = Fact::Exit { code, signal, core_dumped: n % 2 == 0, usage };
+        // Times that jump to and fro are the longest steps.
+        Event { boot_ns: n % 2 << 63 | n, process: process(1), fact }
+    };
     let mut frames: Vec<_> = (0..30_000).filter_map(|n| writer.push(&event(n))).collect();
     frames.extend(writer.seal(SealTotals::default(), Seal::default()));
     let largest = frames.iter().map(|frame| frame.bytes.len()).max().unwrap();

@@ -9,6 +9,7 @@ use glasshouse_schema::receipt::{Cap, CredentialChange, Dns, Exec, File, Operati
 use glasshouse_schema::time::rfc3339;
 use glasshouse_schema::{Vantage, words};
 
+use crate::capped::Entry;
 use crate::chain::Chain;
 use crate::facts::{self, ByStart, CredentialFact, ExecFact, Named, ProcessFacts};
 use crate::files::{ChangeFacts, Deed, FileFacts};
@@ -90,7 +91,7 @@ pub(crate) fn processes(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Ve
         // What a process ran when it began, for the children that it forked before it ran anything else.
         let mut ran_at_start: BTreeMap<ByStart, &ExecFact> = BTreeMap::new();
         // Sorted by start, so a parent has been seen before its children.
-        for (key, facts, events) in chain.facts.processes.iter() {
+        for Entry { key, value: facts, events, .. } in chain.facts.processes.sorted() {
             let inherited = facts.fork.and_then(|(forked_at, parent)| {
                 let ran_then = chain
                     .facts
@@ -102,7 +103,7 @@ pub(crate) fn processes(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Ve
             if let Some(exec) = inherited {
                 ran_at_start.insert(*key, exec);
             }
-            budget.push(&mut list, events, || {
+            budget.push(&mut list, *events, || {
                 let process = process(*vantage, chain, *key, facts, inherited);
                 let bytes = process_bytes(&process);
                 (process, bytes)
@@ -207,8 +208,8 @@ fn usage(usage: event::Usage) -> Option<Usage> {
 pub(crate) fn files(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<File> {
     let mut list = Vec::new();
     for (vantage, chain) in chains {
-        for (path, facts, events) in chain.facts.files.iter() {
-            budget.push(&mut list, events, || {
+        for Entry { key: path, value: facts, events, .. } in chain.facts.files.sorted() {
+            budget.push(&mut list, *events, || {
                 let file = file(*vantage, path, facts);
                 let bytes = file_bytes(&file);
                 (file, bytes)
@@ -312,9 +313,9 @@ fn results<'r, R: 'r, W: Into<String>>(
 pub(crate) fn sockets(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Socket> {
     let mut list = Vec::new();
     for (vantage, chain) in chains {
-        for ((dst, protocol), socket, events) in chain.facts.sockets.iter() {
+        for Entry { key: (dst, protocol), value: socket, events, .. } in chain.facts.sockets.sorted() {
             // An address has its entries together or not at all, so its events are counted once.
-            budget.push_all(&mut list, events, || {
+            budget.push_all(&mut list, *events, || {
                 let entries = socket_entries(*vantage, dst, protocol, socket);
                 let bytes = entries.iter().map(socket_bytes).sum();
                 (entries, bytes)
@@ -355,8 +356,8 @@ fn socket_bytes(socket: &Socket) -> u64 {
 pub(crate) fn dns(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Dns> {
     let mut list = Vec::new();
     for (vantage, chain) in chains {
-        for ((server, name, query_type), facts, events) in chain.facts.dns.iter() {
-            budget.push(&mut list, events, || {
+        for Entry { key: (server, name, query_type), value: facts, events, .. } in chain.facts.dns.sorted() {
+            budget.push(&mut list, *events, || {
                 let dns = Dns {
                     server: server.clone(),
                     name: text(name),
@@ -382,13 +383,15 @@ pub(crate) fn dns(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Dns>
 pub(crate) fn operations(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Vec<Operation> {
     let mut list = Vec::new();
     for (vantage, chain) in chains {
-        for ((operation, value, target), facts, events) in chain.facts.operations.iter() {
-            budget.push(&mut list, events, || {
+        for Entry { key: (operation, value, target), value: facts, events, .. } in
+            chain.facts.operations.sorted()
+        {
+            budget.push(&mut list, *events, || {
                 let operation = Operation {
                     operation: operation.as_str().into(),
                     detail: words::operation_detail(*operation, *value),
                     target: (*target != 0).then_some(*target),
-                    count: events.min(MAX_INTEGER),
+                    count: (*events).min(MAX_INTEGER),
                     results: results(&facts.results, |result| result_name(*result)),
                     pids: facts.pids.keys().copied().collect(),
                     vantage: *vantage,

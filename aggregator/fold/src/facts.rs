@@ -1,11 +1,11 @@
 //! The facts of one chain, as sets and sums.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use glasshouse_schema::canonical::MAX_INTEGER;
 use glasshouse_schema::event::{ExecFlags, FileChange, Operation, PathFlags, PathRef, Usage};
-use glasshouse_schema::frame::{Body, Entry};
+use glasshouse_schema::frame::{self, Body, Entry};
 use glasshouse_schema::ids::{Digest, ProcessKey};
 
 use crate::capped::CappedMap;
@@ -27,7 +27,7 @@ pub(crate) const MAX_NAMED: usize = 64;
 pub(crate) const LAST_ERRNO: i32 = -4095;
 
 /// Processes sort by their start, so that the first of an execution are the ones that stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ByStart {
     pub(crate) start_boot_ns: u64,
     pub(crate) tgid: u32,
@@ -157,34 +157,39 @@ pub(crate) struct ExitFact {
     pub(crate) usage: Usage,
 }
 
-/// What is named at one entry: the [`MAX_NAMED`] that sort first, and whether there were more.
+/// What is named at one entry: the [`MAX_NAMED`] that sort first, in that order, and whether there were more.
 #[derive(Debug, Clone)]
 pub(crate) struct Named<K, V = ()> {
-    entries: BTreeMap<K, V>,
+    entries: Vec<(K, V)>,
     pub(crate) has_more: bool,
 }
 
 impl<K, V> Default for Named<K, V> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), has_more: false }
+        Self { entries: Vec::new(), has_more: false }
     }
 }
 
 impl<K: Ord, V: Default> Named<K, V> {
     pub(crate) fn change(&mut self, key: K, change: impl FnOnce(&mut V)) {
-        change(self.entries.entry(key).or_default());
-        if self.entries.len() > MAX_NAMED {
-            self.entries.pop_last();
-            self.has_more = true;
+        match self.entries.binary_search_by(|(known, _)| known.cmp(&key)) {
+            Ok(at) => change(&mut self.entries[at].1),
+            Err(at) => {
+                let mut value = V::default();
+                change(&mut value);
+                self.entries.insert(at, (key, value));
+                self.has_more |= self.entries.len() > MAX_NAMED;
+                self.entries.truncate(MAX_NAMED);
+            }
         }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.entries.iter()
+        self.entries.iter().map(|(key, value)| (key, value))
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
-        self.entries.keys()
+        self.entries.iter().map(|(key, _)| key)
     }
 }
 
@@ -207,20 +212,32 @@ pub(crate) fn add(sum: &mut u64, count: u64) {
     *sum = sum.saturating_add(count).min(MAX_INTEGER);
 }
 
-/// The paths of a frame; one that becomes part of the facts is copied once.
+/// The paths of a frame: one that becomes part of the facts is copied once, and its entry is looked for once.
 struct Paths<'f> {
-    paths: &'f [PathRef<'f>],
+    paths: &'f frame::Paths,
     owned: Vec<Option<Path>>,
+    slots: Vec<Slot>,
+}
+
+#[derive(Clone, Copy)]
+enum Slot {
+    Unknown,
+    /// Where the path's entry lies; a path that sorts behind those that are kept has none.
+    Known(Option<u32>),
 }
 
 impl<'f> Paths<'f> {
+    fn of(paths: &'f frame::Paths) -> Self {
+        Self { paths, owned: vec![None; paths.len()], slots: vec![Slot::Unknown; paths.len()] }
+    }
+
     fn get(&self, index: u32) -> PathRef<'f> {
-        self.paths[index as usize]
+        self.paths.at(index)
     }
 
     fn own(&mut self, index: u32) -> Path {
-        let bytes = self.paths[index as usize].bytes;
-        Arc::clone(self.owned[index as usize].get_or_insert_with(|| Arc::from(bytes)))
+        let path = self.paths.at(index).bytes;
+        Arc::clone(self.owned[index as usize].get_or_insert_with(|| Arc::from(path)))
     }
 }
 
@@ -229,7 +246,9 @@ impl Facts {
     pub(crate) fn apply(&mut self, body: &Body<'_>) {
         let process = |index: u32| ByStart::from(body.processes[index as usize]);
         let at = |after_ns: u64| body.base_boot_ns.saturating_add(after_ns);
-        let mut paths = Paths { paths: &body.paths, owned: vec![None; body.paths.len()] };
+        let mut paths = Paths::of(&body.paths);
+        // Slots are known until then.
+        self.files.make_room();
 
         for path in body.paths.iter().filter(|path| path.flags.contains(PathFlags::TRUNCATED)) {
             self.truncated_paths.insert(Digest::of(path.bytes));
@@ -389,6 +408,34 @@ impl Facts {
         change: impl FnOnce(&mut FileFacts, PathFlags),
     ) {
         let PathRef { bytes, flags } = paths.get(index);
-        self.files.change(bytes, || paths.own(index), events, |file| change(file, flags));
+        let slot = match paths.slots[index as usize] {
+            Slot::Known(slot) => slot,
+            Slot::Unknown => {
+                let slot = self.files.slot(bytes, || paths.own(index));
+                paths.slots[index as usize] = Slot::Known(slot);
+                slot
+            }
+        };
+        if let Some(file) = self.files.at(slot, events) {
+            change(file, flags);
+        }
+    }
+
+    /// Whether nothing is beyond the limits.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.processes.is_settled()
+            && self.files.is_settled()
+            && self.sockets.is_settled()
+            && self.dns.is_settled()
+            && self.operations.is_settled()
+    }
+
+    /// Lets go of what is beyond the limits, as a receipt does.
+    pub(crate) fn settle(&mut self) {
+        self.processes.settle();
+        self.files.settle();
+        self.sockets.settle();
+        self.dns.settle();
+        self.operations.settle();
     }
 }

@@ -242,7 +242,12 @@ impl ExecutionFold {
 
     /// What the execution folds to: its receipt, or `None` when nothing was profiled.
     pub fn receipt(&self) -> Option<Receipt> {
-        receipt::build(self)
+        if self.chains.values().all(|chain| chain.facts.is_settled()) {
+            return receipt::build(self);
+        }
+        let mut settled = self.clone();
+        settled.chains.values_mut().for_each(|chain| chain.facts.settle());
+        receipt::build(&settled)
     }
 
     fn has(&self, phase: PhaseName) -> bool {

@@ -324,20 +324,21 @@ fn caps(chains: &[(Vantage, &Chain)], budgets: &[Budget]) -> Vec<Cap> {
     let mut caps = Vec::new();
     for (_, chain) in chains {
         let facts = &chain.facts;
-        let processes = || facts.processes.iter().map(|(_, process, _)| process);
+        let processes = || facts.processes.iter().map(|entry| &entry.value);
         let execs_left_out = processes().map(|process| process.execs.left_out()).sum();
         let credentials_left_out = processes().map(|process| process.credentials.left_out()).sum();
         let cut = |is_cut: fn(&FileFacts) -> bool| {
-            facts.files.iter().filter(|(_, file, _)| is_cut(file)).count() as u64
+            facts.files.iter().filter(|entry| is_cut(&entry.value)).count() as u64
         };
         let cut_changed = |is_cut: fn(&ChangeFacts) -> bool| {
-            let changed = facts.files.iter().filter_map(|(_, file, _)| file.changed.as_deref());
+            let changed = facts.files.iter().filter_map(|entry| entry.value.changed.as_deref());
             changed.filter(|changed| is_cut(changed)).count() as u64
         };
-        let cut_dns =
-            |is_cut: fn(&DnsFacts) -> bool| facts.dns.iter().filter(|(_, dns, _)| is_cut(dns)).count() as u64;
-        let cut_sockets = facts.sockets.iter().filter(|(_, socket, _)| socket.has_more_pids()).count() as u64;
-        let cut_operations = facts.operations.iter().filter(|(_, of, _)| of.pids.has_more).count() as u64;
+        let cut_dns = |is_cut: fn(&DnsFacts) -> bool| {
+            facts.dns.iter().filter(|entry| is_cut(&entry.value)).count() as u64
+        };
+        let cut_sockets = facts.sockets.iter().filter(|entry| entry.value.has_more_pids()).count() as u64;
+        let cut_operations = facts.operations.iter().filter(|entry| entry.value.pids.has_more).count() as u64;
         let named = facts::MAX_NAMED as u64;
         let lists = [
             ("files[].by", named, cut(|file| file.deeds.has_more)),
@@ -377,8 +378,8 @@ fn saw_root_exec(fold: &ExecutionFold, vantage: Vantage, chain: &Chain) -> bool 
         Some(Phase::Started(started)) if vantage == Vantage::Host => started.root_pid,
         _ => None,
     };
-    let mut execs = chain.facts.processes.iter().filter(|(_, facts, _)| !facts.execs.facts().is_empty());
-    execs.any(|(process, _, _)| root.is_none_or(|root| root == process.tgid))
+    let mut execs = chain.facts.processes.iter().filter(|entry| !entry.value.execs.facts().is_empty());
+    execs.any(|entry| root.is_none_or(|root| root == entry.key.tgid))
 }
 
 /// Why the receipt is not closed. Empty only when completeness is shown.

@@ -108,7 +108,7 @@ fn counts_and_times_at_their_limits_do_not_overflow() {
             }
             frame.body.base_boot_ns = u64::MAX;
             frame.body.processes = vec![ProcessKey { tgid: u32::MAX, start_boot_ns: u64::MAX }];
-            frame.body.paths = vec![PathRef::resolved(b"/x")];
+            frame.body.paths = [PathRef::resolved(b"/x")].into_iter().collect();
             frame.body.opens = vec![Open { after_ns: u64::MAX, ..open_of(0, u32::MAX) }; 100_000 / 50];
             frame.body.forks = vec![Fork { after_ns: u64::MAX, process: 0, child: 0 }];
             let most = u64::MAX;
@@ -228,7 +228,7 @@ fn no_count_passes_what_a_json_number_holds() {
     for seq in 0..40 {
         scenario.add_frames([forged(seq, |frame| {
             one_process(frame);
-            frame.body.paths = vec![PathRef::resolved(b"/x")];
+            frame.body.paths = [PathRef::resolved(b"/x")].into_iter().collect();
             frame.body.opens = vec![open_of(0, u32::MAX); 60_000];
             frame.body.opens.push(Open { result: -2, ..open_of(0, u32::MAX) });
         })]);
@@ -265,8 +265,8 @@ fn what_is_named_often_is_not_copied_as_often() {
     let names: Vec<String> = (0..30_000).map(|n| format!("/{n}")).collect();
     hostile.add_frames([forged(0, |frame| {
         one_process(frame);
-        frame.body.paths = vec![PathRef::resolved(&long)];
-        frame.body.paths.extend(names.iter().map(|name| PathRef::resolved(name.as_bytes())));
+        frame.body.paths = [PathRef::resolved(&long)].into_iter().collect();
+        names.iter().for_each(|name| frame.body.paths.push(PathRef::resolved(name.as_bytes())));
         let rename =
             |from| Rename { after_ns: 0, process: 0, from, to: 0, result: 0, exchange: false, count: 1 };
         frame.body.renames = (1..=30_000).map(rename).collect();
@@ -274,7 +274,7 @@ fn what_is_named_often_is_not_copied_as_often() {
     // 10 000 processes that ran it in it.
     hostile.add_frames([forged(1, |frame| {
         frame.body.processes = (0..10_000).map(process).collect();
-        frame.body.paths = vec![PathRef::resolved(&long)];
+        frame.body.paths = [PathRef::resolved(&long)].into_iter().collect();
         let exec = |process| glasshouse_schema::frame::Exec {
             after_ns: 0,
             process,

@@ -62,8 +62,9 @@ fn folds() -> Vec<(&'static str, Vec<u8>)> {
     const FITTED_AND_LINKED: u8 = 3;
     let first_events = &include_bytes!("../../tests/golden/frame-v1-events.bin")[..];
     let first_seal = &include_bytes!("../../tests/golden/frame-v1-seal.bin")[..];
-    let events = &include_bytes!("../../tests/golden/frame-v2-events.bin")[..];
-    let seal = &include_bytes!("../../tests/golden/frame-v2-seal.bin")[..];
+    let second_events = &include_bytes!("../../tests/golden/frame-v2-events.bin")[..];
+    let events = &include_bytes!("../../tests/golden/frame-v3-events.bin")[..];
+    let seal = &include_bytes!("../../tests/golden/frame-v3-seal.bin")[..];
     let claimed = &include_bytes!("../../tests/golden/lifecycle-claimed.json")[..];
     let phases = |told: &[PhaseName]| {
         let bits = PhaseName::ALL.iter().enumerate().filter(|(_, name)| told.contains(name));
@@ -91,7 +92,17 @@ fn folds() -> Vec<(&'static str, Vec<u8>)> {
             ),
         ),
         ("first-version", input(&whole, &[(AS_IT_STANDS, first_events), (AS_IT_STANDS, first_seal)])),
-        ("both-versions", input(&whole, &[(FITTED_AND_LINKED, first_events), (FITTED_AND_LINKED, events)])),
+        (
+            "versions",
+            input(
+                &whole,
+                &[
+                    (FITTED_AND_LINKED, first_events),
+                    (FITTED_AND_LINKED, second_events),
+                    (FITTED_AND_LINKED, events),
+                ],
+            ),
+        ),
         ("gap", input(&whole, &[(AS_IT_STANDS, seal)])),
         ("disputed", input(&whole, &[(AS_IT_STANDS, events), (AS_IT_STANDS, &other), (AS_IT_STANDS, seal)])),
         ("failed", input(&[Requested, Admitted, Claimed, Failed, Cleaned], &[])),

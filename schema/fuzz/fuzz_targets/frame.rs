@@ -3,14 +3,19 @@
 #![no_main]
 
 use glasshouse_schema::Frame;
-use glasshouse_schema::frame::{DecodeError, MAX_FRAME_BYTES};
+use glasshouse_schema::frame::{DecodeError, EncodeError, MAX_FRAME_BYTES};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(frame) = Frame::decode(bytes) else { return };
     let (events, facts) = (frame.body.events() as u64, frame.body.facts());
     assert_eq!(facts.iter().map(|(_, delivered, _)| delivered).sum::<u64>(), events, "an event of no class");
-    let written = frame.encode().expect("a frame writes");
+    let written = match frame.encode() {
+        Ok(written) => written,
+        // Frames of older versions hold more events than are written now.
+        Err(EncodeError::Body(_)) if events > 1 << 15 => return,
+        Err(error) => panic!("what reads does not write: {error}"),
+    };
     match Frame::decode(&written) {
         Ok(again) => {
             assert_eq!(again, frame);

@@ -11,13 +11,13 @@ use serde_bytes::Bytes;
 
 use super::{
     Body, Change, Credentials, Delete, Dns, Entry, Exec, Exit, Fork, Io, MAX_DNS_ANSWERS, MAX_DNS_NAME_BYTES,
-    Open, Operation, Rename, Socket, Traffic,
+    Open, Operation, Paths, Rename, Socket, Traffic,
 };
-use crate::event::{Address, Event, Fact, PathFlags, PathRef};
+use crate::event::{Address, Event, Fact, PathRef};
 use crate::ids::ProcessKey;
 
-/// About how many bytes an event takes, its names and process set aside. At worst (an exit with every number as wide
-/// as it gets) it is 66.
+/// About how many bytes an event takes before it is packed, its names and process set aside. Packed it takes a third of that;
+/// at worst (an exit with every number as wide as it gets) it is 68.
 const EVENT_BYTES: usize = 24;
 
 /// The events of the frame being built, `after_ns` holding their whole time.
@@ -211,8 +211,7 @@ impl<T: Repeats> Table<T> {
 /// Byte strings with flags, each once.
 #[derive(Debug, Default)]
 struct Strings {
-    bytes: Vec<u8>,
-    spans: Vec<(Range<usize>, PathFlags)>,
+    strings: Paths,
     index: HashTable<u32>,
     hasher: RandomState,
 }
@@ -220,55 +219,38 @@ struct Strings {
 impl Strings {
     /// Where the string stands, and whether it is new.
     fn add(&mut self, string: PathRef<'_>) -> (u32, bool) {
-        let Self { bytes, spans, index, hasher } = self;
-        let hash = |string: &[u8], flags: PathFlags| {
+        let Self { strings, index, hasher } = self;
+        let hash = |string: PathRef<'_>| {
             let mut hasher = hasher.build_hasher();
-            hasher.write(string);
-            hasher.write_u8(flags.0);
+            hasher.write(string.bytes);
+            hasher.write_u8(string.flags.0);
             hasher.finish()
         };
-        let at = |at: &u32| {
-            let (span, flags) = &spans[*at as usize];
-            (&bytes[span.clone()], *flags)
-        };
-        let wanted = (string.bytes, string.flags);
-        let slot = index.entry(
-            hash(string.bytes, string.flags),
-            |known| at(known) == wanted,
-            |known| {
-                let (bytes, flags) = at(known);
-                hash(bytes, flags)
-            },
-        );
+        let slot =
+            index.entry(hash(string), |known| strings.at(*known) == string, |known| hash(strings.at(*known)));
         match slot {
             Slot::Occupied(known) => (*known.get(), false),
             Slot::Vacant(slot) => {
-                let next = spans.len() as u32;
+                let next = strings.len() as u32;
                 slot.insert(next);
-                spans.push((bytes.len()..bytes.len() + string.bytes.len(), string.flags));
-                bytes.extend_from_slice(string.bytes);
+                strings.push(string);
                 (next, true)
             }
         }
     }
 
     fn get(&self, at: u32) -> &[u8] {
-        &self.bytes[self.spans[at as usize].0.clone()]
-    }
-
-    fn iter(&self) -> impl Iterator<Item = PathRef<'_>> {
-        self.spans.iter().map(|(span, flags)| PathRef { bytes: &self.bytes[span.clone()], flags: *flags })
+        self.strings.at(at).bytes
     }
 
     fn clear(&mut self) {
-        self.bytes.clear();
-        self.spans.clear();
+        self.strings.clear();
         self.index.clear();
     }
 }
 
 impl Batch {
-    /// About how many bytes the events take.
+    /// About how many bytes the events take before they are packed.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -471,7 +453,7 @@ impl Batch {
         let mut body = Body {
             base_boot_ns: 0,
             processes: self.processes.entries.clone(),
-            paths: self.paths.iter().collect(),
+            paths: self.paths.strings.clone(),
             forks: self.forks.clone(),
             execs: self.execs.iter().map(exec).collect(),
             exits: self.exits.clone(),

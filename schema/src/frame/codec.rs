@@ -1,9 +1,9 @@
 //! Frame bytes to [`Frame`] and back.
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::Bytes;
 
-use super::{Body, Entry, Frame, Header, Seal, each_list};
-use crate::event::Class;
+use super::{Body, Entry, Frame, Header, Seal, each_list, packed};
 use crate::version;
 
 /// Largest frame that is written or read: with room for headers below a NATS server's default `max_payload`, 1 MiB.
@@ -41,6 +41,9 @@ pub enum DecodeError {
     /// MessagePack of another shape, or cut.
     #[error("the frame is malformed: {0}")]
     Malformed(#[from] rmp_serde::decode::Error),
+    /// The columns of the body are not what they should be.
+    #[error("the body of the frame is malformed: {0}")]
+    MalformedBody(&'static str),
     /// An index points outside of its table.
     #[error("the frame is inconsistent: {what} {index} of a table of {len}")]
     IndexOutOfRange {
@@ -59,25 +62,49 @@ pub enum DecodeError {
     TrailingBytes,
 }
 
+/// Why a frame cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// Header or seal.
+    #[error(transparent)]
+    MessagePack(#[from] rmp_serde::encode::Error),
+    /// The body, which no reader would take.
+    #[error("the body of the frame cannot be written: {0}")]
+    Body(&'static str),
+}
+
 #[derive(Serialize)]
-struct Wire<'w, 'a>(&'static str, u8, &'w Header, &'w Body<'a>, &'w Option<Seal>);
+struct Wire<'w>(&'static str, u8, &'w Header, &'w Bytes, &'w Option<Seal>);
 
 #[derive(Deserialize)]
-struct WireOwned<'a>(
+struct WireOwned<'a, B>(
     #[allow(dead_code, reason = "read as the magic before serde sees it")] &'a str,
     #[allow(dead_code, reason = "read as the version before serde sees it")] u8,
     Header,
-    #[serde(borrow)] Body<'a>,
+    B,
     Option<Seal>,
 );
 
 /// Writes a frame's parts as bytes.
-pub(super) fn encode(
-    header: &Header,
-    body: &Body<'_>,
-    seal: &Option<Seal>,
-) -> Result<Vec<u8>, rmp_serde::encode::Error> {
-    rmp_serde::to_vec(&Wire("ghf", version::FRAME, header, body, seal))
+pub(super) fn encode(header: &Header, body: &Body<'_>, seal: &Option<Seal>) -> Result<Vec<u8>, EncodeError> {
+    let body = packed::pack(body)?;
+    // Room for all of it: a frame is written once and kept.
+    let mut bytes = Vec::with_capacity(body.len() + 512);
+    Wire("ghf", version::FRAME, header, Bytes::new(&body), seal)
+        .serialize(&mut rmp_serde::Serializer::new(&mut bytes))?;
+    Ok(bytes)
+}
+
+fn read<'a, B: Deserialize<'a>>(bytes: &'a [u8]) -> Result<WireOwned<'a, B>, DecodeError> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    deserializer.set_max_depth(MAX_DEPTH);
+    let wire = WireOwned::deserialize(&mut deserializer)?;
+    // The deserializer hides how far it read; that not one marker more can be read says the same. A type without
+    // parts is asked for: inside of a cut list the end would look like the frame's.
+    match bool::deserialize(&mut deserializer) {
+        Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(wire),
+        _ => Err(DecodeError::TrailingBytes),
+    }
 }
 
 /// The wire version that bytes with a frame's magic say they have, whether this reader knows it or not.
@@ -100,25 +127,23 @@ impl<'a> Frame<'a> {
         if bytes[..MAGIC.len()] != MAGIC {
             return Err(DecodeError::NotAFrame);
         }
-        match bytes[MAGIC.len()] {
-            1..=version::FRAME => {}
+        let (header, body, seal) = match bytes[MAGIC.len()] {
+            1 | 2 => {
+                let WireOwned(_, _, header, body, seal) = read::<Body<'a>>(bytes)?;
+                (header, body, seal)
+            }
+            version::FRAME => {
+                let WireOwned(_, _, header, body, seal) = read::<&'a Bytes>(bytes)?;
+                (header, packed::unpack(body)?, seal)
+            }
             other => return Err(DecodeError::UnknownVersion(other)),
-        }
-        let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
-        deserializer.set_max_depth(MAX_DEPTH);
-        let WireOwned(_, _, header, body, seal) = WireOwned::deserialize(&mut deserializer)?;
-        // The deserializer hides how far it read; that not one marker more can be read says the same. A type without
-        // parts is asked for: inside of a cut list the end would look like the frame's.
-        match bool::deserialize(&mut deserializer) {
-            Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => {}
-            _ => return Err(DecodeError::TrailingBytes),
-        }
+        };
         body.check()?;
         Ok(Self { header, body, seal })
     }
 
     /// Writes the frame as bytes.
-    pub fn encode(&self) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+    pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
         encode(&self.header, &self.body, &self.seal)
     }
 }

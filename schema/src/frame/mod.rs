@@ -1,8 +1,9 @@
 //! A frame: one NATS message with a batch of a probe's events.
 //!
 //! On the wire it is one MessagePack array, `["ghf", version, header, body, seal | nil]`. Its first six bytes are
-//! fixed, so a reader knows magic and version before it parses. Structures are arrays (a newer reader accepts a
-//! shorter one); paths and processes are interned per frame.
+//! fixed, so a reader knows magic and version before it parses. Header and seal are arrays (a newer reader accepts a
+//! shorter one). The body is bytes: columns of numbers, a list per kind of event (`packed.rs`; up to version 2 it was arrays,
+//! too). Paths and processes are interned per frame, and paths share their beginnings.
 //!
 //! Frames of one (execution, node, vantage, epoch) form a chain: `seq` counts from 0 without gaps and `prev` is the
 //! SHA-256 of the bytes of the frame before (zero for the first). The last frame carries the [`Seal`]. Both numbers
@@ -11,14 +12,18 @@
 
 mod batch;
 mod codec;
+mod columns;
+mod packed;
+mod paths;
 mod writer;
 
-pub use codec::{DecodeError, MAX_DNS_ANSWERS, MAX_DNS_NAME_BYTES, MAX_FRAME_BYTES, version_of};
+pub use codec::{DecodeError, EncodeError, MAX_DNS_ANSWERS, MAX_DNS_NAME_BYTES, MAX_FRAME_BYTES, version_of};
+pub use paths::Paths;
 pub use writer::{EncodedFrame, FrameWriter, FrameWriterConfig, MAX_FLUSH_BYTES, SealTotals};
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Class, Counters, ExecFlags, FileChange, PathRef, SocketOperation, Usage};
+use crate::event::{Class, Counters, ExecFlags, FileChange, SocketOperation, Usage};
 use crate::ids::{Digest, ExecutionId, NodeId, ProcessKey, Vantage};
 
 /// One decoded frame, borrowing from the bytes it was read from.
@@ -54,15 +59,14 @@ pub struct Header {
 }
 
 /// The events of a frame, one list per kind. `process` and path fields are indexes into the tables.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct Body<'a> {
     /// Times in the lists are nanoseconds after this one (CLOCK_BOOTTIME).
     pub base_boot_ns: u64,
     /// Processes named in this frame.
     pub processes: Vec<ProcessKey>,
     /// Paths named in this frame.
-    #[serde(borrow)]
-    pub paths: Vec<PathRef<'a>>,
+    pub paths: Paths,
     /// Forks.
     pub forks: Vec<Fork>,
     /// Execs.
@@ -105,7 +109,7 @@ const fn one() -> u64 {
 }
 
 /// See [`crate::Fact::Fork`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Fork {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -116,7 +120,7 @@ pub struct Fork {
 }
 
 /// See [`crate::Fact::Exec`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct Exec<'a> {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -149,7 +153,7 @@ pub struct Exec<'a> {
 }
 
 /// See [`crate::Fact::Exit`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Exit {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -167,7 +171,7 @@ pub struct Exit {
 }
 
 /// See [`crate::Fact::Credentials`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Credentials {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -188,7 +192,7 @@ pub struct Credentials {
 }
 
 /// See [`crate::Fact::Open`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Open {
     /// Nanoseconds after the base, of the first of `count`.
     pub after_ns: u64,
@@ -208,7 +212,7 @@ pub struct Open {
 }
 
 /// See [`crate::Fact::Delete`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Delete {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -226,7 +230,7 @@ pub struct Delete {
 }
 
 /// See [`crate::Fact::Rename`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Rename {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -247,7 +251,7 @@ pub struct Rename {
 }
 
 /// See [`crate::Fact::Change`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Change {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -268,7 +272,7 @@ pub struct Change {
 }
 
 /// See [`crate::Fact::Io`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Io {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -287,7 +291,7 @@ pub struct Io {
 }
 
 /// See [`crate::Fact::Socket`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Socket<'a> {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -315,7 +319,7 @@ const fn connect() -> SocketOperation {
 }
 
 /// See [`crate::Fact::Traffic`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Traffic<'a> {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -339,7 +343,7 @@ pub struct Traffic<'a> {
 }
 
 /// See [`crate::Fact::Dns`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct Dns<'a> {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -367,7 +371,7 @@ pub struct Dns<'a> {
 }
 
 /// See [`crate::Fact::Operation`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub struct Operation {
     /// Nanoseconds after the base.
     pub after_ns: u64,
@@ -446,7 +450,7 @@ macro_rules! each_list {
     };
     (@ $class:ident $list:ident $then:expr; $($name:ident $of:expr,)+) => {
         $({
-            let ($class, $list) = (Class::$name, $of);
+            let ($class, $list) = ($crate::event::Class::$name, $of);
             $then
         })+
     };

@@ -43,7 +43,7 @@ pub struct FrameWriterConfig {
     pub epoch: u64,
     /// Unix time minus CLOCK_BOOTTIME in nanoseconds.
     pub unix_minus_boot_ns: i64,
-    /// A frame is flushed once its events take about this many bytes. No more than [`MAX_FLUSH_BYTES`] is used.
+    /// A frame is flushed once its events take about this many bytes before they are packed. No more than [`MAX_FLUSH_BYTES`] is used.
     pub flush_bytes: usize,
     /// A frame is flushed once its first event is this old.
     pub flush_age: Duration,

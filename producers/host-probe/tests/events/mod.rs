@@ -107,7 +107,7 @@ impl Facts {
             let body = &frame.body;
             let process = |index: u32| body.processes[index as usize];
             let at = |index: u32| {
-                let path = body.paths[index as usize];
+                let path = body.paths.at(index);
                 At { path: text(path.bytes), flags: path.flags }
             };
             let counted = &mut facts.counted;

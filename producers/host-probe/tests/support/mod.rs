@@ -262,7 +262,7 @@ pub fn decode(frames: &[EncodedFrame]) -> Vec<Seen> {
         let body = &frame.body;
         let process = |index: u32| body.processes[index as usize];
         let path = |index: u32| {
-            let path = body.paths[index as usize];
+            let path = body.paths.at(index);
             Known { path: text(path.bytes), flags: path.flags.0 }
         };
         for fork in &body.forks {
