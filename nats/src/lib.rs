@@ -53,7 +53,7 @@ pub use letters::{LetterBody, Replayed};
 pub use publisher::{ClosedOutcome, Outcome, Publisher, PublisherOptions, partition_of};
 pub use reader::{EventReader, StreamPosition, StreamStart, Tail};
 pub use receipts::{Delivery, POLICY_WORKERS, ReceiptConsumer};
-pub use server::{NatsServer, ServerOptions};
+pub use server::{ClusterMember, NatsServer, ServerOptions, SyncInterval};
 pub use snapshot::Snapshot;
 #[doc(hidden)]
 pub use spool::fuzz as spool_fuzz;

@@ -10,7 +10,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -47,6 +47,34 @@ pub struct ServerOptions {
     pub port: u16,
     /// How much file storage the streams may reserve together.
     pub max_file_store_bytes: u64,
+    /// When what is stored is forced to the disk.
+    pub sync: SyncInterval,
+    /// The cluster that it is a member of, if any.
+    pub cluster: Option<ClusterMember>,
+}
+
+/// When a server forces what it stored, and acknowledged, from the kernel's memory to the disk. A server that is killed loses
+/// nothing either way; a machine that loses power loses what is younger. docs/cluster.md has the price.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SyncInterval {
+    /// As often as the server does by itself: every two minutes.
+    #[default]
+    Usual,
+    /// After this time, in whole milliseconds.
+    Every(Duration),
+    /// Before every acknowledgement.
+    Always,
+}
+
+/// What makes a server one of several that keep the same streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterMember {
+    /// Its name, which no other member has.
+    pub name: String,
+    /// Where it listens for the other members.
+    pub listen: SocketAddr,
+    /// Where every member listens, itself included: the members that must be there for the first vote are counted by this.
+    pub routes: Vec<SocketAddr>,
 }
 
 impl ServerOptions {
@@ -58,7 +86,31 @@ impl ServerOptions {
             host: IpAddr::from([127, 0, 0, 1]),
             port: 0,
             max_file_store_bytes: 16 << 30,
+            sync: SyncInterval::default(),
+            cluster: None,
         }
+    }
+}
+
+impl ServerOptions {
+    /// The members of a cluster that runs on this machine, on ports that are free now, each with a directory under `dir`: for
+    /// trying one, because what takes down the machine takes down all of them.
+    pub fn local_cluster(dir: &Path, members: usize) -> Result<Vec<Self>, Error> {
+        // All are taken before any is given back, so that no two are the same.
+        let bound = (0..2 * members).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+        let free = bound
+            .collect::<Result<Vec<_>, _>>()
+            .and_then(|bound| bound.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>());
+        let free = free.map_err(|error| failed(format!("there are no free ports: {error}")))?;
+        let (routes, clients) = free.split_at(members);
+        let member = |(number, (listen, client)): (usize, (&SocketAddr, &SocketAddr))| {
+            let name = format!("n{}", number + 1);
+            let mut options = Self::new(dir.join(&name));
+            options.port = client.port();
+            options.cluster = Some(ClusterMember { name, listen: *listen, routes: routes.to_vec() });
+            options
+        };
+        Ok(routes.iter().zip(clients).enumerate().map(member).collect())
     }
 }
 
@@ -287,16 +339,30 @@ fn configuration(dir: &Path, log: &Path, options: &ServerOptions) -> String {
     let mut text = String::from("# Written by Glasshouse at every start; changes are lost.\n");
     let quoted = |path: &Path| serde_json::Value::from(path.display().to_string()).to_string();
     // Writing to a string cannot fail.
+    let name = options.cluster.as_ref().map_or("glasshouse", |cluster| cluster.name.as_str());
+    let sync = match options.sync {
+        SyncInterval::Usual => String::new(),
+        SyncInterval::Every(time) => format!("  sync_interval: \"{}ms\"\n", time.as_millis()),
+        SyncInterval::Always => "  sync_interval: always\n".into(),
+    };
     let _ = write!(
         text,
-        "server_name: glasshouse\nhost: \"{}\"\nport: {port}\nports_file_dir: {}\nlog_file: {}\nlogfile_size_limit: 16MB\n\
-         jetstream {{\n  store_dir: {}\n  max_file_store: {}\n  max_memory_store: 268435456\n}}\n",
+        "server_name: {name:?}\nhost: \"{}\"\nport: {port}\nports_file_dir: {}\nlog_file: {}\nlogfile_size_limit: 16MB\n\
+         jetstream {{\n  store_dir: {}\n  max_file_store: {}\n  max_memory_store: 268435456\n{sync}}}\n",
         options.host,
         quoted(dir),
         quoted(log),
         quoted(&dir.join("store")),
         options.max_file_store_bytes,
     );
+    if let Some(ClusterMember { listen, routes, .. }) = &options.cluster {
+        let routes: Vec<String> = routes.iter().map(|route| format!("\"nats://{route}\"")).collect();
+        let routes = routes.join(", ");
+        let _ = write!(
+            text,
+            "cluster {{\n  name: glasshouse\n  listen: \"{listen}\"\n  routes: [{routes}]\n}}\n"
+        );
+    }
     text
 }
 
