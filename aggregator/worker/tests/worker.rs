@@ -161,6 +161,28 @@ async fn a_worker_stops_while_the_bus_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_has_no_room_to_close_an_execution_goes_on_and_makes_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = broker(dir.path()).await;
+    let publisher = publisher(&broker.bus);
+    let worker = start(&broker, "one");
+    whole(&broker.bus, &publisher, execution(1)).await;
+    receipt(&broker.bus, execution(1)).await;
+    checkpointed(&broker.bus).await;
+    worker.stop().await;
+
+    whole(&broker.bus, &publisher, execution(2)).await;
+    let mut events = broker.bus.jetstream().get_stream(EVENTS).await.unwrap();
+    let mut full = events.info().await.unwrap().config.clone();
+    full.max_bytes = i64::try_from(events.info().await.unwrap().state.bytes).unwrap();
+    broker.bus.jetstream().update_stream(full).await.unwrap();
+    let worker =
+        start_with(Config { replay_window: Duration::ZERO, ..Config::new(broker.server.url(), "two") });
+    receipt(&broker.bus, execution(2)).await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_that_is_garbage_costs_one_event_and_not_the_worker() {
     let dir = tempfile::tempdir().unwrap();
     let broker = broker(dir.path()).await;
