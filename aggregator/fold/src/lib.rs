@@ -21,12 +21,13 @@ mod files;
 mod receipt;
 mod sockets;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use glasshouse_schema::frame::DecodeError;
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
 use glasshouse_schema::lifecycle::{
-    Claimed, ClosedReason, LifecycleEvent, Phase, PhaseName, Profiled, Sealed, Step,
+    Attached, Claimed, ClosedReason, LifecycleEvent, Phase, PhaseName, Profiled, Sealed, Step,
 };
 use glasshouse_schema::{Frame, Receipt};
 
@@ -276,6 +277,24 @@ impl ExecutionFold {
             Phase::Profiled(profiled) => Some(profiled),
             _ => None,
         }
+    }
+
+    /// The vantage points that are expected. Where the event that names them is missing, and none says that there are none, they
+    /// are those that frames came from: what was watched has a receipt, and the receipt says what it lacks.
+    fn expected(&self) -> Option<Cow<'_, Profiled>> {
+        if let Some(profiled) = self.profiled() {
+            return Some(Cow::Borrowed(profiled));
+        }
+        let vantages: BTreeSet<Vantage> = self.chains.keys().map(|key| key.vantage).collect();
+        let unknown = |vantage| Attached {
+            vantage,
+            controller: "unknown".into(),
+            hooks: Vec::new(),
+            blind_spots: Vec::new(),
+        };
+        let attached = vantages.into_iter().map(unknown).collect();
+        let is_watched = !self.chains.is_empty() && !self.has(PhaseName::Unprofiled);
+        is_watched.then(|| Cow::Owned(Profiled { attached, unavailable: Vec::new() }))
     }
 
     fn sealed(&self) -> Option<&Sealed> {

@@ -40,7 +40,7 @@ const _: () = {
 type Watched<'f> = (&'f Attached, Option<&'f Chain>);
 
 pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
-    let profiled = fold.profiled()?;
+    let profiled = fold.expected()?;
     let claimed = fold.claimed();
     // A vantage point that is named twice is one.
     let mut vantages = BTreeSet::new();
@@ -395,6 +395,9 @@ fn incomplete(fold: &ExecutionFold, watched: &[Watched<'_>]) -> Vec<Incomplete> 
     }
     if !fold.has(PhaseName::Exited) && !fold.has(PhaseName::Failed) {
         say(None, "lifecycle_missing", None, "there is neither an `exited` nor a `failed` event".into());
+    }
+    if fold.profiled().is_none() {
+        say(None, "lifecycle_missing", None, "there is no `profiled` event".into());
     }
     if !fold.has(PhaseName::Sealed) {
         say(None, "lifecycle_missing", None, "there is no `sealed` event".into());

@@ -251,11 +251,12 @@ fn producer_dead_as_its_closing_says() {
 
 #[test]
 fn lifecycle_missing_for_each_phase_that_the_receipt_needs() {
-    use PhaseName::{Admitted, Claimed, Cleaned, Exited, Prepared, Requested, Sealed};
+    use PhaseName::{Admitted, Claimed, Cleaned, Exited, Prepared, Profiled, Requested, Sealed};
     for (name, also) in [
         (Requested, ""),
         (Admitted, ""),
         (Prepared, ""),
+        (Profiled, ""),
         (Claimed, "seal_missing"),
         (Exited, ""),
         (Sealed, "seal_missing"),
