@@ -43,6 +43,10 @@ pub struct StreamPosition {
     pub last_seq: u64,
     /// How many messages it holds.
     pub messages: u64,
+    /// How many bytes these have.
+    pub bytes: u64,
+    /// How many it may have, if it has a limit.
+    pub max_bytes: Option<u64>,
 }
 
 /// Reads a stream in order from a sequence on, over reconnects and server restarts.
@@ -237,6 +241,8 @@ impl Bus {
             first_seq: info.state.first_sequence,
             last_seq: info.state.last_sequence,
             messages: info.state.messages,
+            bytes: info.state.bytes,
+            max_bytes: u64::try_from(info.config.max_bytes).ok(),
         })
     }
 

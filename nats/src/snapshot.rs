@@ -53,7 +53,7 @@ impl Snapshot {
         Ok(None)
     }
 
-    async fn has_more(&self) -> Result<bool, Error> {
+    async fn has_more(&mut self) -> Result<bool, Error> {
         let stream = self.bus.stream(&self.stream).await?;
         let filters = self.filters.iter().map(String::as_str);
         let everything = self.filters.is_empty().then_some(">");

@@ -133,6 +133,16 @@ pub fn stored_events_of(execution: ExecutionId) -> [String; 2] {
     ["frames", "lifecycle"].map(|kind| format!("{SUBJECTS}.events.*.{kind}.*.{execution}.*"))
 }
 
+/// Every stored event of one execution, as one filter, by which they are removed all at once.
+pub fn stored_of(execution: ExecutionId) -> String {
+    format!("{SUBJECTS}.events.*.*.*.{execution}.*")
+}
+
+/// Every stored `closed` event, as a consumer filter.
+pub fn stored_closed() -> String {
+    format!("{SUBJECTS}.events.*.lifecycle.{UNASSIGNED}.*.{}", PhaseName::Closed.as_str())
+}
+
 /// Every stored event of one partition, as a consumer filter.
 pub fn stored_partition(partition: u16) -> String {
     format!("{SUBJECTS}.events.{partition}.>")

@@ -181,16 +181,32 @@ impl Restart {
     }
 }
 
-/// The first event that a range may still need: everything, if its checkpoint does not say.
-pub(crate) async fn needed_from(bus: &Bus, range: u16, stream: &StreamPosition) -> Result<u64, Error> {
-    let stored = Checkpoints::new(bus).get(&key_of(range)).await?;
-    let parsed = stored.bytes.and_then(|bytes| serde_json::from_slice::<Stored>(&bytes).ok());
-    let fits = parsed.filter(|parsed| {
-        parsed.version == VERSION
-            && parsed.stream_created_unix_ns == stream.created_unix_ns.to_string()
-            && parsed.handled_seq <= stream.last_seq
-    });
-    Ok(fits.map_or(0, |fits| fits.restart_seq))
+/// What a range may still need.
+pub(crate) struct Needed {
+    /// Everything from this event on: all of it, if the checkpoint does not say.
+    pub(crate) from: u64,
+    /// Everything up to this event was handled.
+    pub(crate) handled_seq: u64,
+    /// Of the events before, those of these executions are needed too.
+    pub(crate) open: HashSet<ExecutionId>,
+}
+
+impl Needed {
+    pub(crate) async fn read(bus: &Bus, range: u16, stream: &StreamPosition) -> Result<Self, Error> {
+        let stored = Checkpoints::new(bus).get(&key_of(range)).await?;
+        let parsed = stored.bytes.and_then(|bytes| serde_json::from_slice::<Stored>(&bytes).ok());
+        let fits = parsed.filter(|parsed| {
+            parsed.version == VERSION
+                && parsed.stream_created_unix_ns == stream.created_unix_ns.to_string()
+                && parsed.handled_seq <= stream.last_seq
+        });
+        Ok(match fits {
+            None => Self { from: 0, handled_seq: 0, open: HashSet::new() },
+            Some(Stored { restart_seq, handled_seq, open, .. }) => {
+                Self { from: restart_seq, handled_seq, open: open.into_iter().collect() }
+            }
+        })
+    }
 }
 
 /// Why the stream is not the one that the checkpoint is about. One that was restored from an older copy may have grown past

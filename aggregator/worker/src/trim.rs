@@ -4,16 +4,19 @@
 use std::time::Duration;
 
 use glasshouse_nats::{Bus, EVENTS};
+use glasshouse_schema::subject::{self, EventSubject};
 use tokio::time::Instant;
 
 use crate::Error;
-use crate::assignment::RANGES;
-use crate::checkpoint::needed_from;
+use crate::assignment::{RANGES, range_of};
+use crate::checkpoint::Needed;
 
 /// The range whose worker trims.
 pub(crate) const TRIMMER: u16 = 0;
 const OFTEN: Duration = Duration::from_secs(1);
 const SELDOM: Duration = Duration::from_secs(60);
+/// How many executions are removed one by one before the worker goes on.
+const AT_ONCE: u32 = 128;
 
 pub(crate) struct Trimmer {
     window: Duration,
@@ -37,21 +40,54 @@ impl Trimmer {
     pub(crate) async fn trim(&mut self, bus: &Bus, now_ns: i128) -> Result<(), Error> {
         self.next = Instant::now() + self.every;
         let stream = bus.position(EVENTS).await?;
-        let mut needed = stream.last_seq + 1;
+        let is_crowded = stream.max_bytes.is_some_and(|max| stream.bytes > max / 4 * 3);
+        let mut needed = Vec::new();
         for range in 0..RANGES {
-            needed = needed.min(needed_from(bus, range, &stream).await?);
-            // Nothing to be removed, whatever the others say.
-            if needed <= stream.first_seq {
+            let next = Needed::read(bus, range, &stream).await?;
+            // Nothing to be removed from the front, whatever the others say.
+            if next.from <= stream.first_seq && !is_crowded {
                 return Ok(());
             }
+            needed.push(next);
         }
         let window = i128::try_from(self.window.as_nanos()).unwrap_or(i128::MAX);
         let since = bus.first_since(EVENTS, &stream, now_ns.saturating_sub(window)).await?;
-        let before = needed.min(since);
+        let needed_from = needed.iter().map(|needed| needed.from).min().unwrap_or(0);
+        let before = needed_from.min(since).min(stream.last_seq + 1);
         if before > stream.first_seq {
             let removed = bus.remove_before(EVENTS, before).await?;
             tracing::info!(before, removed, "events removed that no open execution needs");
+        } else if is_crowded {
+            thin(bus, &needed, since).await?;
         }
         Ok(())
     }
+}
+
+/// Where an open execution keeps everything behind it, removes those that are over one by one. Else one that stays open would fill
+/// the stream, and could not even end: its producer, and who would close it, need room there. The message where a checkpoint ends
+/// stays, by which a stream is known.
+async fn thin(bus: &Bus, needed: &[Needed], since: u64) -> Result<(), Error> {
+    let handled = needed.iter().map(|needed| needed.handled_seq).min().unwrap_or(0);
+    let mut all_closed = bus.snapshot(EVENTS, vec![subject::stored_closed()]).await?;
+    let (mut executions, mut removed) = (0, 0);
+    while let Some(closed) = all_closed.next().await?
+        && closed.stream_seq < handled.min(since)
+        && executions < AT_ONCE
+    {
+        let Ok(EventSubject { execution, .. }) = EventSubject::parse(&closed.subject) else { continue };
+        let is_open = |needed: &Needed| needed.open.contains(&execution);
+        if needed.get(usize::from(range_of(execution))).is_some_and(|needed| !is_open(needed)) {
+            removed += bus.remove_events_of(execution, handled).await?;
+            executions += 1;
+        }
+    }
+    if executions > 0 {
+        tracing::info!(
+            executions,
+            removed,
+            "executions removed from between open ones: the stream is nearly full"
+        );
+    }
+    Ok(())
 }
