@@ -59,6 +59,8 @@ pub struct EventReader {
     filters: Vec<String>,
     next_seq: u64,
     messages: Option<Ordered>,
+    /// The server's name for what it delivers by.
+    consumer: String,
     connections: watch::Receiver<u64>,
     /// When the stream was created that is read.
     created_unix_ns: Option<i128>,
@@ -121,7 +123,8 @@ impl EventReader {
                             Err(error @ Error::Rewound { .. }) => return Err(error),
                             // Reading itself says what is wrong.
                             Err(error) => tracing::debug!(stream = self.stream, %error, "stream not compared"),
-                            Ok(()) => {}
+                            Ok(()) if self.is_served().await => {}
+                            Ok(()) => self.messages = None,
                         }
                         continue;
                     }
@@ -192,6 +195,15 @@ impl EventReader {
         Ok(())
     }
 
+    /// Whether the server still has the consumer. In a cluster it is gone with the member that had it; that its heartbeats are
+    /// missing would show after half a minute only.
+    async fn is_served(&mut self) -> bool {
+        match self.bus.stream(&self.stream).await {
+            Ok(stream) => stream.consumer_info(&self.consumer).await.is_ok(),
+            Err(_) => true,
+        }
+    }
+
     async fn open(&mut self) -> Result<(), Error> {
         self.connections.mark_unchanged();
         self.verify().await?;
@@ -210,6 +222,7 @@ impl EventReader {
             .await
             .map_err(|error| failed(error.into()))?;
         self.pending = Some(consumer.cached_info().num_pending);
+        self.consumer.clone_from(&consumer.cached_info().name);
         self.messages = Some(consumer.messages().await.map_err(|error| failed(error.into()))?);
         Ok(())
     }
@@ -292,6 +305,7 @@ impl Bus {
             filters,
             next_seq,
             messages: None,
+            consumer: String::new(),
             connections: self.connections(),
             created_unix_ns: None,
             last_read,
