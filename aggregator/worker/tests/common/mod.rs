@@ -15,7 +15,7 @@ use glasshouse_schema::dead::DeadLetter;
 use glasshouse_schema::lifecycle::Unprofiled;
 use glasshouse_schema::{ExecutionId, Phase, Receipt};
 #[allow(unused_imports, reason = "each test file uses a part")]
-pub(crate) use script::{begun, ended, node, publish};
+pub(crate) use script::{beginning, begun, claim, ended, node, publish};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -34,6 +34,10 @@ pub(crate) async fn broker(dir: &Path) -> Broker {
 pub(crate) async fn broker_at(dir: &Path, port: u16) -> Broker {
     let mut options = ServerOptions::new(dir);
     options.port = port;
+    broker_with(options).await
+}
+
+pub(crate) async fn broker_with(options: ServerOptions) -> Broker {
     let server = NatsServer::start(options).await.unwrap();
     let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
     Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
@@ -66,6 +70,15 @@ pub(crate) fn start_with(config: Config) -> Running {
 
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.expect("it comes in time")
+}
+
+pub(crate) async fn pause(milliseconds: u64) {
+    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+}
+
+/// What comes of it in this time.
+pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(time, future).await.ok()
 }
 
 pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
@@ -153,10 +166,15 @@ pub(crate) async fn checkpointed(bus: &Bus) {
 /// Puts a copy of GH_EVENTS in the place of `to`, as somebody does who restores a backup.
 pub(crate) fn copy_events(from: &Path, to: &Path) {
     let [from, to] = [from, to].map(|dir| dir.join("store/jetstream/$G/streams/GH_EVENTS"));
+    replace(&from, &to);
+}
+
+/// Puts a copy of a directory in the place of another, if there is one.
+pub(crate) fn replace(from: &Path, to: &Path) {
     if to.exists() {
-        std::fs::remove_dir_all(&to).unwrap();
+        std::fs::remove_dir_all(to).unwrap();
     }
-    copy(&from, &to);
+    copy(from, to);
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -1,7 +1,9 @@
 //! An execution that follows a script: what its producer says, event by event. The end-to-end tests play it too.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use glasshouse_nats::{Bus, ClaimOutcome, Claims, Publisher};
+use std::time::Duration;
+
+use glasshouse_nats::{Bus, ClaimOutcome, Claims, ErrorKind, Publisher};
 use glasshouse_schema::lifecycle::{
     Admitted, Attached, Claimed, Cleaned, Environment, Exited, Isolation, Outcome, Prepared, Profiled,
     ProfilingMode, Requested, Sandbox, Started,
@@ -28,9 +30,24 @@ pub(crate) async fn publish(publisher: &Publisher, execution: ExecutionId, phase
 
 /// The events of an execution up to `profiled`, its claim taken.
 pub(crate) async fn begun(bus: &Bus, execution: ExecutionId) -> Vec<Phase> {
-    let epoch = match Claims::new(bus).take(execution, &node()).await.unwrap() {
-        ClaimOutcome::Taken { epoch } | ClaimOutcome::Held { epoch, .. } => epoch,
-    };
+    beginning(claim(bus, execution).await)
+}
+
+/// Takes the claim, and gives its epoch.
+pub(crate) async fn claim(bus: &Bus, execution: ExecutionId) -> u64 {
+    loop {
+        match Claims::new(bus).take(execution, &node()).await {
+            Ok(ClaimOutcome::Taken { epoch } | ClaimOutcome::Held { epoch, .. }) => return epoch,
+            Err(error) if error.kind() == ErrorKind::Retryable => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// The events of an execution up to `profiled`.
+pub(crate) fn beginning(epoch: u64) -> Vec<Phase> {
     vec![
         Phase::Requested(Requested {
             argv: vec!["true".into()],
