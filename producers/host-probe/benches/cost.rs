@@ -12,6 +12,8 @@ mod columns;
 #[cfg(target_os = "linux")]
 #[path = "cost/decode.rs"]
 mod decode;
+#[path = "cost/entry.rs"]
+mod entry;
 #[cfg(target_os = "linux")]
 #[path = "cost/goals.rs"]
 mod goals;
@@ -24,22 +26,11 @@ mod work;
 
 use std::process::ExitCode;
 
-#[cfg(target_os = "linux")]
 fn main() -> ExitCode {
-    let result = held::role().map_err(Into::into).and_then(|()| work::role());
-    match result.and_then(|was_work| if was_work { Ok(()) } else { linux::run() }) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn main() -> ExitCode {
-    eprintln!("skipped: the host probe needs Linux");
-    ExitCode::SUCCESS
+    #[cfg(target_os = "linux")]
+    return entry::main(linux::run);
+    #[cfg(not(target_os = "linux"))]
+    return entry::main();
 }
 
 #[cfg(target_os = "linux")]

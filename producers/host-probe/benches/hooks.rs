@@ -7,6 +7,8 @@
 
 use std::process::ExitCode;
 
+#[path = "cost/entry.rs"]
+mod entry;
 #[cfg(target_os = "linux")]
 #[path = "../tests/support/held.rs"]
 #[allow(dead_code, reason = "the bench `cost` uses the rest")]
@@ -16,22 +18,11 @@ mod held;
 #[allow(dead_code, reason = "the bench `cost` uses the rest")]
 mod work;
 
-#[cfg(target_os = "linux")]
 fn main() -> ExitCode {
-    let result = held::role().map_err(Into::into).and_then(|()| work::role());
-    match result.and_then(|was_work| if was_work { Ok(()) } else { linux::run() }) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn main() -> ExitCode {
-    eprintln!("skipped: the host probe needs Linux");
-    ExitCode::SUCCESS
+    #[cfg(target_os = "linux")]
+    return entry::main(linux::run);
+    #[cfg(not(target_os = "linux"))]
+    return entry::main();
 }
 
 #[cfg(target_os = "linux")]
