@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every benchmark, each beside its peer or limit: what `run` adds to a command, what watching costs, and what codec, fold and
-# evaluator can take.
+# Every benchmark, each beside its peer or limit: what `run` adds to a command, what watching costs, and what codec, fold,
+# pipeline and evaluator can take.
 # Run it on an idle machine; figures go to docs/benchmarks.md with this command beside them.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -21,5 +21,7 @@ printf '\n=== codec\n'
 cargo bench -q -p glasshouse-schema --bench codec
 printf '\n=== fold\n'
 cargo bench -q -p glasshouse-fold --bench fold
+printf '\n=== the pipeline\n'
+cargo bench -q -p glasshouse-aggregator --bench pipeline
 printf '\n=== evaluator\n'
 cargo bench -q -p glasshouse-eval --bench evaluate

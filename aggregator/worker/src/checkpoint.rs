@@ -1,6 +1,6 @@
 //! Where a range is begun after a restart, by this worker or another.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use glasshouse_nats::{Bus, Checkpoint, CheckpointPut, Checkpoints, StoredMessage, StreamPosition};
@@ -10,15 +10,16 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::retry::retry;
 
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// The key of a range in the bucket of checkpoints.
 fn key_of(range: u16) -> String {
     format!("aggregator.{range}")
 }
 
-/// What is stored of a range. Nothing of the fold itself: the events are still there, so an open execution is folded again from
-/// its first one.
+/// What is stored of a range, as MessagePack with names. Nothing of the fold itself: the events are still there, so an open
+/// execution is folded again from its first one. An entry is the sixteen bytes of an id and a number, whatever the execution did
+/// and for however long; ids are random, so compressing them gains nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Stored {
     version: u32,
@@ -32,8 +33,39 @@ struct Stored {
     handled_fingerprint: Digest,
     /// The first event of the oldest open execution, or what comes after `handled_seq`.
     restart_seq: u64,
-    /// Executions that are open: of the events between the two sequences only theirs are folded again.
-    open: Vec<ExecutionId>,
+    /// Executions that are open: of the events between the two sequences only theirs are folded again. With each, which event
+    /// claimed it, as the bucket of claims confirmed; 0 if none did.
+    open: BTreeMap<Id, u64>,
+}
+
+/// An execution as sixteen bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Id(#[serde(with = "serde_bytes")] [u8; 16]);
+
+/// The executions of a checkpoint, and which event claimed each.
+fn ids(open: BTreeMap<Id, u64>) -> impl Iterator<Item = (ExecutionId, u64)> {
+    open.into_iter().filter_map(|(id, claimed)| Some((ExecutionId::from_bytes(id.0).ok()?, claimed)))
+}
+
+impl Stored {
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        // An older one was JSON.
+        match rmp_serde::from_slice::<Self>(bytes) {
+            Ok(stored) if stored.version == VERSION => Ok(stored),
+            Ok(stored) => Err(format!("its version is {}, not {VERSION}", stored.version)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// An execution that a restart folds again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unfinished {
+    pub(crate) execution: ExecutionId,
+    /// Its first event.
+    pub(crate) first_seq: u64,
+    /// The event that claimed it, once that was confirmed; else 0.
+    pub(crate) claimed_seq: u64,
 }
 
 /// The checkpoint of a range. Written by compare-and-set on the one that was read or written last: whoever has the range now
@@ -45,7 +77,8 @@ pub(crate) struct Restart {
     stored: Checkpoint,
     stream_created_unix_ns: i128,
     handled_seq: u64,
-    open: HashSet<ExecutionId>,
+    /// Each with the event that claimed it.
+    open: HashMap<ExecutionId, u64>,
     /// The last bytes written, so that an unchanged state is not written again.
     written: Vec<u8>,
 }
@@ -60,14 +93,10 @@ impl Restart {
     ) -> Result<(Self, u64), Error> {
         let (store, key) = (Checkpoints::new(bus), key_of(range));
         let stored = retry(|| store.get(&key)).await?;
-        let parsed = stored.bytes.as_ref().and_then(|bytes| match serde_json::from_slice::<Stored>(bytes) {
-            Ok(parsed) if parsed.version == VERSION => Some(parsed),
-            Ok(parsed) => {
-                tracing::warn!(version = parsed.version, "checkpoint of another version, beginning anew");
-                None
-            }
+        let parsed = stored.bytes.as_ref().and_then(|bytes| match Stored::read(bytes) {
+            Ok(parsed) => Some(parsed),
             Err(error) => {
-                tracing::warn!(%error, "checkpoint unreadable, beginning anew");
+                tracing::warn!(error, "checkpoint unreadable, beginning anew");
                 None
             }
         });
@@ -86,8 +115,8 @@ impl Restart {
             },
         };
         let start = fits.as_ref().map_or(1, |fits| fits.restart_seq);
-        let (handled_seq, open) =
-            fits.map_or((0, HashSet::new()), |fits| (fits.handled_seq, fits.open.into_iter().collect()));
+        let handled_seq = fits.as_ref().map_or(0, |fits| fits.handled_seq);
+        let open = fits.map_or_else(HashMap::new, |fits| ids(fits.open).collect());
         let created = stream.created_unix_ns;
         let writer = format!("{name} {:016x}", RandomState::new().build_hasher().finish());
         let restart = Self {
@@ -105,19 +134,24 @@ impl Restart {
 
     /// Whether an event was handled in an earlier life and no open execution needs it.
     pub(crate) fn is_handled(&self, seq: u64, execution: ExecutionId) -> bool {
-        seq <= self.handled_seq && !self.open.contains(&execution)
+        seq <= self.handled_seq && !self.open.contains_key(&execution)
     }
 
     /// Whether an event is of an execution that was open in an earlier life, and one of those that are read again.
     pub(crate) fn was_open(&self, seq: u64, execution: ExecutionId) -> bool {
-        seq <= self.handled_seq && self.open.contains(&execution)
+        seq <= self.handled_seq && self.open.contains_key(&execution)
     }
 
-    /// Writes where to begin next time: `open` gives each open execution with its first sequence.
+    /// Whether an earlier life asked the bucket of claims about this `claimed` event and found it right: a claim never changes.
+    pub(crate) fn is_confirmed(&self, seq: u64, execution: ExecutionId) -> bool {
+        self.open.get(&execution).is_some_and(|claimed| *claimed == seq)
+    }
+
+    /// Writes where to begin next time; of `open`, an execution may come twice.
     pub(crate) async fn write(
         &mut self,
         handled: &StoredMessage,
-        open: impl Iterator<Item = (ExecutionId, u64)>,
+        open: impl Iterator<Item = Unfinished>,
     ) -> Result<(), Error> {
         // Until the events of the last life are read again, the executions among them that are still to come count as
         // open too.
@@ -125,14 +159,13 @@ impl Restart {
         if handled_seq < self.handled_seq {
             return Ok(());
         }
-        let mut executions = Vec::new();
+        let mut executions = BTreeMap::new();
         let mut restart_seq = handled_seq + 1;
-        for (execution, first_seq) in open {
-            executions.push(execution);
+        for Unfinished { execution, first_seq, claimed_seq } in open {
+            let claimed: &mut u64 = executions.entry(Id(*execution.as_bytes())).or_default();
+            *claimed = claimed_seq.max(*claimed);
             restart_seq = restart_seq.min(first_seq);
         }
-        executions.sort_unstable();
-        executions.dedup();
         let stored = Stored {
             version: VERSION,
             writer: self.writer.clone(),
@@ -142,7 +175,7 @@ impl Restart {
             restart_seq,
             open: executions,
         };
-        let bytes = glasshouse_schema::canonical::to_vec(&stored)?;
+        let bytes = rmp_serde::to_vec_named(&stored)?;
         if bytes == self.written {
             return Ok(());
         }
@@ -176,7 +209,7 @@ impl Restart {
     }
 
     fn is_ours(&self, found: &Checkpoint) -> bool {
-        let parsed = found.bytes.as_ref().and_then(|bytes| serde_json::from_slice::<Stored>(bytes).ok());
+        let parsed = found.bytes.as_ref().and_then(|bytes| Stored::read(bytes).ok());
         parsed.is_some_and(|parsed| parsed.writer == self.writer)
     }
 }
@@ -194,16 +227,15 @@ pub(crate) struct Needed {
 impl Needed {
     pub(crate) async fn read(bus: &Bus, range: u16, stream: &StreamPosition) -> Result<Self, Error> {
         let stored = Checkpoints::new(bus).get(&key_of(range)).await?;
-        let parsed = stored.bytes.and_then(|bytes| serde_json::from_slice::<Stored>(&bytes).ok());
+        let parsed = stored.bytes.and_then(|bytes| Stored::read(&bytes).ok());
         let fits = parsed.filter(|parsed| {
-            parsed.version == VERSION
-                && parsed.stream_created_unix_ns == stream.created_unix_ns.to_string()
+            parsed.stream_created_unix_ns == stream.created_unix_ns.to_string()
                 && parsed.handled_seq <= stream.last_seq
         });
         Ok(match fits {
             None => Self { from: 0, handled_seq: 0, open: HashSet::new() },
             Some(Stored { restart_seq, handled_seq, open, .. }) => {
-                Self { from: restart_seq, handled_seq, open: open.into_iter().collect() }
+                Self { from: restart_seq, handled_seq, open: ids(open).map(|(id, _)| id).collect() }
             }
         })
     }

@@ -227,8 +227,10 @@ impl Worker {
             Some(false) => {}
         }
         // Anybody may publish a `claimed` event, but only one node holds the claim, and the fold takes frames only from that one.
+        let is_claim = matches!(event.phase, Phase::Claimed(_));
         if let Phase::Claimed(claimed) = &event.phase {
             match &known.claim_problem {
+                None if self.is_confirmed(execution, message.stream_seq) => {}
                 None => return Ok(Some(Question::Claim(claimed.clone()))),
                 Some(Some(problem)) => {
                     return self.set_aside(message, DeadKind::Lifecycle, problem.clone()).await;
@@ -239,6 +241,9 @@ impl Worker {
         let Some(executions) = self.executions(execution) else { return Ok(None) };
         let open = executions.open(execution, message.stream_seq);
         remember_trace(open, message);
+        if is_claim {
+            open.claimed_seq = message.stream_seq;
+        }
         if let Err(error) = open.fold.lifecycle(&event) {
             return self.set_aside(message, DeadKind::Lifecycle, error.to_string()).await;
         }
@@ -265,6 +270,11 @@ impl Worker {
             range.executions.remember_closed(execution, closed_at);
         }
         Some(closed_at.is_some())
+    }
+
+    fn is_confirmed(&self, execution: ExecutionId, claimed_seq: u64) -> bool {
+        let range = self.ranges.get(&range_of(execution));
+        range.is_some_and(|range| range.restart.is_confirmed(claimed_seq, execution))
     }
 
     pub(crate) fn executions(&mut self, execution: ExecutionId) -> Option<&mut Executions> {

@@ -163,6 +163,9 @@ pub enum Error {
     /// A document could not be written.
     #[error(transparent)]
     Canonical(#[from] glasshouse_schema::canonical::CanonicalError),
+    /// A checkpoint could not be written down.
+    #[error("a checkpoint cannot be written down: {0}")]
+    Checkpoint(#[from] rmp_serde::encode::Error),
 }
 
 /// Connects and works until `shutdown` resolves; what is in hand is finished and checkpointed first.

@@ -9,6 +9,7 @@ use glasshouse_schema::ids::ExecutionId;
 use tokio::time::Instant;
 
 use crate::assignment::RANGES;
+use crate::checkpoint::Unfinished;
 
 /// Closed executions of a range that are remembered, so that a late event of theirs costs no look-up: 100,000 in all.
 const REMEMBERED: usize = 100_000 / RANGES as usize;
@@ -21,12 +22,20 @@ pub(crate) struct Open {
     pub(crate) fold: ExecutionFold,
     /// Its first event: a restart must begin there.
     pub(crate) first_seq: u64,
+    /// The event that claimed it, as the bucket of claims confirmed; 0 before.
+    pub(crate) claimed_seq: u64,
     /// The trace of whoever submitted it.
     pub(crate) traceparent: Option<String>,
     /// The `closed` event was published; it ends the fold once it comes back in the stream's order.
     pub(crate) is_closing: bool,
     /// When its last event came, by this worker's clock.
     last_event: Instant,
+}
+
+impl Open {
+    fn unfinished(&self, execution: ExecutionId) -> Unfinished {
+        Unfinished { execution, first_seq: self.first_seq, claimed_seq: self.claimed_seq }
+    }
 }
 
 /// What was asked about an event before it could be folded.
@@ -55,8 +64,8 @@ pub(crate) struct Executions {
     open: HashMap<ExecutionId, Open>,
     waiting: HashMap<ExecutionId, Waiting>,
     waiting_bytes: usize,
-    /// Ended ones of which a receipt is not known to be stored, with their first event.
-    finishing: HashMap<ExecutionId, u64>,
+    /// Ended ones of which a receipt is not known to be stored.
+    finishing: HashMap<ExecutionId, Unfinished>,
     closed: HashMap<ExecutionId, u64>,
     closed_order: VecDeque<ExecutionId>,
 }
@@ -72,6 +81,7 @@ impl Executions {
         let open = self.open.entry(execution).or_insert_with(|| Open {
             fold: ExecutionFold::new(execution),
             first_seq: seq,
+            claimed_seq: 0,
             traceparent: None,
             is_closing: false,
             last_event: now,
@@ -135,7 +145,7 @@ impl Executions {
     pub(crate) fn close(&mut self, execution: ExecutionId, seq: u64) -> Option<Open> {
         self.remember_closed(execution, seq);
         let open = self.open.remove(&execution)?;
-        self.finishing.insert(execution, open.first_seq);
+        self.finishing.insert(execution, open.unfinished(execution));
         Some(open)
     }
 
@@ -165,13 +175,14 @@ impl Executions {
         self.closed.get(&execution).copied()
     }
 
-    /// Every execution that a restart needs, with its first event; one may come twice.
-    pub(crate) fn first_seqs(&self) -> impl Iterator<Item = (ExecutionId, u64)> {
-        let open = self.open.iter().map(|(execution, open)| (*execution, open.first_seq));
-        let waiting = self.waiting.iter();
-        let waiting =
-            waiting.filter_map(|(execution, waiting)| Some((*execution, waiting.events.front()?.stream_seq)));
-        open.chain(waiting).chain(self.finishing.iter().map(|(execution, seq)| (*execution, *seq)))
+    /// Every execution that a restart folds again; one may come twice.
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = Unfinished> {
+        let open = self.open.iter().map(|(execution, open)| open.unfinished(*execution));
+        let waiting = self.waiting.iter().filter_map(|(execution, waiting)| {
+            let first_seq = waiting.events.front()?.stream_seq;
+            Some(Unfinished { execution: *execution, first_seq, claimed_seq: 0 })
+        });
+        open.chain(waiting).chain(self.finishing.values().copied())
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -50,7 +50,7 @@ impl Range {
         if last.stream_seq < self.position || !(is_new || self.written.elapsed() >= REFRESH_EVERY) {
             return Ok(());
         }
-        self.restart.write(last, self.executions.first_seqs()).await?;
+        self.restart.write(last, self.executions.unfinished()).await?;
         self.written_position = self.position;
         self.is_changed = false;
         self.written = Instant::now();

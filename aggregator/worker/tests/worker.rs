@@ -240,6 +240,26 @@ async fn dead_letters_that_nobody_takes_are_published_again_and_the_worker_goes_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receipt_that_nobody_takes_holds_up_no_checkpoint_and_the_next_worker_publishes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = broker(dir.path()).await;
+    let config = broker.bus.jetstream().get_stream(RECEIPTS).await.unwrap().cached_info().config.clone();
+    broker.bus.jetstream().delete_stream(RECEIPTS).await.unwrap();
+    let worker = start(&broker, "one");
+    whole(&broker.bus, &publisher(&broker.bus), execution(1)).await;
+    until("the execution is closed", async || broker.bus.closed_at(execution(1)).await.unwrap().is_some())
+        .await;
+    checkpointed(&broker.bus).await;
+    // It dies with the receipt in hand, behind a checkpoint that says that its events were handled.
+    worker.task.abort();
+    broker.bus.jetstream().create_stream(config).await.unwrap();
+    let worker = start(&broker, "two");
+    receipt(&broker.bus, execution(1)).await;
+    worker.stop().await;
+    assert_eq!((count(&broker.bus, RECEIPTS).await, count(&broker.bus, DEAD).await), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_opens_slowly_opens() {
     let dir = tempfile::tempdir().unwrap();
     let first = broker(dir.path()).await;

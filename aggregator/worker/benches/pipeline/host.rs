@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use glasshouse_nats::{Bus, ConnectOptions, NatsServer, ServerOptions, StreamStart, Topology};
 
 /// How long anything may take.
@@ -57,6 +60,13 @@ impl Broker {
             }
         };
         tokio::time::timeout(DEADLINE, all).await.expect("every receipt comes");
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // Its store goes with it: nothing has to be written out first.
+        let _ = kill(Pid::from_raw(self.server.pid().cast_signed()), Signal::SIGKILL);
     }
 }
 

@@ -40,7 +40,8 @@ pub(crate) struct Script {
 
 pub(crate) fn execution(number: u32) -> ExecutionId {
     let [a, b, c, d] = number.to_be_bytes();
-    ExecutionId::from_parts(1_700_000_000_000, [a, b, c, d, 0, 0, 0, 0, 0, 0])
+    // Where a UUID keeps no bits for its version and variant.
+    ExecutionId::from_parts(1_700_000_000_000, [0, 0, 0, a, b, c, d, 0, 0, 0])
 }
 
 pub(crate) fn node(number: usize) -> NodeId {

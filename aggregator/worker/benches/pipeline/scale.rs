@@ -43,14 +43,17 @@ pub(crate) async fn scale() {
     .collect()
     .await;
     let published = begun.elapsed();
+    println!(
+        "connected in {:.1} s, published in {:.1} s",
+        connected.as_secs_f64(),
+        (published - connected).as_secs_f64()
+    );
     let mut probes = Probes { next: open as u32 };
     probes.pass(&broker).await;
     let events = broker.bus.position(EVENTS).await.unwrap();
     println!(
-        "connected in {:.1} s, {} events published in {:.1} s, folded {:.1} s later",
-        connected.as_secs_f64(),
+        "{} events folded {:.1} s after the last was published",
         events.last_seq,
-        (published - connected).as_secs_f64(),
         (begun.elapsed() - published).as_secs_f64()
     );
     let (rss, peak) = (worker.status_mib("VmRSS"), worker.status_mib("VmHWM"));

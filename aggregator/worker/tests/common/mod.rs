@@ -127,11 +127,16 @@ pub(crate) async fn count(bus: &Bus, stream: &str) -> u64 {
 /// How many ranges of partitions there are, each with a checkpoint and a lease.
 pub(crate) const RANGES: u16 = 32;
 
+#[derive(serde::Deserialize)]
+struct Checkpoint {
+    handled_seq: u64,
+}
+
 /// The sequence up to which a range's checkpoint says that everything is handled.
 async fn handled_in(bus: &Bus, range: u16) -> u64 {
     let key = format!("aggregator.{range}");
     let Some(bytes) = Checkpoints::new(bus).get(&key).await.unwrap().bytes else { return 0 };
-    serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()["handled_seq"].as_u64().unwrap()
+    rmp_serde::from_slice::<Checkpoint>(&bytes).unwrap().handled_seq
 }
 
 /// The furthest of them.
