@@ -13,7 +13,7 @@ use crate::round::{Round, Server};
 use crate::script::Shape;
 
 /// Longer than a range takes to be taken over and trimmed.
-const STUCK_AFTER: Duration = Duration::from_secs(12);
+const STUCK_AFTER: Duration = Duration::from_secs(8);
 
 /// Sets how much a stream may hold, and gives what it was.
 async fn limit(bus: &Bus, stream: &str, max_bytes: i64) -> i64 {
@@ -44,8 +44,8 @@ impl Room {
         if seen != self.seen {
             (self.seen, self.since) = (seen, Instant::now());
         } else if self.since.elapsed() > STUCK_AFTER {
-            println!("full of open executions at {} bytes: more room", self.bytes);
-            *self = Self::give(bus, self.bytes + 20_000).await;
+            println!("nothing moves at {} bytes: more room", self.bytes);
+            *self = Self::give(bus, self.bytes + 50_000).await;
         }
     }
 }
@@ -54,7 +54,7 @@ impl Room {
 /// is written to is full at times.
 pub(crate) async fn streams(mut round: Round) -> Tally {
     let server = Server::start(&round.path("nats")).await;
-    let mut room = Room::give(server.bus(), round.random.i64(100_000..250_000)).await;
+    let mut room = Room::give(server.bus(), round.random.i64(150_000..250_000)).await;
     let mut fleet = Fleet::start(server.url(), &round.dir, &["--replay-window", "0s"], None);
     let mut producers = round.produce(round.jobs(server.url(), 6, 36, Shape::SMALL, 40));
     let others = [RECEIPTS, VERDICTS, DEAD, "KV_GH_CHECKPOINTS", "KV_GH_LEASES", "KV_GH_CLAIMS"];
@@ -63,7 +63,7 @@ pub(crate) async fn streams(mut round: Round) -> Tally {
         if round.random.bool() {
             let other = others[round.random.usize(..others.len())];
             let before = limit(server.bus(), other, 1).await;
-            producers.run_for(round.random.u64(200..3_000)).await;
+            producers.run_for(round.random.u64(200..1_500)).await;
             limit(server.bus(), other, before).await;
         } else {
             fleet.attack(&mut round.random).await;

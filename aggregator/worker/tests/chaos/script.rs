@@ -146,6 +146,7 @@ pub(crate) fn script(id: ExecutionId, epoch: u64, shape: Shape) -> Vec<Said> {
 
 /// What a producer reports.
 #[derive(Debug, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are the large one")]
 pub(crate) enum Report {
     /// It holds the claim.
     Claimed(ExecutionId, u64),
