@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use glasshouse_aggregator::{
-    Config, Error, HEARTBEAT_GRACE_VARIABLE, PRODUCER_GRACE_VARIABLE, parse_duration, parse_failover,
-    parse_grace, parse_heartbeat_grace, run,
+    Config, HEARTBEAT_GRACE_VARIABLE, PRODUCER_GRACE_VARIABLE, parse_duration, parse_failover, parse_grace,
+    parse_heartbeat_grace, run,
 };
 
 /// Folds the events on a NATS server into receipts
@@ -66,9 +66,7 @@ async fn main() -> ExitCode {
         failover: args.failover,
         replay_window: args.replay_window,
     };
-    // On a thread of the runtime: the main one would have to be woken for every message.
-    let worker = tokio::spawn(run(config, glasshouse_telemetry::stop_signal()));
-    let result = worker.await.unwrap_or(Err(Error::TaskGone));
+    let result = run(config, glasshouse_telemetry::stop_signal()).await;
     telemetry.shutdown();
     match result {
         Ok(()) => ExitCode::SUCCESS,

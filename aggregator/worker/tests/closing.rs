@@ -130,7 +130,7 @@ async fn a_checkpoint_with_many_open_executions_is_read_by_the_next_worker() {
         random[6..].copy_from_slice(&n.to_be_bytes());
         ExecutionId::from_parts(1_700_000_000_000, random)
     });
-    let ids: Vec<ExecutionId> = ids.filter(|id| partition_of(*id) < 8).take(15_000).collect();
+    let ids: Vec<ExecutionId> = ids.filter(|id| partition_of(*id) < 8).take(30_000).collect();
     let requested = begun(&broker.bus, execution(1)).await.remove(0);
     for id in &ids {
         let event = LifecycleEvent {

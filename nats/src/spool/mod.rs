@@ -488,8 +488,8 @@ impl Spool {
             remove(&self.dir.join(name))?;
         }
         match std::fs::remove_dir(&self.dir) {
-            // Somebody else's file, or somebody who just opens it.
-            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+            // Somebody else's file, or somebody who just opens it, or has done with it already.
+            Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound) => {}
             removed => removed.map_err(failed("remove", &self.dir))?,
         }
         Ok(leftover)
@@ -628,7 +628,12 @@ fn lock(dir: &Path) -> Result<Option<File>, SpoolError> {
     let path = dir.join(LOCK);
     // Who looks ([`Spool::peek`]) has it for a moment.
     for _ in 0..10 {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create", dir))?;
+        match DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+            Ok(()) => {}
+            // It was there when it was to be made, and removed when it was looked at.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && !is_file(dir) => continue,
+            Err(error) => return Err(failed("create", dir)(error)),
+        }
         let mut options = OpenOptions::new();
         let opened = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = match opened {
@@ -646,6 +651,11 @@ fn lock(dir: &Path) -> Result<Option<File>, SpoolError> {
         }
     }
     Ok(None)
+}
+
+/// Whether something lies there that is no directory.
+fn is_file(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|there| !there.is_dir())
 }
 
 /// Whether it is this file that lies there.
