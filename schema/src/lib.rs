@@ -21,8 +21,10 @@ pub mod headers;
 pub mod ids;
 pub mod json_schema;
 pub mod lifecycle;
+pub mod limits;
 pub mod receipt;
 pub mod redact;
+pub mod sandbox;
 pub mod subject;
 pub mod time;
 pub mod verdict;
@@ -36,5 +38,7 @@ pub use event::{
 pub use frame::{DecodeError, EncodedFrame, Frame, FrameWriter};
 pub use ids::{Digest, ExecutionId, IdError, NodeId, PolicyName, ProcessKey, Vantage};
 pub use lifecycle::{LifecycleEvent, Phase};
+pub use limits::{Limit, Limits};
 pub use receipt::Receipt;
+pub use sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
 pub use verdict::Verdict;

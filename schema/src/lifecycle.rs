@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::canonical::decimal;
 use crate::ids::{Digest, ExecutionId, NodeId, PolicyName, Vantage};
+use crate::limits::{Limit, Limits};
+use crate::sandbox::SandboxLevel;
 
 /// Largest lifecycle document that is read, in bytes.
 pub const MAX_LIFECYCLE_BYTES: usize = 256 * 1024;
@@ -238,6 +240,12 @@ pub struct Admitted {
     /// The redaction rules in force.
     #[serde(default)]
     pub redaction: RedactionRules,
+    /// The sandbox that is asked for.
+    #[serde(default, skip_serializing_if = "SandboxLevel::is_none")]
+    pub sandbox: SandboxLevel,
+    /// The limits that are asked for.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
 }
 
 /// Details of `claimed`.
@@ -298,6 +306,15 @@ pub struct Environment {
 pub struct Sandbox {
     /// `host`, `none` or `allow-list`.
     pub network: String,
+    /// How far the command is kept from the node.
+    #[serde(default, skip_serializing_if = "SandboxLevel::is_none")]
+    pub level: SandboxLevel,
+    /// The limits that were asked for.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
+    /// What was asked for, or belongs to the level, and this node could not apply; each with its reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_applied: Vec<String>,
 }
 
 /// Details of `prepared`.
@@ -371,6 +388,10 @@ pub struct Outcome {
     pub signal: Option<String>,
     /// Why Glasshouse, not the command, ended it.
     pub error: Option<String>,
+    /// The limit that the execution ran into. It ended for that, but for `pids`: then a fork was refused, and the rest
+    /// is the command's own end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_exceeded: Option<Limit>,
 }
 
 /// Details of `exited`.

@@ -85,7 +85,7 @@ fn environment() -> lifecycle::Environment {
         os: "linux".into(),
         arch: "x86_64".into(),
         kernel: "6.12.0".into(),
-        sandbox: lifecycle::Sandbox { network: "host".into() },
+        sandbox: lifecycle::Sandbox { network: "host".into(), ..Default::default() },
     }
 }
 
@@ -103,7 +103,7 @@ fn unavailable() -> lifecycle::Unavailable {
 }
 
 fn outcome() -> lifecycle::Outcome {
-    lifecycle::Outcome { exit_code: 137, signal: Some("SIGKILL".into()), error: None }
+    lifecycle::Outcome { exit_code: 137, signal: Some("SIGKILL".into()), ..Default::default() }
 }
 
 fn phase(name: PhaseName) -> Phase {
@@ -120,6 +120,7 @@ fn phase(name: PhaseName) -> Phase {
         PhaseName::Admitted => Phase::Admitted(lifecycle::Admitted {
             policies: vec![policy()],
             redaction: lifecycle::RedactionRules { path_prefixes: vec!["/home/".into()], tokens: true },
+            ..Default::default()
         }),
         PhaseName::Claimed => Phase::Claimed(lifecycle::Claimed { node: node(), epoch: u64::MAX }),
         PhaseName::Prepared => Phase::Prepared(lifecycle::Prepared {
@@ -159,6 +160,7 @@ fn phase(name: PhaseName) -> Phase {
                 exit_code: 125,
                 signal: None,
                 error: Some("the barrier broke".into()),
+                limit_exceeded: None,
             },
         }),
         PhaseName::Cleaned => Phase::Cleaned(lifecycle::Cleaned { errors: vec!["cgroup busy".into()] }),

@@ -161,7 +161,7 @@ impl End {
                 let told = fold.phases.iter().filter(|(name, _)| **name != PhaseName::Closed);
                 let last = told.map(|(_, (_, event))| event).max_by_key(|event| event.unix_ns);
                 let error = Some("the outcome is unknown: the producer ended without saying".into());
-                let outcome = Outcome { exit_code: 125, signal: None, error };
+                let outcome = Outcome { exit_code: 125, error, ..Outcome::default() };
                 match last {
                     Some(event) => Self::without_exit(fold, event, outcome),
                     None => Self::at(0, 0, outcome),

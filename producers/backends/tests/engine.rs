@@ -76,7 +76,7 @@ fn guest() -> FakeController {
 }
 
 fn ok() -> Outcome {
-    Outcome { exit_code: 0, signal: None, error: None }
+    Outcome::default()
 }
 
 fn broken(action: &str) -> BackendError {
@@ -243,7 +243,7 @@ async fn a_seal_that_fails_is_missing_with_its_reason() {
 async fn a_command_that_a_signal_ended() {
     let case = Case::new(Script::exits(ExitStatus::Signal(9)));
     let report = case.run().await;
-    let outcome = Outcome { exit_code: 137, signal: Some("SIGKILL".into()), error: None };
+    let outcome = Outcome { exit_code: 137, signal: Some("SIGKILL".into()), ..Outcome::default() };
     assert_eq!(report.outcome, outcome);
     let Some(Phase::Exited(exited)) = case.sink.phase(Exited) else { panic!("exited") };
     assert_eq!(exited.outcome, outcome);

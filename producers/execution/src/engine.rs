@@ -248,7 +248,12 @@ impl Run<'_> {
                 BackendError::failed(format!("enforcement `{}` refused it", enforcement.name()), reason),
             )
         })?;
-        let admitted = Admitted { policies: spec.policies.clone(), redaction: spec.redaction.clone() };
+        let admitted = Admitted {
+            policies: spec.policies.clone(),
+            redaction: spec.redaction.clone(),
+            sandbox: spec.sandbox.level,
+            limits: spec.limits,
+        };
         record.publish(Phase::Admitted(admitted)).await;
 
         // Loading programs takes far longer than anything before the attach, so it begins here; but a machine that is
@@ -631,7 +636,7 @@ async fn abandon(record: Arc<Record>, backend: Arc<dyn ExecutionBackend>, step: 
         tracing::warn!(error = %error, "the command could not be killed");
     }
     if !record.has(PhaseName::Failed) {
-        let outcome = Outcome { exit_code: 125, signal: None, error: Some(reason.clone()) };
+        let outcome = Outcome { exit_code: 125, error: Some(reason.clone()), ..Outcome::default() };
         record.publish(Phase::Failed(Failed { step, error: reason.clone(), outcome })).await;
     }
     let attached = record.told().phases.iter().find_map(|phase| match phase {

@@ -55,9 +55,9 @@ pub fn signal_name(number: i32) -> String {
 /// The outcome of a command that ended by itself or by a signal: its own code, or 128 + n.
 pub fn of_status(status: ExitStatus) -> Outcome {
     match status {
-        ExitStatus::Code(exit_code) => Outcome { exit_code, signal: None, error: None },
+        ExitStatus::Code(exit_code) => Outcome { exit_code, ..Outcome::default() },
         ExitStatus::Signal(number) => {
-            Outcome { exit_code: 128 + number, signal: Some(signal_name(number)), error: None }
+            Outcome { exit_code: 128 + number, signal: Some(signal_name(number)), ..Outcome::default() }
         }
     }
 }
@@ -65,7 +65,7 @@ pub fn of_status(status: ExitStatus) -> Outcome {
 /// The outcome of a command that Glasshouse ended or never ran: 125, 126 or 127, with the reason in `error`, which is
 /// how a command's own 125 is told from ours.
 pub fn of_error(error: &BackendError) -> Outcome {
-    Outcome { exit_code: error.exit_code(), signal: None, error: Some(error.to_string()) }
+    Outcome { exit_code: error.exit_code(), error: Some(error.to_string()), ..Outcome::default() }
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{PolicyRef, ProfilingMode, RedactionRules};
+use glasshouse_schema::limits::{LimitError, Limits};
+use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
 
 /// Most bytes of label names and values together.
 pub const MAX_LABEL_BYTES: usize = 16 * 1024;
@@ -46,6 +48,10 @@ pub struct ExecutionSpec {
     pub guest_prep: bool,
     /// Wait for every process of the command instead of killing those that outlive its root.
     pub wait_for_descendants: bool,
+    /// How far the command is kept from the node.
+    pub sandbox: SandboxRequest,
+    /// What it may use.
+    pub limits: Limits,
     /// The submitter's labels.
     pub labels: BTreeMap<String, String>,
     /// The policies in force, pinned.
@@ -79,6 +85,21 @@ pub enum SpecError {
         "lossless profiling is asked for but profiling is disabled: choose a profile of host, guest or combined"
     )]
     LosslessButDisabled,
+    /// A limit that cannot be one.
+    #[error(transparent)]
+    BadLimit(#[from] LimitError),
+    /// Paths or a network for a sandbox that there is none of.
+    #[error("allowed paths and networks are for a sandbox: choose the level standard or strict")]
+    SandboxWithoutLevel,
+    /// The level promises that there is none.
+    #[error("the sandbox level strict has no network: choose the level standard, or leave the network out")]
+    StrictWithNetwork,
+    /// Relative to what would not be clear.
+    #[error("the allowed path `{0}` is not absolute, or goes through `..`")]
+    BadPath(String),
+    /// A command that prepares the machine is not kept from it.
+    #[error("a command that prepares the machine (guest) cannot be in a sandbox")]
+    GuestInSandbox,
 }
 
 impl ExecutionSpec {
@@ -114,6 +135,31 @@ impl ExecutionSpec {
         }
         if self.lossless && self.profile == ProfilingMode::Disabled {
             return Err(SpecError::LosslessButDisabled);
+        }
+        self.limits.validate()?;
+        self.validate_sandbox()
+    }
+
+    fn validate_sandbox(&self) -> Result<(), SpecError> {
+        let SandboxRequest { level, network, read, write } = &self.sandbox;
+        if *level == SandboxLevel::None {
+            let asks = network.is_some() || !read.is_empty() || !write.is_empty();
+            return if asks { Err(SpecError::SandboxWithoutLevel) } else { Ok(()) };
+        }
+        if self.guest_prep {
+            return Err(SpecError::GuestInSandbox);
+        }
+        if *level == SandboxLevel::Strict && *network == Some(NetworkAccess::Host) {
+            return Err(SpecError::StrictWithNetwork);
+        }
+        for path in read.iter().chain(write) {
+            let is_plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+            if !is_plain {
+                return Err(SpecError::BadPath(path.to_string_lossy().into_owned()));
+            }
+            if path.as_os_str().as_encoded_bytes().contains(&0) {
+                return Err(SpecError::NulByte("allowed path"));
+            }
         }
         Ok(())
     }

@@ -281,7 +281,7 @@ pub(crate) fn attached(vantage: Vantage) -> Attached {
 }
 
 pub(crate) fn outcome(exit_code: i32) -> Outcome {
-    Outcome { exit_code, signal: None, error: None }
+    Outcome { exit_code, ..Outcome::default() }
 }
 
 /// One event of a phase with what a real engine says.
@@ -300,6 +300,7 @@ pub(crate) fn phase(name: PhaseName) -> Phase {
         PhaseName::Admitted => Phase::Admitted(Admitted {
             policies: Vec::new(),
             redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },
+            ..Admitted::default()
         }),
         PhaseName::Claimed => Phase::Claimed(Claimed { node: node("node-1"), epoch: EPOCH }),
         PhaseName::Prepared => Phase::Prepared(Prepared {
@@ -310,7 +311,7 @@ pub(crate) fn phase(name: PhaseName) -> Phase {
                 os: "linux".into(),
                 arch: "x86_64".into(),
                 kernel: "6.12.0".into(),
-                sandbox: Sandbox { network: "host".into() },
+                sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
             },
         }),
         PhaseName::Started => Phase::Started(Started { root_pid: Some(100) }),

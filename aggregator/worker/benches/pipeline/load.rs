@@ -81,7 +81,7 @@ impl Script {
             phase,
         };
         let begin = begin(node, epoch).into_iter().map(event).collect();
-        let outcome = Outcome { exit_code: 0, signal: None, error: None };
+        let outcome = Outcome::default();
         let exited = Phase::Exited(Exited {
             outcome,
             start_unix_ns: UNIX_NS,
@@ -158,7 +158,7 @@ fn begin(node: &NodeId, epoch: u64) -> Vec<Phase> {
         os: "linux".into(),
         arch: "x86_64".into(),
         kernel: "6.12.0".into(),
-        sandbox: Sandbox { network: "host".into() },
+        sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
     };
     vec![
         Phase::Requested(Requested {

@@ -132,7 +132,7 @@ pub(crate) fn script(id: ExecutionId, epoch: u64, shape: Shape) -> Vec<Said> {
     }];
     script.extend(frames.into_iter().map(|frame| Said::Frame { bytes: frame.bytes, is_seal: frame.is_seal }));
     script.push(said(Phase::Exited(Exited {
-        outcome: Outcome { exit_code: 0, signal: None, error: None },
+        outcome: Outcome::default(),
         start_unix_ns: 1_700_000_000_000_000_000,
         end_unix_ns: 1_700_000_001_000_000_000,
         rusage: None,

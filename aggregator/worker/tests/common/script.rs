@@ -68,7 +68,7 @@ pub(crate) fn beginning(epoch: u64) -> Vec<Phase> {
                 os: "linux".into(),
                 arch: "x86_64".into(),
                 kernel: String::new(),
-                sandbox: Sandbox { network: "host".into() },
+                sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
             },
         }),
         Phase::Started(Started { root_pid: Some(1) }),
@@ -91,7 +91,7 @@ pub(crate) fn ended() -> Vec<Phase> {
 
 pub(crate) fn exited() -> Phase {
     Phase::Exited(Exited {
-        outcome: Outcome { exit_code: 0, signal: None, error: None },
+        outcome: Outcome::default(),
         start_unix_ns: 1_700_000_000_000_000_000,
         end_unix_ns: 1_700_000_001_000_000_000,
         rusage: None,

@@ -87,6 +87,8 @@ pub fn spec<Argument: Into<std::ffi::OsString>>(argv: impl IntoIterator<Item = A
         lossless: false,
         guest_prep: false,
         wait_for_descendants: false,
+        sandbox: Default::default(),
+        limits: Default::default(),
         labels: Default::default(),
         policies: Vec::new(),
         redaction: RedactionRules::default(),

@@ -189,7 +189,7 @@ impl ExecutionBackend for FakeBackend {
             os: "none".into(),
             arch: "none".into(),
             kernel: String::new(),
-            sandbox: Sandbox { network: "none".into() },
+            sandbox: Sandbox { network: "none".into(), ..Sandbox::default() },
         }
     }
 

@@ -341,7 +341,7 @@ impl ExecutionBackend for ProcessBackend {
             os: std::env::consts::OS.into(),
             arch: arch.unwrap_or_else(|| std::env::consts::ARCH.into()),
             kernel: kernel.unwrap_or_default(),
-            sandbox: Sandbox { network: "host".into() },
+            sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
         }
     }
 

@@ -17,6 +17,7 @@ use glasshouse_schema::Verdict;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules};
 use glasshouse_schema::verdict::Decision;
+use glasshouse_schema::{Limits, SandboxRequest};
 use tracing::Instrument;
 
 use crate::args::{FailOn, LogArgs, RunArgs};
@@ -217,6 +218,8 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
         lossless: args.lossless,
         guest_prep: args.guest,
         wait_for_descendants: args.wait_descendants,
+        sandbox: SandboxRequest::default(),
+        limits: Limits::default(),
         labels: args.label.iter().cloned().collect(),
         policies: policies.iter().map(Policy::reference).collect(),
         redaction: RedactionRules { path_prefixes: args.mask.clone(), tokens: !args.no_mask_tokens },
