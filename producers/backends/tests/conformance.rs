@@ -45,13 +45,19 @@ glasshouse_backends::conformance!(fake, super::Fake);
 #[cfg(target_os = "linux")]
 mod on_linux {
     use super::*;
-    use glasshouse_backends::ProcessBackend;
+    use std::path::PathBuf;
 
-    /// Plays a scenario with a shell.
-    pub(super) struct Process;
+    use glasshouse_backends::ProcessBackend;
+    use glasshouse_schema::SandboxLevel;
+
+    /// Plays a scenario with a shell, in a sandbox of this level.
+    pub(super) struct Process(pub(super) SandboxLevel);
 
     impl Factory for Process {
         fn make(&self, scenario: &Scenario) -> Result<Subject, String> {
+            if self.0 > SandboxLevel::None && !nix::unistd::geteuid().is_root() {
+                return Err("a sandbox needs root".into());
+            }
             // Output goes through the environment: it may hold any byte but NUL, which printf makes.
             let shell = |script: String| spec(["/bin/sh".to_owned(), "-c".to_owned(), script]);
             let mut files: Vec<tempfile::TempPath> = Vec::new();
@@ -63,7 +69,7 @@ mod on_linux {
                 files.push(path);
                 name
             };
-            let spec = match scenario {
+            let mut spec = match scenario {
                 Scenario::Exits(code) => shell(format!("exit {code}")),
                 Scenario::DiesOf(signal) => shell(format!("kill -{signal} $$")),
                 Scenario::RunsUntilKilled => spec(["sleep", "1000"]),
@@ -79,6 +85,13 @@ mod on_linux {
                     shell(format!("p=$$; (while kill -0 $p 2>/dev/null; do :; done; cat {}) & :", file(text)))
                 }
             };
+            spec.sandbox.level = self.0;
+            if self.0 > SandboxLevel::None {
+                // The files of the scenarios are there.
+                spec.sandbox.write = vec![std::env::temp_dir()];
+                spec.sandbox.read =
+                    spec.argv.iter().map(PathBuf::from).filter(|path| path.is_file()).collect();
+            }
             let id = spec.id.to_string();
             let left = Box::new(move || {
                 let _ = &files;
@@ -107,4 +120,14 @@ mod on_linux {
 }
 
 #[cfg(target_os = "linux")]
-glasshouse_backends::conformance!(process, super::on_linux::Process);
+glasshouse_backends::conformance!(process, super::on_linux::Process(glasshouse_schema::SandboxLevel::None));
+#[cfg(target_os = "linux")]
+glasshouse_backends::conformance!(
+    process_standard,
+    super::on_linux::Process(glasshouse_schema::SandboxLevel::Standard)
+);
+#[cfg(target_os = "linux")]
+glasshouse_backends::conformance!(
+    process_strict,
+    super::on_linux::Process(glasshouse_schema::SandboxLevel::Strict)
+);

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use glasshouse_schema::dead::DeadKind;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::ProfilingMode;
+use glasshouse_schema::{Limits, NetworkAccess, SandboxLevel};
 
 use crate::spool::{RunSpoolArgs, SpoolCommand};
 
@@ -96,6 +97,8 @@ Examples:
   glasshouse run -- make test
   sudo glasshouse run --profile host -- sh -c 'cc -o hello hello.c && ./hello'
   sudo glasshouse run --profile host --policy deploy/policies/baseline.yaml --fail-on deny -- ./install.sh
+  sudo glasshouse run --sandbox standard --limit memory=512MiB --limit wall=10s -- ./untrusted
+  sudo glasshouse run --sandbox strict --allow-read /srv/model --workdir /srv/job -- python3 job.py
   sudo glasshouse run --profile host --nats nats://127.0.0.1:4222 --label job=42 -- ./build.sh
   sudo glasshouse run --profile host --nats nats://bus:4222 --spool /srv/ci/spool --spool-bytes 1GiB -- ./build.sh
 
@@ -117,6 +120,24 @@ pub(crate) struct RunArgs {
     /// profiling, and the initial pid namespace. See docs/probe.md.
     #[arg(long)]
     pub(crate) lossless: bool,
+    /// How far the command is kept from this node
+    #[arg(long, value_enum, default_value_t = Sandbox::None, value_name = "LEVEL", env = "GLASSHOUSE_SANDBOX")]
+    pub(crate) sandbox: Sandbox,
+    /// What the command may use, as NAME=VALUE; may be given several times
+    ///
+    /// wall=10s and cpu=2s (time), memory=512MiB, pids=64, files=256 (descriptors of one process), output=1MiB,
+    /// disk=100MiB (growth of the working directory). What exceeds a limit is ended, and the outcome names the limit.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = limit)]
+    pub(crate) limit: Vec<String>,
+    /// Let a sandboxed command read and execute below this path; may be given several times
+    #[arg(long, value_name = "PATH", requires = "sandbox")]
+    pub(crate) allow_read: Vec<PathBuf>,
+    /// Let a sandboxed command write below this path too; may be given several times
+    #[arg(long, value_name = "PATH", requires = "sandbox")]
+    pub(crate) allow_write: Vec<PathBuf>,
+    /// The sandbox's network (default: the node's at standard, none at strict)
+    #[arg(long, value_enum, value_name = "WHICH", requires = "sandbox")]
+    pub(crate) network: Option<Network>,
     /// Prepare the machine first (mount proc, sysfs, bpf; reap orphans), as PID 1 of a VM or container must
     #[arg(long)]
     pub(crate) guest: bool,
@@ -188,6 +209,43 @@ impl From<Profile> for ProfilingMode {
             Profile::Host => Self::Host,
             Profile::Guest => Self::Guest,
             Profile::Combined => Self::Combined,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sandbox {
+    /// Not at all
+    None,
+    /// Namespaces, no capabilities, a read-only system but for the working directory, fewer system calls (needs root)
+    Standard,
+    /// Beside that a user namespace, no network, and only the paths that are allowed (needs root)
+    Strict,
+}
+
+impl From<Sandbox> for SandboxLevel {
+    fn from(sandbox: Sandbox) -> Self {
+        match sandbox {
+            Sandbox::None => Self::None,
+            Sandbox::Standard => Self::Standard,
+            Sandbox::Strict => Self::Strict,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// A loopback interface of its own
+    None,
+    /// The node's
+    Host,
+}
+
+impl From<Network> for NetworkAccess {
+    fn from(network: Network) -> Self {
+        match network {
+            Network::None => Self::None,
+            Network::Host => Self::Host,
         }
     }
 }
@@ -584,6 +642,11 @@ fn label(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("a label is KEY=VALUE".into()),
     }
+}
+
+/// Read here, so that what is wrong with it is said with the option.
+fn limit(text: &str) -> Result<String, String> {
+    Limits::default().set_text(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn absolute(text: &str) -> Result<String, String> {

@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use async_trait::async_trait;
 use glasshouse_schema::ids::Digest;
 use glasshouse_schema::lifecycle::{Environment, Isolation, Rusage};
+use glasshouse_schema::limits::Limit;
 
 use crate::profiling::TargetIdentity;
 use crate::spec::ExecutionSpec;
@@ -151,6 +152,17 @@ pub trait ExecutionBackend: Send + Sync {
 
     /// Removes what is left; gives what could not be removed, in words.
     async fn cleanup(&self) -> Vec<String>;
+
+    /// Returns once a limit of the spec is exceeded for which the execution has to be ended, from another task while
+    /// the command runs; never, if the kernel or nobody holds it to its limits. Wall time is the engine's.
+    async fn exceeded(&self) -> Limit {
+        std::future::pending().await
+    }
+
+    /// After `drain`: the limit that the execution ran into, as far as the backend knows.
+    fn ran_into(&self) -> Option<Limit> {
+        None
+    }
 
     /// Whether the command runs in the caller's own process group, so that the caller's terminal gives it ^C by
     /// itself. False before `start` and after the root's end.

@@ -18,6 +18,7 @@
 //! - `sealed` follows every `profiled`, a failed execution's too. A vantage point is sealed only once no task of the
 //!   execution is left; when that cannot be shown it is `missing`, with the reason.
 //! - `exited` comes after the output was read to its end and says how the root ended, also when what follows fails.
+//! - A limit that is exceeded ends all of the execution, and its outcome names the limit.
 //! - A sink that fails stops nothing but the claim; its errors are in the report.
 //!
 //! Cancellation: a future of [`Engine::run`] that is dropped (or unwound by a panic) before its end kills the command
@@ -30,12 +31,14 @@ mod record;
 
 use std::sync::{Arc, Mutex};
 
+use glasshouse_schema::Limit;
 use glasshouse_schema::ids::{ExecutionId, Vantage};
 use glasshouse_schema::lifecycle::{
     Admitted, Claimed, Cleaned, Exited, Failed, Outcome, Phase, PhaseName, Prepared, Profiled, ProfilingMode,
     Sealed, SealedVantage, Started, Step, Unavailable, Unprofiled,
 };
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{Instrument, Span, field};
 
 use self::mask::Masker;
@@ -149,6 +152,8 @@ impl Engine {
             output: OutputReport::default(),
             start_unix_ns: None,
             end_unix_ns: None,
+            deadline: None,
+            limit: None,
         };
         run.drive(trace).instrument(span).await
     }
@@ -183,6 +188,9 @@ struct Run<'a> {
     output: OutputReport,
     start_unix_ns: Option<i64>,
     end_unix_ns: Option<i64>,
+    /// When the wall time is used up.
+    deadline: Option<Instant>,
+    limit: Option<Limit>,
 }
 
 impl Run<'_> {
@@ -293,6 +301,7 @@ impl Run<'_> {
         self.attach(started, epoch, candidates, &span).instrument(span.clone()).await?;
 
         self.start_unix_ns = Some((record.unix_ns)());
+        self.deadline = spec.limits.wall().map(|wall| Instant::now() + wall);
         let released = self.step(Step::Release, backend.release()).await;
         if released.is_err() {
             self.start_unix_ns = None;
@@ -304,15 +313,24 @@ impl Run<'_> {
     async fn conclude(&mut self) -> Outcome {
         let record = Arc::clone(&self.guard.record);
         let backend = self.backend;
-        let exit = match self.step(Step::Wait, backend.wait()).await {
+        let waiting = within_limits(backend, self.deadline, backend.wait());
+        let mut limit = None;
+        let waited = self.step(Step::Wait, async {
+            let (exit, exceeded) = waiting.await;
+            limit = exceeded;
+            exit
+        });
+        let waited = waited.await;
+        self.limit = limit;
+        let exit = match waited {
             Ok(exit) => exit,
             Err(stop) => return self.stop(stop).await,
         };
         self.end_unix_ns = Some((record.unix_ns)());
-        let outcome = outcome::of_status(exit.status);
-
         let span = self.enter(Step::Seal);
         let drained = self.drain(self.spec.wait_for_descendants).instrument(span.clone()).await;
+        let limit = self.limit.or_else(|| backend.ran_into());
+        let outcome = outcome::within(outcome::of_status(exit.status), limit, &self.spec.limits);
         self.publish_exited(&exit, &outcome).instrument(span.clone()).await;
         let undrained = match drained {
             Ok(()) => None,
@@ -475,7 +493,12 @@ impl Run<'_> {
 
     /// Returns when no task of the execution is left and its output is read.
     async fn drain(&mut self, wait_for_descendants: bool) -> Result<(), BackendError> {
-        let drained = caught(self.backend.drain(wait_for_descendants)).await;
+        let deadline = self.deadline.filter(|_| wait_for_descendants);
+        let draining = within_limits(self.backend, deadline, self.backend.drain(wait_for_descendants));
+        let drained = caught(draining).await.map(|(drained, limit)| {
+            self.limit = self.limit.or(limit);
+            drained
+        });
         self.output =
             drained.unwrap_or_else(|panic| Err(BackendError::failed("ending the execution", panic)))?;
         Ok(())
@@ -583,6 +606,32 @@ impl Run<'_> {
             Step::Seal => span!("engine.seal"),
             Step::Cleanup => span!("engine.cleanup"),
         }
+    }
+}
+
+/// Waits for `future`; once a limit is exceeded the execution is killed, which ends the wait. Gives that limit too.
+async fn within_limits<T>(
+    backend: &Arc<dyn ExecutionBackend>,
+    deadline: Option<Instant>,
+    future: impl Future<Output = Result<T, BackendError>>,
+) -> (Result<T, BackendError>, Option<Limit>) {
+    let wall = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut future = std::pin::pin!(future);
+    let limit = tokio::select! {
+        biased;
+        result = &mut future => return (result, None),
+        () = wall => Limit::Wall,
+        limit = backend.exceeded() => limit,
+    };
+    tracing::info!(limit = limit.as_str(), "a limit is exceeded: the execution is ended");
+    match backend.kill(StopSignal::Kill).await {
+        Ok(()) => (future.await, Some(limit)),
+        Err(error) => (Err(error), Some(limit)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a command's end is said: exit codes as a shell gives them, signals by name.
 
 use glasshouse_schema::lifecycle::Outcome;
+use glasshouse_schema::limits::{Limit, Limits};
 
 use crate::backend::{BackendError, ExitStatus};
 
@@ -60,6 +61,19 @@ pub fn of_status(status: ExitStatus) -> Outcome {
             Outcome { exit_code: 128 + number, signal: Some(signal_name(number)), ..Outcome::default() }
         }
     }
+}
+
+/// The same of an execution that ran into a limit, if it did. A refused fork (`pids`) is no reason for an end.
+pub fn within(outcome: Outcome, limit: Option<Limit>, limits: &Limits) -> Outcome {
+    let Some(limit) = limit else { return outcome };
+    let unit = match limit {
+        Limit::Wall | Limit::Cpu => " ms",
+        Limit::Memory | Limit::Output | Limit::Disk => " bytes",
+        Limit::Pids | Limit::Files => "",
+    };
+    let value = limits.get(limit).unwrap_or_default();
+    let error = (limit != Limit::Pids).then(|| format!("limit exceeded: {limit}: {value}{unit}"));
+    Outcome { error, limit_exceeded: Some(limit), ..outcome }
 }
 
 /// The outcome of a command that Glasshouse ended or never ran: 125, 126 or 127, with the reason in `error`, which is

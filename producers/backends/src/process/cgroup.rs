@@ -24,7 +24,7 @@ use super::group;
 use crate::fd::watch;
 
 /// The folder of all executions below our own cgroup. It stays: it is empty and others may be about to use it.
-const PARENT: &str = "glasshouse";
+pub(super) const PARENT: &str = "glasshouse";
 /// How long to wait for the folder's lock, which anybody who can read the folder can hold.
 const LOCK_WITHIN: Duration = Duration::from_millis(500);
 /// How long killed processes may take until their cgroup can be removed; longer ones are left to the next start.

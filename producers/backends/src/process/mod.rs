@@ -12,13 +12,16 @@
 mod cgroup;
 mod group;
 mod guest;
+mod limits;
 mod pty;
 mod resolve;
+mod sandbox;
 mod spawn;
 mod streams;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,15 +31,19 @@ use glasshouse_execution::backend::{
 };
 use glasshouse_execution::profiling::TargetIdentity;
 use glasshouse_execution::spec::ExecutionSpec;
-use glasshouse_schema::lifecycle::{Environment, Isolation, Rusage, Sandbox};
+use glasshouse_schema::lifecycle::{self, Environment, Isolation, Rusage};
+use glasshouse_schema::limits::Limit;
+use glasshouse_schema::sandbox::SandboxLevel;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 use self::cgroup::Cgroup;
+use self::limits::Enforced;
 use self::resolve::Program;
-use self::spawn::{Held, Placement, Plan, Stage};
+use self::sandbox::{Init, Sandbox};
+use self::spawn::{Failure, Held, Placement, Plan, Stage};
 use self::streams::{Prepared, Running};
 
 pub use self::streams::CAPTURE_BYTES;
@@ -58,6 +65,12 @@ struct State {
     cgroup: Option<Arc<Cgroup>>,
     child: Option<Arc<Child>>,
     streams: Option<Running>,
+    sandbox: Sandbox,
+    /// What the receipt says of it.
+    told: lifecycle::Sandbox,
+    limits: Arc<Enforced>,
+    /// Ends after the root was waited for.
+    init: Option<Init>,
     /// A signal that came before there was a process.
     pending: Option<i32>,
     rest: Rest,
@@ -124,10 +137,11 @@ impl ProcessBackend {
         spec: &ExecutionSpec,
         streams: &Prepared,
         cgroup: &mut Option<Arc<Cgroup>>,
+        sandbox: &Sandbox,
     ) -> Result<(Held, Child), BackendError> {
         let program = Program::find(spec)?;
         let failed = |error: io::Error| BackendError::failed("making the command's process", error);
-        let plan = Plan::new(spec, program.path()).map_err(failed)?;
+        let plan = Plan::new(spec, program.path(), sandbox).map_err(failed)?;
         let own_terminal = streams.has_own_terminal();
         let placement = Placement { streams: streams.fds(), own_terminal, ..Placement::default() };
         if let Some(found) = cgroup.clone() {
@@ -163,6 +177,15 @@ impl ProcessBackend {
         }
         let child = Child::new(&held, program, !leads, leads).map_err(failed)?;
         Ok((held, child))
+    }
+
+    /// Ends the init, the root having been waited for.
+    async fn end_init(&self) {
+        let init = self.state().init.take();
+        if let Some(init) = init {
+            // It can take a moment: namespaces are taken down.
+            let _ = tokio::task::spawn_blocking(move || init.end()).await;
+        }
     }
 
     /// SIGKILL to all that can be found.
@@ -341,7 +364,7 @@ impl ExecutionBackend for ProcessBackend {
             os: std::env::consts::OS.into(),
             arch: arch.unwrap_or_else(|| std::env::consts::ARCH.into()),
             kernel: kernel.unwrap_or_default(),
-            sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
+            sandbox: self.state().told.clone(),
         }
     }
 
@@ -350,26 +373,57 @@ impl ExecutionBackend for ProcessBackend {
             guest::prepare()?;
             guest::reap_orphans()?;
         }
-        match Cgroup::make(spec.id) {
-            Ok(cgroup) => self.state().cgroup = Some(Arc::new(cgroup)),
+        let cgroup = match Cgroup::make(spec.id) {
+            Ok(cgroup) => Some(Arc::new(cgroup)),
             // Not an error: the command runs, and attaching says what it lacks.
-            Err(reason) => tracing::warn!(reason, "the command runs without a cgroup of its own"),
+            Err(reason) => {
+                tracing::warn!(reason, "the command runs without a cgroup of its own");
+                None
+            }
+        };
+        self.state().cgroup.clone_from(&cgroup);
+        let sandbox = Sandbox::plan(spec)?;
+        let workdir = sandbox.workdir().or(spec.workdir.as_deref()).unwrap_or(Path::new("."));
+        let limits = Enforced::prepare(spec.id, &spec.limits, cgroup.as_deref(), workdir);
+        let not_applied = [sandbox.not_applied(), &limits.not_applied].concat();
+        let mut state = self.state();
+        // From here on `cleanup` removes what the limits are held by.
+        state.limits = Arc::new(limits);
+        if spec.sandbox.level == SandboxLevel::Strict && !not_applied.is_empty() {
+            return Err(BackendError::failed(
+                "the sandbox level strict holds all it promises or runs nothing",
+                not_applied.join("; "),
+            ));
         }
+        for what in &not_applied {
+            tracing::warn!(what, "not applied");
+        }
+        state.told = lifecycle::Sandbox {
+            network: spec.sandbox.network().as_str().to_owned(),
+            level: spec.sandbox.level,
+            limits: spec.limits,
+            not_applied,
+        };
+        state.sandbox = sandbox;
         Ok(())
     }
 
     async fn start(&self, spec: &ExecutionSpec) -> Result<StartedProcess, BackendError> {
         let connecting = |error: io::Error| BackendError::failed("connecting the standard streams", error);
-        let streams = Prepared::new(spec).map_err(connecting)?;
         let mut state = self.state();
-        let (held, child) = Self::hold(spec, &streams, &mut state.cgroup)?;
-        let Held { pid, barrier, report, .. } = held;
+        let state = &mut *state;
+        let streams = Prepared::new(spec, state.limits.output.clone()).map_err(connecting)?;
+        let (held, child) = Self::hold(spec, &streams, &mut state.cgroup, &state.sandbox)?;
+        let placed = state.limits.join(held.pid).and_then(|()| held.set_up());
+        let Held { pid, barrier, report, init, .. } = held;
+        state.init = init;
         {
             let mut gate = child.gate();
             (gate.barrier, gate.report) = (Some(barrier), Some(report));
         }
         let child = Arc::new(child);
         state.child = Some(Arc::clone(&child));
+        placed.map_err(|error| BackendError::failed("putting the command under its limits", error))?;
         state.streams = Some(streams.run().map_err(connecting)?);
         if let Some(signal) = state.pending.take() {
             child.signal(signal).map_err(|error| BackendError::failed("interrupting the command", error))?;
@@ -402,12 +456,17 @@ impl ExecutionBackend for ProcessBackend {
             .map_err(failed)?;
         match spawn::read_report(&bytes) {
             None => Ok(()),
-            Some((Stage::Exec, errno)) => Err(child.program.exec_error(errno)),
-            Some((stage, errno)) => {
+            Some(Failure { stage: Stage::Exec, errno, .. }) => {
+                Err(child.program.exec_error(errno, self.state().told.level))
+            }
+            Some(Failure { stage: Stage::Sandbox, errno, step }) => {
+                Err(self.state().sandbox.step_error(step, errno))
+            }
+            Some(Failure { stage, errno, .. }) => {
                 let action = match stage {
                     Stage::Workdir => "entering the working directory",
                     Stage::Terminal => "giving the command a terminal",
-                    Stage::Streams | Stage::Exec => "connecting the standard streams",
+                    Stage::Streams | Stage::Sandbox | Stage::Exec => "connecting the standard streams",
                 };
                 Err(BackendError::failed(action, io::Error::from_raw_os_error(errno)))
             }
@@ -446,6 +505,9 @@ impl ExecutionBackend for ProcessBackend {
             () = too_late => Err(still_there()),
         };
         let emptied = emptied.and_then(|()| child.exit(true)).map_err(ending);
+        if emptied.is_ok() {
+            self.end_init().await;
+        }
         let streams = {
             let mut state = self.state();
             state.rest = Rest::Over;
@@ -500,10 +562,11 @@ impl ExecutionBackend for ProcessBackend {
             Ok::<(), io::Error>(())
         };
         match tokio::time::timeout(GONE_WITHIN, gone).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => self.end_init().await,
             Ok(Err(error)) => left.push(format!("ending the command's processes: {error}")),
             Err(_) => left.push(still_there().to_string()),
         }
+        left.extend(self.state().limits.remove());
         if let Some(cgroup) = &cgroup {
             let kept = cgroup.remove();
             if kept.is_empty() {
@@ -512,6 +575,15 @@ impl ExecutionBackend for ProcessBackend {
             left.extend(kept);
         }
         left
+    }
+
+    async fn exceeded(&self) -> Limit {
+        let limits = Arc::clone(&self.state().limits);
+        limits.exceeded().await
+    }
+
+    fn ran_into(&self) -> Option<Limit> {
+        self.state().limits.ran_into()
     }
 
     fn shares_process_group(&self) -> bool {
@@ -530,6 +602,11 @@ impl Drop for ProcessBackend {
             let _ = Self::kill_all(state.cgroup.as_deref(), Some(child));
             let _ = child.exit(true);
         }
+        if let Some(init) = state.init.take() {
+            // It ends after the root, whose zombie is taken away by now or never.
+            std::thread::spawn(move || init.end());
+        }
+        state.limits.remove();
         if let Some(cgroup) = &state.cgroup {
             cgroup.remove();
         }

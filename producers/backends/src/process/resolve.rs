@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_schema::sandbox::SandboxLevel;
 
 /// The search path where the environment has none (execvp(3)).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -59,10 +60,16 @@ impl Program {
     }
 
     /// What the kernel's answer to the exec means for the caller.
-    pub(super) fn exec_error(&self, errno: i32) -> BackendError {
+    pub(super) fn exec_error(&self, errno: i32, level: SandboxLevel) -> BackendError {
         let program = self.name.clone();
         let reason = match errno {
             libc::ENOENT | libc::ENOTDIR if !self.here.exists() => return BackendError::NotFound { program },
+            libc::ENOENT | libc::EACCES if level > SandboxLevel::None && is_executable(&self.here) => {
+                format!(
+                    "the sandbox ({level}) does not show it: allow it with --allow-read {}",
+                    self.here.display()
+                )
+            }
             libc::ENOENT => "the interpreter that it names does not exist".to_owned(),
             libc::EACCES if self.here.is_dir() => "it is a directory".to_owned(),
             _ => io::Error::from_raw_os_error(errno).to_string(),

@@ -3,6 +3,7 @@
 //! ```text
 //! parent                                 child
 //!   clone3 into the cgroup ────────────► own streams, default signals, nobody else's descriptors
+//!   write(barrier) ────────────────────► the sandbox's steps, if there are any
 //!   …attach profiling…                   read(barrier)
 //!   write(barrier) ────────────────────► chdir, execve ─► the command
 //!   read(report) ◄── end of file: it runs ┘   └─ failed: (stage, errno) in the report, _exit
@@ -11,6 +12,8 @@
 //!   allocates nothing: all it needs is made before.
 //! - The child closes every close-on-exec descriptor at once. Otherwise a child that is held would keep the pipes of
 //!   other executions open, and they would not see their ends.
+//! - In a sandbox it is born into the pid namespace of an init: a thread of its own starts the init, lets its children be
+//!   members of that namespace, and makes the process; so the process is our child all the same.
 //! - End of file at the barrier (the parent is gone or gave up) ends the child without an instruction of the command.
 
 #![allow(unsafe_code, reason = "fork and exec by hand: no safe API holds a child before its exec")]
@@ -26,6 +29,7 @@ use glasshouse_execution::spec::ExecutionSpec;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
+use super::sandbox::{self, Descriptors, Init, MAX_SLOTS, Sandbox, Step};
 use crate::fd::owned;
 
 /// Flags of clone3 (linux/sched.h); libc's constants do not hold the upper half.
@@ -33,27 +37,41 @@ const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
+/// Stage, errno and step.
+const REPORT_BYTES: usize = 12;
+
 /// What the child was doing when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Streams,
     Terminal,
+    Sandbox,
     Workdir,
     Exec,
 }
 
 impl Stage {
-    const ALL: [Self; 4] = [Self::Streams, Self::Terminal, Self::Workdir, Self::Exec];
+    const ALL: [Self; 5] = [Self::Streams, Self::Terminal, Self::Sandbox, Self::Workdir, Self::Exec];
+}
+
+/// Where the child failed and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) stage: Stage,
+    pub(super) errno: i32,
+    /// Which of the sandbox's steps.
+    pub(super) step: usize,
 }
 
 /// All that the child needs.
-pub(super) struct Plan {
+pub(super) struct Plan<'a> {
     path: CString,
     argv: Vec<CString>,
     /// For a script without an interpreter line, which execvp(3) gives to the shell.
     shell_argv: Vec<CString>,
     env: Vec<CString>,
     workdir: Option<CString>,
+    sandbox: &'a Sandbox,
 }
 
 /// How the child is placed.
@@ -80,20 +98,34 @@ pub(super) struct Held {
     pub(super) report: OwnedFd,
     /// The kernel put it into the cgroup at its birth.
     pub(super) is_in_cgroup: bool,
+    /// The first process of its pid namespace, if that is not ours.
+    pub(super) init: Option<Init>,
 }
 
 impl Held {
     /// Ends it before its first instruction and takes its zombie away.
     pub(super) fn give_up(self) {
-        let Self { pid, barrier, .. } = self;
+        let Self { pid, barrier, init, .. } = self;
         drop(barrier);
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+        if let Some(init) = init {
+            init.end();
+        }
+    }
+
+    /// Lets it enter its sandbox: it is where it has to be.
+    pub(super) fn set_up(&self) -> io::Result<()> {
+        match nix::unistd::write(&self.barrier, b"s") {
+            // It was killed: waiting says by what.
+            Ok(_) | Err(nix::errno::Errno::EPIPE) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
-impl Plan {
+impl<'a> Plan<'a> {
     /// Fails for a NUL byte only, which the spec's validation finds before.
-    pub(super) fn new(spec: &ExecutionSpec, path: &Path) -> io::Result<Self> {
+    pub(super) fn new(spec: &ExecutionSpec, path: &Path, sandbox: &'a Sandbox) -> io::Result<Self> {
         let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
         let argv = spec.argv.iter().map(|argument| text(argument)).collect::<io::Result<Vec<_>>>()?;
         let mut shell_argv = vec![c"/bin/sh".to_owned(), text(path.as_os_str())?];
@@ -105,13 +137,14 @@ impl Plan {
             Some(env) => env.iter().cloned().map(pair).collect::<io::Result<Vec<_>>>()?,
             None => std::env::vars_os().map(pair).collect::<io::Result<Vec<_>>>()?,
         };
-        let workdir = spec.workdir.as_ref().map(|dir| text(dir.as_os_str())).transpose()?;
-        Ok(Self { path: text(path.as_os_str())?, argv, shell_argv, env, workdir })
+        let workdir = sandbox.workdir().or(spec.workdir.as_deref());
+        let workdir = workdir.map(|dir| text(dir.as_os_str())).transpose()?;
+        Ok(Self { path: text(path.as_os_str())?, argv, shell_argv, env, workdir, sandbox })
     }
 }
 
 /// What the child works with: pointers into the [`Plan`], which outlives the call.
-struct Raw {
+struct Raw<'a> {
     path: *const libc::c_char,
     argv: Vec<*const libc::c_char>,
     shell_argv: Vec<*const libc::c_char>,
@@ -120,6 +153,10 @@ struct Raw {
     streams: [RawFd; 3],
     own_terminal: bool,
     own_group: bool,
+    steps: &'a [Step],
+    descriptors: Descriptors,
+    /// What others left open for programs in general is not for one in a sandbox.
+    closes_all: bool,
     barrier: RawFd,
     report: RawFd,
 }
@@ -129,7 +166,20 @@ fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
 }
 
 /// Makes the process. It holds at the barrier when this returns, or soon after.
-pub(super) fn spawn(plan: &Plan, placement: Placement<'_>) -> io::Result<Held> {
+pub(super) fn spawn(plan: &Plan<'_>, placement: Placement<'_>) -> io::Result<Held> {
+    if !plan.sandbox.has_namespaces() {
+        return spawn_here(plan, placement, None);
+    }
+    // What is changed of the thread ends with it.
+    let in_namespaces = || spawn_here(plan, placement, Some(plan.sandbox.enter_init()?));
+    std::thread::scope(|scope| {
+        let thread =
+            std::thread::Builder::new().name("glasshouse-start".into()).spawn_scoped(scope, in_namespaces)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it failed")))
+    })
+}
+
+fn spawn_here(plan: &Plan<'_>, placement: Placement<'_>, init: Option<Init>) -> io::Result<Held> {
     let (barrier_read, barrier) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     let (report, report_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     let raw = Raw {
@@ -141,6 +191,12 @@ pub(super) fn spawn(plan: &Plan, placement: Placement<'_>) -> io::Result<Held> {
         streams: placement.streams.map(|stream| stream.unwrap_or(-1)),
         own_terminal: placement.own_terminal,
         own_group: placement.own_group,
+        steps: plan.sandbox.steps(),
+        descriptors: Descriptors {
+            init: init.as_ref().map_or(-1, Init::pidfd),
+            ruleset: plan.sandbox.ruleset(),
+        },
+        closes_all: plan.sandbox.has_namespaces(),
         barrier: barrier_read.as_raw_fd(),
         report: report_write.as_raw_fd(),
     };
@@ -150,10 +206,10 @@ pub(super) fn spawn(plan: &Plan, placement: Placement<'_>) -> io::Result<Held> {
     let cloned = clone_child(&raw, placement.cgroup);
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     let (pid, pidfd, is_in_cgroup) = cloned?;
-    Ok(Held { pid, pidfd, barrier, report, is_in_cgroup })
+    Ok(Held { pid, pidfd, barrier, report, is_in_cgroup, init })
 }
 
-fn clone_child(raw: &Raw, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(i32, OwnedFd, bool)> {
+fn clone_child(raw: &Raw<'_>, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(i32, OwnedFd, bool)> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data, for which all zeroes is valid and means "nothing asked for".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -180,7 +236,7 @@ fn clone_child(raw: &Raw, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(i32, Ow
     }
 }
 
-fn fork_child(raw: &Raw) -> io::Result<(i32, OwnedFd, bool)> {
+fn fork_child(raw: &Raw<'_>) -> io::Result<(i32, OwnedFd, bool)> {
     // SAFETY: the child goes on into `child`, which calls async-signal-safe functions only and never returns.
     let pid = unsafe { libc::fork() };
     match pid {
@@ -203,7 +259,7 @@ fn fork_child(raw: &Raw) -> io::Result<(i32, OwnedFd, bool)> {
 }
 
 /// The child's life up to the exec. Allocates nothing and calls async-signal-safe functions only.
-fn child(raw: &Raw) -> ! {
+fn child(raw: &Raw<'_>) -> ! {
     // SAFETY: every pointer in `raw` points into memory that this process copied with the clone and that nothing
     // frees; all calls are plain system calls with arguments of their kind.
     unsafe {
@@ -222,19 +278,20 @@ fn child(raw: &Raw) -> ! {
         if raw.own_terminal && libc::ioctl(0, libc::TIOCSCTTY as _, 0) < 0 {
             fail(raw, Stage::Terminal);
         }
-        close_private(raw.barrier, raw.report);
+        let Descriptors { init, ruleset } = raw.descriptors;
+        close_private([raw.barrier, raw.report, init, ruleset], raw.closes_all);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
 
-        let mut byte = 0_u8;
-        loop {
-            match libc::read(raw.barrier, (&raw mut byte).cast(), 1) {
-                1 => break,
-                -1 if *libc::__errno_location() == libc::EINTR => {}
-                _ => libc::_exit(125),
+        if !raw.steps.is_empty() {
+            await_byte(raw.barrier);
+            let mut slots = [-1; MAX_SLOTS];
+            if let Err(step) = sandbox::carry_out(raw.steps, &mut slots, raw.descriptors) {
+                fail_at(raw, Stage::Sandbox, step);
             }
         }
+        await_byte(raw.barrier);
         if !raw.workdir.is_null() && libc::chdir(raw.workdir) < 0 {
             fail(raw, Stage::Workdir);
         }
@@ -243,6 +300,24 @@ fn child(raw: &Raw) -> ! {
             libc::execve(c"/bin/sh".as_ptr(), raw.shell_argv.as_ptr(), raw.env.as_ptr());
         }
         fail(raw, Stage::Exec)
+    }
+}
+
+/// Waits for a byte at the barrier; at its end there is nothing to wait for.
+///
+/// # Safety
+/// To be called in the child only.
+unsafe fn await_byte(barrier: RawFd) {
+    // SAFETY: reads one byte to this stack.
+    unsafe {
+        let mut byte = 0_u8;
+        loop {
+            match libc::read(barrier, (&raw mut byte).cast(), 1) {
+                1 => break,
+                -1 if *libc::__errno_location() == libc::EINTR => {}
+                _ => libc::_exit(125),
+            }
+        }
     }
 }
 
@@ -268,16 +343,16 @@ unsafe fn default_signals() {
     }
 }
 
-/// Closes every close-on-exec descriptor but the two given.
+/// Closes every close-on-exec descriptor but those given, and every other one but the standard streams if `all`.
 ///
 /// # Safety
 /// To be called in the child only: its descriptors are used by nothing else.
-unsafe fn close_private(barrier: RawFd, report: RawFd) {
+unsafe fn close_private(keep: [RawFd; 4], all: bool) {
     // SAFETY: plain system calls; the entries that the kernel wrote are read within the bytes it says it wrote.
     unsafe {
         let close_if_private = |fd: RawFd| {
             let flags = libc::fcntl(fd, libc::F_GETFD);
-            if flags >= 0 && flags & libc::FD_CLOEXEC != 0 && fd != barrier && fd != report {
+            if flags >= 0 && (all || flags & libc::FD_CLOEXEC != 0) && !keep.contains(&fd) {
                 libc::close(fd);
             }
         };
@@ -324,21 +399,32 @@ unsafe fn close_private(barrier: RawFd, report: RawFd) {
 ///
 /// # Safety
 /// To be called in the child only, right after the call that failed.
-unsafe fn fail(raw: &Raw, stage: Stage) -> ! {
-    // SAFETY: writes eight bytes of this stack to a pipe that is empty, and ends.
+unsafe fn fail(raw: &Raw<'_>, stage: Stage) -> ! {
+    // SAFETY: as promised by the caller.
+    unsafe { fail_at(raw, stage, 0) }
+}
+
+/// The same, at a step.
+///
+/// # Safety
+/// As [`fail`].
+unsafe fn fail_at(raw: &Raw<'_>, stage: Stage, step: usize) -> ! {
+    // SAFETY: writes a few bytes of this stack to a pipe that is empty, and ends.
     unsafe {
         let errno = *libc::__errno_location();
-        let mut report = [0_u8; 8];
+        let mut report = [0_u8; REPORT_BYTES];
         report[..4].copy_from_slice(&(stage as i32).to_ne_bytes());
-        report[4..].copy_from_slice(&errno.to_ne_bytes());
+        report[4..8].copy_from_slice(&errno.to_ne_bytes());
+        report[8..].copy_from_slice(&(step as i32).to_ne_bytes());
         libc::write(raw.report, report.as_ptr().cast(), report.len());
         libc::_exit(127)
     }
 }
 
-/// Reads what the child reported: nothing, or where it failed and errno.
-pub(super) fn read_report(bytes: &[u8]) -> Option<(Stage, i32)> {
-    let (stage, errno) = bytes.first_chunk::<8>()?.split_first_chunk::<4>()?;
-    let stage = usize::try_from(i32::from_ne_bytes(*stage)).ok()?;
-    Some((*Stage::ALL.get(stage)?, i32::from_ne_bytes(errno.try_into().ok()?)))
+/// Reads what the child reported: nothing, or where it failed and why.
+pub(super) fn read_report(bytes: &[u8]) -> Option<Failure> {
+    let report = bytes.first_chunk::<REPORT_BYTES>()?;
+    let number = |at: usize| Some(i32::from_ne_bytes(*report.get(at..)?.first_chunk()?));
+    let stage = *Stage::ALL.get(usize::try_from(number(0)?).ok()?)?;
+    Some(Failure { stage, errno: number(4)?, step: usize::try_from(number(8)?).ok()? })
 }

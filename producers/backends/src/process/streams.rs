@@ -2,7 +2,7 @@
 //!
 //! | asked for | standard input | standard output and error |
 //! |---|---|---|
-//! | proxy, profiling disabled | the caller's | the caller's: there is no receipt that would need a hash |
+//! | proxy, profiling disabled, no sandbox, no limit | the caller's | the caller's: there is no receipt that would need a hash |
 //! | proxy, caller on a terminal in the foreground | one pty for all that are terminals | the same pty, copied and hashed |
 //! | proxy, else | the caller's | a pipe each, copied and hashed; a pty of its own in place of a terminal |
 //! | capture | /dev/null | a pipe each, hashed and kept up to [`CAPTURE_BYTES`] |
@@ -33,6 +33,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{oneshot, watch};
 
+use super::limits::OutputBudget;
 use super::pty::{self, Proxy, Pty};
 
 /// Most that is kept of each captured stream; the hash covers all of it.
@@ -58,6 +59,8 @@ struct Source {
     fd: OwnedFd,
     is_pty: bool,
     target: Target,
+    /// What both streams may print together.
+    budget: Option<Arc<OutputBudget>>,
 }
 
 /// Streams before the process exists.
@@ -67,6 +70,7 @@ pub(super) struct Prepared {
     sources: [Option<Source>; 2],
     proxy: Option<Proxy>,
     resized: Vec<OwnedFd>,
+    budget: Option<Arc<OutputBudget>>,
 }
 
 /// Streams while the command runs.
@@ -84,9 +88,14 @@ struct Copied {
 }
 
 impl Prepared {
-    pub(super) fn new(spec: &ExecutionSpec) -> io::Result<Self> {
-        let mut prepared =
-            Self { child: [None, None, None], sources: [None, None], proxy: None, resized: Vec::new() };
+    pub(super) fn new(spec: &ExecutionSpec, budget: Option<Arc<OutputBudget>>) -> io::Result<Self> {
+        let mut prepared = Self {
+            child: [None, None, None],
+            sources: [None, None],
+            proxy: None,
+            resized: Vec::new(),
+            budget,
+        };
         match spec.streams {
             StdStreams::Capture => {
                 prepared.child[0] = Some(std::fs::File::open("/dev/null")?.into());
@@ -94,7 +103,11 @@ impl Prepared {
                     prepared.pipe(stream, Target::Keep(CAPTURE_BYTES))?;
                 }
             }
-            StdStreams::Proxy if spec.profile == ProfilingMode::Disabled => {}
+            // Nothing is to be counted, and no terminal of ours to be kept from a sandbox.
+            StdStreams::Proxy
+                if spec.profile == ProfilingMode::Disabled
+                    && prepared.budget.is_none()
+                    && spec.sandbox.level.is_none() => {}
             StdStreams::Proxy => prepared.proxied()?,
         }
         Ok(prepared)
@@ -142,7 +155,8 @@ impl Prepared {
         // Our end has an open file description of its own: nobody else sees that it does not block.
         let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        self.sources[stream - 1] = Some(Source { fd, is_pty, target });
+        let budget = self.budget.clone();
+        self.sources[stream - 1] = Some(Source { fd, is_pty, target, budget });
         Ok(())
     }
 
@@ -158,7 +172,7 @@ impl Prepared {
 
     /// Closes the child's ends on our side and starts to copy.
     pub(super) fn run(self) -> io::Result<Running> {
-        let Self { child, sources, proxy, resized } = self;
+        let Self { child, sources, proxy, resized, budget: _ } = self;
         drop(child);
         let finish = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let terminal = match (proxy, resized.is_empty()) {
@@ -248,11 +262,18 @@ impl Source {
         let mut copied = Copied { hash: None, kept: Vec::new() };
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut deadline = None;
+        // What is over the limit is read and thrown away, so that nobody waits for room.
+        let mut is_cut = false;
         loop {
             match nix::unistd::read(&self.fd, &mut buffer) {
                 // EIO: every holder of the pty's other side is gone.
                 Ok(0) | Err(Errno::EIO) => break,
                 Ok(read) => {
+                    let room = self.budget.as_ref().map_or(read, |budget| budget.take(read));
+                    if room < read {
+                        is_cut = true;
+                    }
+                    let read = room;
                     hasher.update(&buffer[..read]);
                     if let Err(error) = self.deliver(&buffer[..read], &mut copied.kept) {
                         tracing::debug!(error = %error, "the caller takes no more output");
@@ -272,7 +293,9 @@ impl Source {
                 }
             }
         }
-        copied.hash = Some(Digest::from_bytes(hasher.finalize().into()));
+        if !is_cut {
+            copied.hash = Some(Digest::from_bytes(hasher.finalize().into()));
+        }
         copied
     }
 

@@ -1,5 +1,6 @@
 //! `run`: one command, its receipt, its verdicts.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -218,8 +219,8 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
         lossless: args.lossless,
         guest_prep: args.guest,
         wait_for_descendants: args.wait_descendants,
-        sandbox: SandboxRequest::default(),
-        limits: Limits::default(),
+        sandbox: sandbox(args)?,
+        limits: limits(args)?,
         labels: args.label.iter().cloned().collect(),
         policies: policies.iter().map(Policy::reference).collect(),
         redaction: RedactionRules { path_prefixes: args.mask.clone(), tokens: !args.no_mask_tokens },
@@ -227,6 +228,26 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
     };
     spec.validate()?;
     Ok(spec)
+}
+
+fn sandbox(args: &RunArgs) -> anyhow::Result<SandboxRequest> {
+    let absolute = |paths: &[PathBuf]| -> anyhow::Result<Vec<PathBuf>> {
+        let absolute =
+            |path: &PathBuf| path.canonicalize().with_context(|| format!("cannot allow {}", path.display()));
+        paths.iter().map(absolute).collect()
+    };
+    Ok(SandboxRequest {
+        level: args.sandbox.into(),
+        network: args.network.map(Into::into),
+        read: absolute(&args.allow_read)?,
+        write: absolute(&args.allow_write)?,
+    })
+}
+
+fn limits(args: &RunArgs) -> anyhow::Result<Limits> {
+    let mut limits = Limits::default();
+    args.limit.iter().try_for_each(|text| limits.set_text(text))?;
+    Ok(limits)
 }
 
 fn controllers(args: &RunArgs) -> Vec<Arc<dyn ProfilingController>> {
