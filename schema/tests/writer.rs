@@ -306,9 +306,9 @@ fn no_frame_of_the_widest_events_grows_beyond_what_is_read() {
             major_faults: wide,
         };
         let (code, signal) = (u8::MAX - n as u8 % 2, u8::MAX - n as u8 % 2);
-        let fact = Fact::Exit { code, signal, core_dumped: n % 2 == 0, usage };
+        let fact = Fact::Exit { code, signal, core_dumped: n.is_multiple_of(2), usage };
         // Times that jump to and fro are the longest steps.
-        Event { boot_ns: n % 2 << 63 | n, process: process(1), fact }
+        Event { boot_ns: ((n % 2) << 63) | n, process: process(1), fact }
     };
     let mut frames: Vec<_> = (0..30_000).filter_map(|n| writer.push(&event(n))).collect();
     frames.extend(writer.seal(SealTotals::default(), Seal::default()));
