@@ -21,11 +21,14 @@ pub enum DeadKind {
     Verdict,
     /// A message under a subject that is none of ours.
     Subject,
+    /// A request that no agent can read.
+    Request,
 }
 
 impl DeadKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Frame, Self::Lifecycle, Self::Receipt, Self::Verdict, Self::Subject];
+    pub const ALL: [Self; 6] =
+        [Self::Frame, Self::Lifecycle, Self::Receipt, Self::Verdict, Self::Subject, Self::Request];
 
     /// The kind of a subject token.
     pub fn parse(token: &str) -> Option<Self> {
@@ -40,6 +43,7 @@ impl DeadKind {
             Self::Receipt => "receipt",
             Self::Verdict => "verdict",
             Self::Subject => "subject",
+            Self::Request => "request",
         }
     }
 }
@@ -107,6 +111,9 @@ pub enum NotReplayable {
     /// No reader takes its subject.
     #[error("its subject is none of ours, so no worker could do anything with it")]
     Subject,
+    /// Whoever submitted it has to say it otherwise.
+    #[error("no agent can read the request, so it has to be submitted anew")]
+    Request,
     /// Its subject is none that GH_EVENTS gives.
     #[error("its subject `{0}` is none under which GH_EVENTS stores what was published")]
     NotStored(String),
@@ -158,6 +165,7 @@ impl DeadLetter {
             DeadKind::Receipt => return Err(NotReplayable::Receipt),
             DeadKind::Verdict => return Err(NotReplayable::Verdict),
             DeadKind::Subject => return Err(NotReplayable::Subject),
+            DeadKind::Request => return Err(NotReplayable::Request),
             DeadKind::Frame | DeadKind::Lifecycle => {}
         }
         let not_stored = || NotReplayable::NotStored(self.subject.chars().take(256).collect());

@@ -18,8 +18,14 @@ pub const DIGEST: &str = "Glasshouse-Digest";
 /// Name of the worker that published a receipt or a verdict (outside of every digest).
 pub const WORKER: &str = "Glasshouse-Worker";
 
+/// Where the body of an output message begins in its stream, in bytes. One without a body says how long the stream was: it
+/// is over.
+pub const OUTPUT_OFFSET: &str = "Glasshouse-Output-Offset";
+
 /// Media type of a frame.
 pub const FRAME_TYPE: &str = "application/vnd.glasshouse.frame+msgpack";
+/// Media type of a command's output.
+pub const OUTPUT_TYPE: &str = "application/octet-stream";
 /// Media type of every JSON document.
 pub const JSON_TYPE: &str = "application/json";
 
@@ -37,6 +43,11 @@ pub fn lifecycle_msg_id(
 ) -> String {
     let node = node.map(|node| crate::subject::encode_token(node.as_str())).unwrap_or_default();
     format!("l:{node}:{execution}:{}:{}", phase.as_str(), digest.short())
+}
+
+/// Id of a request: the same one is queued once within the stream's duplicate window.
+pub fn request_msg_id(execution: ExecutionId) -> String {
+    format!("q:{execution}")
 }
 
 /// Id of a message that is published again from the dead letter `dead_seq` of GH_DEAD: not the one it had at first, which

@@ -10,5 +10,7 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("verdict.schema.json", schemars::schema_for!(crate::verdict::Verdict)),
         ("lifecycle.schema.json", schemars::schema_for!(crate::lifecycle::LifecycleEvent)),
         ("dead-letter.schema.json", schemars::schema_for!(crate::dead::DeadLetter)),
+        ("request.schema.json", schemars::schema_for!(crate::request::Request)),
+        ("node-status.schema.json", schemars::schema_for!(crate::node::NodeStatus)),
     ]
 }

@@ -22,8 +22,10 @@ pub mod ids;
 pub mod json_schema;
 pub mod lifecycle;
 pub mod limits;
+pub mod node;
 pub mod receipt;
 pub mod redact;
+pub mod request;
 pub mod sandbox;
 pub mod subject;
 pub mod time;
@@ -36,9 +38,10 @@ pub use event::{
     SocketOperation, Usage,
 };
 pub use frame::{DecodeError, EncodedFrame, Frame, FrameWriter};
-pub use ids::{Digest, ExecutionId, IdError, NodeId, PolicyName, ProcessKey, Vantage};
+pub use ids::{Digest, ExecutionId, IdError, NodeId, PolicyName, PoolName, ProcessKey, Vantage};
 pub use lifecycle::{LifecycleEvent, Phase};
 pub use limits::{Limit, Limits};
 pub use receipt::Receipt;
+pub use request::Request;
 pub use sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
 pub use verdict::Verdict;

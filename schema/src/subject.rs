@@ -95,6 +95,17 @@ pub fn requests(pool: &PoolName) -> String {
     format!("{SUBJECTS}.requests.{}", encode_token(pool.as_str()))
 }
 
+/// Every work queue, as a subscription.
+pub fn requests_of_all() -> String {
+    format!("{SUBJECTS}.requests.*")
+}
+
+/// The pool whose queue a subject is.
+pub fn pool_of(subject: &str) -> Option<PoolName> {
+    let token = subject.strip_prefix(SUBJECTS)?.strip_prefix(".requests.")?;
+    PoolName::new(decode_token(token)?).ok()
+}
+
 /// A standard stream of a command, live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputStream {
@@ -104,13 +115,31 @@ pub enum OutputStream {
     Stderr,
 }
 
+impl OutputStream {
+    /// The last token of its subject.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
 /// Where the live output of an execution is published.
 pub fn output(node: &NodeId, execution: ExecutionId, stream: OutputStream) -> String {
-    let stream = match stream {
-        OutputStream::Stdout => "stdout",
-        OutputStream::Stderr => "stderr",
-    };
-    format!("{SUBJECTS}.output.{}.{execution}.{stream}", encode_token(node.as_str()))
+    format!("{SUBJECTS}.output.{}.{execution}.{}", encode_token(node.as_str()), stream.as_str())
+}
+
+/// The output of one execution wherever it runs, as a filter.
+pub fn output_of(execution: ExecutionId) -> String {
+    format!("{SUBJECTS}.output.*.{execution}.*")
+}
+
+/// The stream that a subject of live output names.
+pub fn output_stream(subject: &str) -> Option<OutputStream> {
+    let rest = subject.strip_prefix(SUBJECTS)?.strip_prefix(".output.")?;
+    let last = rest.rsplit('.').next()?;
+    [OutputStream::Stdout, OutputStream::Stderr].into_iter().find(|stream| stream.as_str() == last)
 }
 
 /// Where an execution is cancelled or killed, by request and reply.
@@ -141,6 +170,16 @@ pub fn stored_of(execution: ExecutionId) -> String {
 /// Every stored `closed` event, as a consumer filter.
 pub fn stored_closed() -> String {
     format!("{SUBJECTS}.events.*.lifecycle.{UNASSIGNED}.*.{}", PhaseName::Closed.as_str())
+}
+
+/// The lifecycle of one execution as GH_EVENTS stores it in its partition, as a consumer filter.
+pub fn stored_lifecycle_of(partition: u16, execution: ExecutionId) -> String {
+    format!("{SUBJECTS}.events.{partition}.lifecycle.*.{execution}.*")
+}
+
+/// One phase of every execution as GH_EVENTS stores it, as a consumer filter.
+pub fn stored_phase(phase: PhaseName) -> String {
+    format!("{SUBJECTS}.events.*.lifecycle.*.*.{}", phase.as_str())
 }
 
 /// Every stored event of one partition, as a consumer filter.

@@ -16,5 +16,7 @@ pub const VERDICT: &str = "v1";
 pub const POLICY: &str = "v1";
 /// Version of the dead letter document.
 pub const DEAD_LETTER: u32 = 1;
+/// Version of the request document.
+pub const REQUEST: u32 = 1;
 /// The subject prefix, whose second token is the version of the subject space.
 pub const SUBJECTS: &str = "glasshouse.v1";

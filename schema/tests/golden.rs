@@ -11,10 +11,12 @@ use std::collections::BTreeMap;
 use common::{assert_committed, execution, node};
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::{Digest, PolicyName};
-use glasshouse_schema::lifecycle::{self, LifecycleEvent, Phase, PhaseName, PolicyRef};
+use glasshouse_schema::lifecycle::{self, LifecycleEvent, Phase, PhaseName, PolicyRef, ProfilingMode};
+use glasshouse_schema::node::{AgentStatus, Machine, NodeStatus};
 use glasshouse_schema::receipt::{self, Receipt, ReceiptV03};
+use glasshouse_schema::request::{Request, Stdin};
 use glasshouse_schema::verdict::{self, Verdict};
-use glasshouse_schema::{Class, Frame, Vantage, canonical, json_schema, version};
+use glasshouse_schema::{Class, Frame, NodeId, PoolName, Vantage, canonical, json_schema, version};
 
 #[test]
 fn frames_keep_their_bytes() {
@@ -491,6 +493,47 @@ fn dead_letters_keep_their_bytes() {
     assert_eq!(serde_json::from_slice::<DeadLetter>(&bytes).unwrap(), dead_letter());
 }
 
+fn request() -> Request {
+    let mut request = Request::new(execution(), ["sh", "-c", "cat"]);
+    request.env.insert("LANG".into(), "C".into());
+    request.workdir = Some("/tmp".into());
+    request.stdin_base64 = Stdin(b"hello\n".to_vec());
+    request.backend = Some("process".into());
+    request.profile = Some(ProfilingMode::Host);
+    request.profile_required = true;
+    request.labels.insert("job".into(), "42".into());
+    request.timeout_ms = Some(1500);
+    request.retries = 1;
+    request.retry_of = Some(execution());
+    request
+}
+
+fn node_status() -> NodeStatus {
+    let agent = AgentStatus {
+        version: "0.1.0".into(),
+        pool: PoolName::new("default").unwrap(),
+        slots: 8,
+        free_slots: 3,
+        draining: false,
+        backends: vec!["process".into()],
+        profile: ProfilingMode::Host,
+        host_profiling_error: Some("no BTF".into()),
+        labels: request().labels,
+        machine: Machine { os: "linux".into(), memory_bytes: u64::MAX, ..Machine::default() },
+    };
+    NodeStatus { node: NodeId::new("node-1").unwrap(), agent: Some(agent) }
+}
+
+#[test]
+fn requests_and_statuses_keep_their_bytes() {
+    let bytes = request().encode().unwrap();
+    assert_committed("tests/golden/request-v1.json", &bytes);
+    assert_eq!(Request::decode(&bytes).unwrap(), request());
+    let bytes = canonical::to_vec(&node_status()).unwrap();
+    assert_committed("tests/golden/node-status-v1.json", &bytes);
+    assert_eq!(serde_json::from_slice::<NodeStatus>(&bytes).unwrap(), node_status());
+}
+
 #[test]
 fn json_schemas_are_committed() {
     for (name, schema) in json_schema::all() {
@@ -508,6 +551,8 @@ fn every_document_is_valid_by_its_schema() {
         ("receipt.schema.json", full_receipt().encode().unwrap()),
         ("verdict.schema.json", full_verdict().encode().unwrap()),
         ("dead-letter.schema.json", canonical::to_vec(&dead_letter()).unwrap()),
+        ("request.schema.json", request().encode().unwrap()),
+        ("node-status.schema.json", canonical::to_vec(&node_status()).unwrap()),
     ];
     documents.extend(
         PhaseName::ALL.map(|name| ("lifecycle.schema.json", lifecycle_event(name).encode().unwrap())),

@@ -231,10 +231,12 @@ impl Payload {
                 Ok(event) => Self::Lifecycle(Box::new(event)),
                 Err(error) => undecoded(error.to_string()),
             },
-            DeadKind::Receipt | DeadKind::Verdict => match serde_json::from_slice(bytes) {
-                Ok(document) => Self::Document(document),
-                Err(error) => undecoded(error.to_string()),
-            },
+            DeadKind::Receipt | DeadKind::Verdict | DeadKind::Request => {
+                match serde_json::from_slice(bytes) {
+                    Ok(document) => Self::Document(document),
+                    Err(error) => undecoded(error.to_string()),
+                }
+            }
             DeadKind::Subject => undecoded("its subject does not say what it is".into()),
         }
     }
