@@ -166,6 +166,9 @@ pub enum Error {
         /// What the client or the server said.
         source: Cause,
     },
+    /// A request that no agent would take.
+    #[error(transparent)]
+    Request(#[from] glasshouse_schema::request::RequestError),
     /// The spool did not take a message, or cannot be used.
     #[error(transparent)]
     Spool(#[from] crate::SpoolError),
@@ -189,7 +192,8 @@ impl Error {
             Self::TooLarge { .. }
             | Self::BadMessage { .. }
             | Self::BadHeader { .. }
-            | Self::Encode { .. } => ErrorKind::Poison,
+            | Self::Encode { .. }
+            | Self::Request(_) => ErrorKind::Poison,
             Self::Unauthorized { .. }
             | Self::Credentials { .. }
             | Self::BadUrl { .. }

@@ -13,8 +13,9 @@ use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_TTL;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
+use glasshouse_schema::node::{AgentStatus, NodeStatus};
 use glasshouse_schema::{NodeId, subject};
-use serde::Serialize;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::connect::Bus;
@@ -25,6 +26,8 @@ use crate::store::{Put, StoredMessage, Write};
 
 /// How often a heartbeat is written.
 const EVERY: Duration = Duration::from_secs(5);
+/// How long a change may wait to be told.
+const TOLD_AFTER: Duration = Duration::from_millis(250);
 /// How long one is good for: two may be lost. Whole seconds.
 const GOOD_FOR: Duration = Duration::from_secs(15);
 /// How long the first may take: a command waits for it.
@@ -77,10 +80,36 @@ impl Bus {
     }
 }
 
-/// The value of a key, for whoever lists the bucket.
-#[derive(Serialize)]
-struct Beat<'a> {
-    node: &'a NodeId,
+/// A process that has a heartbeat now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeEntry {
+    /// What it says of itself.
+    pub status: NodeStatus,
+    /// The process.
+    pub instance: String,
+    /// When it was heard last, nanoseconds since the Unix epoch by the server's clock.
+    pub heard_unix_ns: i128,
+}
+
+impl Bus {
+    /// Every process that has a heartbeat, in the order of their nodes.
+    pub async fn nodes(&self) -> Result<Vec<NodeEntry>, Error> {
+        let mut nodes = Vec::new();
+        for message in self.messages_of(STREAM, &key_subject(crate::NODES, ">")).await? {
+            let instance = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
+            if is_removed(&message) {
+                continue;
+            }
+            match serde_json::from_slice(&message.payload) {
+                Ok(status) => {
+                    nodes.push(NodeEntry { status, instance, heard_unix_ns: message.stored_unix_ns })
+                }
+                Err(error) => tracing::warn!(subject = message.subject, %error, "heartbeat cannot be read"),
+            }
+        }
+        nodes.sort_by(|a, b| (&a.status.node, &a.instance).cmp(&(&b.status.node, &b.instance)));
+        Ok(nodes)
+    }
 }
 
 /// The heartbeat of this process, as long as it lives. Dropped, it stops, and the server removes it within 15 seconds, as it
@@ -90,17 +119,26 @@ pub struct Heartbeat {
     bus: Bus,
     node: NodeId,
     instance: String,
+    payload: watch::Sender<Bytes>,
     task: JoinHandle<()>,
 }
 
 impl Heartbeat {
     /// Writes the first, and goes on. Call it inside a tokio runtime.
     pub async fn start(bus: &Bus, node: &NodeId) -> Result<Self, Error> {
+        Self::start_as(bus, node, None).await
+    }
+
+    /// The same for a node agent, which says what it offers; [`Self::tell`] when that changes.
+    pub async fn start_agent(bus: &Bus, node: &NodeId, status: AgentStatus) -> Result<Self, Error> {
+        Self::start_as(bus, node, Some(status)).await
+    }
+
+    async fn start_as(bus: &Bus, node: &NodeId, agent: Option<AgentStatus>) -> Result<Self, Error> {
         let instance = format!("{:016x}{:016x}", crate::retry::random_u64(), crate::retry::random_u64());
         let subject = Producer::new(node, &instance).subject();
-        let payload: Bytes = glasshouse_schema::canonical::to_vec(&Beat { node })
-            .map_err(|source| Error::Encode { subject: subject.clone(), source })?
-            .into();
+        let payload =
+            encode(node, agent).map_err(|source| Error::Encode { subject: subject.clone(), source })?;
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_TTL, GOOD_FOR.as_secs().to_string());
         let first = Write {
@@ -115,8 +153,10 @@ impl Heartbeat {
             // A conflict can only be with itself, its acknowledgement lost: nobody else has this instance.
             Put::Stored(_) | Put::Conflict(_) => {}
         }
-        let task = tokio::spawn(beat(bus.clone(), Outgoing { subject, headers, payload }));
-        Ok(Self { bus: bus.clone(), node: node.clone(), instance, task })
+        let (payload, payloads) = watch::channel(payload);
+        let first = Outgoing { subject, headers, payload: Bytes::new() };
+        let task = tokio::spawn(beat(bus.clone(), first, payloads));
+        Ok(Self { bus: bus.clone(), node: node.clone(), instance, payload, task })
     }
 
     /// The node it is of.
@@ -129,9 +169,17 @@ impl Heartbeat {
         &self.instance
     }
 
+    /// Says what the agent offers from now on: soon, and with every heartbeat.
+    pub fn tell(&self, status: AgentStatus) {
+        match encode(&self.node, Some(status)) {
+            Ok(payload) => drop(self.payload.send_replace(payload)),
+            Err(error) => tracing::warn!(%error, "the agent's status cannot be written"),
+        }
+    }
+
     /// Says that nothing more is to come of this process. Does not wait for the server: one that does not hear it removes the
     /// heartbeat by itself.
-    pub async fn end(self) {
+    pub async fn end(&self) {
         self.task.abort();
         if !self.bus.is_connected() {
             return;
@@ -156,15 +204,28 @@ impl Drop for Heartbeat {
     }
 }
 
-async fn beat(bus: Bus, message: Outgoing) {
+fn encode(
+    node: &NodeId,
+    agent: Option<AgentStatus>,
+) -> Result<Bytes, glasshouse_schema::canonical::CanonicalError> {
+    glasshouse_schema::canonical::to_vec(&NodeStatus { node: node.clone(), agent }).map(Bytes::from)
+}
+
+async fn beat(bus: Bus, mut message: Outgoing, mut payloads: watch::Receiver<Bytes>) {
     let mut connections = bus.connections();
     connections.mark_unchanged();
     loop {
         tokio::select! {
             // At once: the server may have removed it meanwhile.
             Ok(()) = connections.changed() => {}
+            // What changes often is told once in a while.
+            Ok(()) = async {
+                tokio::time::sleep(TOLD_AFTER).await;
+                payloads.changed().await
+            } => {}
             () = tokio::time::sleep(EVERY) => {}
         }
+        message.payload = payloads.borrow_and_update().clone();
         // What the client queues meanwhile would say later that this process was alive then.
         if !bus.is_connected() {
             continue;

@@ -24,15 +24,19 @@
 
 mod body;
 mod connect;
+mod control;
+mod delivery;
 mod error;
 mod heartbeats;
 mod keys;
 mod leases;
 mod letters;
+mod output;
 mod pipeline;
 mod publisher;
 mod reader;
 mod receipts;
+mod requests;
 mod retry;
 pub mod server;
 mod snapshot;
@@ -45,14 +49,18 @@ mod trim;
 
 pub use body::{Document, MANIFEST_TYPE, MAX_INLINE_BYTES, Manifest};
 pub use connect::{Bus, ConnectOptions, MIN_SERVER_VERSION, connect, without_secrets};
+pub use control::{Asked, Controls};
+pub use delivery::Delivery;
 pub use error::{Error, ErrorKind};
-pub use heartbeats::{Heartbeat, Producer};
+pub use heartbeats::{Heartbeat, NodeEntry, Producer};
 pub use keys::{Checkpoint, CheckpointPut, Checkpoints, Claim, ClaimOutcome, Claims};
 pub use leases::{LeaseChange, Leases};
 pub use letters::{LetterBody, Replayed};
+pub use output::{OutputChunk, OutputReader, OutputWriter};
 pub use publisher::{ClosedOutcome, Outcome, Publisher, PublisherOptions, partition_of};
 pub use reader::{EventReader, StreamPosition, StreamStart, Tail};
-pub use receipts::{Delivery, POLICY_WORKERS, ReceiptConsumer};
+pub use receipts::{POLICY_WORKERS, ReceiptConsumer};
+pub use requests::{QueuedRequest, RequestQueue};
 pub use server::{ClusterMember, NatsServer, ServerOptions, SyncInterval};
 pub use snapshot::Snapshot;
 #[doc(hidden)]

@@ -8,7 +8,7 @@ use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
 use futures::{FutureExt, StreamExt};
 use glasshouse_schema::lifecycle::PhaseName;
-use glasshouse_schema::{ExecutionId, subject};
+use glasshouse_schema::{ExecutionId, LifecycleEvent, subject};
 use tokio::sync::watch;
 
 use crate::body::Document;
@@ -348,6 +348,14 @@ impl Bus {
             last = last.max(found.map(|message| message.stream_seq));
         }
         Ok(last)
+    }
+
+    /// What GH_EVENTS holds of an execution's lifecycle, in the order in which it was stored. What cannot be read is left out:
+    /// the aggregators set it aside.
+    pub async fn lifecycle_of(&self, execution: ExecutionId) -> Result<Vec<LifecycleEvent>, Error> {
+        let stored = subject::stored_lifecycle_of(crate::partition_of(execution), execution);
+        let messages = self.messages_of(crate::EVENTS, &stored).await?;
+        Ok(messages.iter().filter_map(|message| LifecycleEvent::decode(&message.payload).ok()).collect())
     }
 
     /// Whether an execution has its receipt.
