@@ -16,6 +16,11 @@ impl ProcessBackend {
     pub fn new() -> Self {
         Self
     }
+
+    /// There are none.
+    pub fn end_orphans() -> Result<Vec<String>, String> {
+        Ok(Vec::new())
+    }
 }
 
 fn unsupported() -> BackendError {

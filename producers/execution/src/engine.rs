@@ -29,7 +29,7 @@
 mod mask;
 mod record;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use glasshouse_schema::Limit;
 use glasshouse_schema::ids::{ExecutionId, Vantage};
@@ -74,6 +74,8 @@ pub struct Engine {
     pub enforcement: Arc<dyn Enforcement>,
     /// The clock of the events.
     pub unix_ns: UnixClock,
+    /// Why the command is ended before its time, told by whoever ends it before it does: the outcome says it.
+    pub ended_because: Arc<OnceLock<String>>,
 }
 
 /// What became of an execution.
@@ -112,6 +114,7 @@ impl Engine {
             sink,
             enforcement: Arc::new(NoEnforcement),
             unix_ns: system_unix_ns,
+            ended_because: Arc::default(),
         }
     }
 
@@ -134,6 +137,7 @@ impl Engine {
             backend: &self.backend,
             controllers: &self.controllers,
             masker: Masker::new(&spec),
+            ended_because: &self.ended_because,
             guard: Guard {
                 backend: Arc::clone(&self.backend),
                 record: Arc::new(Record {
@@ -183,6 +187,7 @@ struct Run<'a> {
     controllers: &'a [Arc<dyn ProfilingController>],
     spec: &'a ExecutionSpec,
     masker: Masker,
+    ended_because: &'a OnceLock<String>,
     guard: Guard,
     sessions: Vec<(Vantage, Box<dyn ProfilingSession>)>,
     output: OutputReport,
@@ -330,7 +335,10 @@ impl Run<'_> {
         let span = self.enter(Step::Seal);
         let drained = self.drain(self.spec.wait_for_descendants).instrument(span.clone()).await;
         let limit = self.limit.or_else(|| backend.ran_into());
-        let outcome = outcome::within(outcome::of_status(exit.status), limit, &self.spec.limits);
+        let mut outcome = outcome::within(outcome::of_status(exit.status), limit, &self.spec.limits);
+        if outcome.exit_code != 0 && outcome.error.is_none() {
+            outcome.error = self.ended_because.get().cloned();
+        }
         self.publish_exited(&exit, &outcome).instrument(span.clone()).await;
         let undrained = match drained {
             Ok(()) => None,

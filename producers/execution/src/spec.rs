@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Component, PathBuf};
+use std::sync::Arc;
 
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{PolicyRef, ProfilingMode, RedactionRules};
 use glasshouse_schema::limits::{LimitError, Limits};
 use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
+use glasshouse_schema::subject::OutputStream;
 
 /// Most bytes of label names and values together.
 pub const MAX_LABEL_BYTES: usize = 16 * 1024;
 
 /// How the command's standard streams are connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub enum StdStreams {
     /// A stream that is a terminal is handed through a pty proxy; any other is teed through a pipe to the caller's
     /// stream and a hash.
@@ -21,6 +23,36 @@ pub enum StdStreams {
     Proxy,
     /// Standard input is /dev/null; output is hashed and kept (bounded) for the caller.
     Capture,
+    /// Standard input is the given bytes; output is hashed and handed over as it comes.
+    Handed {
+        /// All of standard input.
+        stdin: Arc<[u8]>,
+        /// Takes the output.
+        output: OutputTap,
+    },
+}
+
+/// Takes what a command prints, from a plain thread per stream. While it blocks, the command can print no more than a pipe
+/// holds.
+#[derive(Clone)]
+pub struct OutputTap(Arc<dyn Fn(OutputStream, &[u8]) + Send + Sync>);
+
+impl OutputTap {
+    /// Hands every chunk to `take`.
+    pub fn new(take: impl Fn(OutputStream, &[u8]) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(take))
+    }
+
+    /// Hands over a chunk.
+    pub fn take(&self, stream: OutputStream, bytes: &[u8]) {
+        (self.0)(stream, bytes);
+    }
+}
+
+impl std::fmt::Debug for OutputTap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OutputTap")
+    }
 }
 
 /// One execution, as the engine takes it. [`ExecutionSpec::validate`] says what is wrong with it.

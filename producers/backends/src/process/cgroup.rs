@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::io::Interest;
 
-use super::group;
+use super::{GONE_WITHIN, group};
 use crate::fd::watch;
 
 /// The folder of all executions below our own cgroup. It stays: it is empty and others may be about to use it.
@@ -185,16 +185,25 @@ fn lock_folder(parent: &Path, how: FlockArg, within: Duration) -> Option<Flock<F
     }
 }
 
+/// Ends what executions of killed processes left wherever [`Cgroup::make`] makes their cgroups; gives what is left.
+pub(super) fn sweep_all() -> Result<Vec<String>, String> {
+    let mount = mount_point()?;
+    let bases = [own_cgroup(&mount)?, mount.path];
+    Ok(bases.iter().flat_map(|base| sweep_now(&base.join(PARENT), LOCK_WITHIN, GONE_WITHIN)).collect())
+}
+
 /// Ends what executions of killed processes left in `parent`; once per process, and only if nobody is busy there.
 fn sweep(parent: &Path) {
     static DONE: AtomicBool = AtomicBool::new(false);
     if !DONE.swap(true, Ordering::Relaxed) {
-        sweep_now(parent);
+        sweep_now(parent, Duration::ZERO, LEFT_WITHIN);
     }
 }
 
-fn sweep_now(parent: &Path) {
-    let Some(_looking) = lock_folder(parent, FlockArg::LockExclusiveNonblock, Duration::ZERO) else { return };
+fn sweep_now(parent: &Path, lock_within: Duration, gone_within: Duration) -> Vec<String> {
+    let Some(_looking) = lock_folder(parent, FlockArg::LockExclusiveNonblock, lock_within) else {
+        return Vec::new();
+    };
     let mut left = Vec::new();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let is_execution = entry.file_name().to_str().is_some_and(|name| name.parse::<ExecutionId>().is_ok());
@@ -214,11 +223,17 @@ fn sweep_now(parent: &Path) {
             }
         }
     }
-    let end = Instant::now() + LEFT_WITHIN;
+    let end = Instant::now() + gone_within;
     loop {
-        left.retain(|(path, _)| !remove(path).is_empty());
+        let mut problems = Vec::new();
+        left.retain(|(path, _)| {
+            let kept = remove(path);
+            let is_left = !kept.is_empty();
+            problems.extend(kept);
+            is_left
+        });
         if left.is_empty() || Instant::now() >= end {
-            return;
+            return problems;
         }
         std::thread::sleep(RETRY_AFTER);
     }

@@ -122,6 +122,12 @@ impl ProcessBackend {
         Self::default()
     }
 
+    /// Ends what executions left behind whose runner was killed, and removes it; gives what is left. A runner that lives keeps
+    /// a lock on its execution, so nothing else is touched. It may take seconds and blocks.
+    pub fn end_orphans() -> Result<Vec<String>, String> {
+        cgroup::sweep_all()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,6 +6,7 @@
 //! | proxy, caller on a terminal in the foreground | one pty for all that are terminals | the same pty, copied and hashed |
 //! | proxy, else | the caller's | a pipe each, copied and hashed; a pty of its own in place of a terminal |
 //! | capture | /dev/null | a pipe each, hashed and kept up to [`CAPTURE_BYTES`] |
+//! | handed | a file in memory with the given bytes | a pipe each, hashed and handed to the caller's tap |
 //!
 //! On one pty both outputs are one stream: it is hashed as standard output and standard error has no hash.
 //!
@@ -17,19 +18,22 @@
 //! nobody any more. So a signal then gives up the copies that do not end within [`GIVEN_UP_AFTER`]: their threads stay
 //! in their writes until the process ends, and what they copied has no hash.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use glasshouse_execution::backend::{BackendError, OutputReport};
-use glasshouse_execution::spec::{ExecutionSpec, StdStreams};
+use glasshouse_execution::spec::{ExecutionSpec, OutputTap, StdStreams};
 use glasshouse_schema::ids::Digest;
 use glasshouse_schema::lifecycle::ProfilingMode;
+use glasshouse_schema::subject::OutputStream;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{oneshot, watch};
 
@@ -52,6 +56,8 @@ enum Target {
     Caller(RawFd),
     /// Memory, up to so many bytes.
     Keep(usize),
+    /// Whoever wants to see it now.
+    Tap(OutputTap, OutputStream),
 }
 
 /// A stream of the command that we read.
@@ -96,12 +102,17 @@ impl Prepared {
             resized: Vec::new(),
             budget,
         };
-        match spec.streams {
+        match &spec.streams {
             StdStreams::Capture => {
-                prepared.child[0] = Some(std::fs::File::open("/dev/null")?.into());
+                prepared.child[0] = Some(File::open("/dev/null")?.into());
                 for stream in [1, 2] {
                     prepared.pipe(stream, Target::Keep(CAPTURE_BYTES))?;
                 }
+            }
+            StdStreams::Handed { stdin, output } => {
+                prepared.child[0] = Some(file_with(stdin)?);
+                prepared.pipe(1, Target::Tap(output.clone(), OutputStream::Stdout))?;
+                prepared.pipe(2, Target::Tap(output.clone(), OutputStream::Stderr))?;
             }
             // Nothing is to be counted, and no terminal of ours to be kept from a sandbox.
             StdStreams::Proxy
@@ -300,8 +311,12 @@ impl Source {
     }
 
     fn deliver(&self, bytes: &[u8], kept: &mut Vec<u8>) -> nix::Result<()> {
-        match self.target {
-            Target::Caller(fd) => write_all(fd, bytes),
+        match &self.target {
+            Target::Caller(fd) => write_all(*fd, bytes),
+            Target::Tap(tap, stream) => {
+                tap.take(*stream, bytes);
+                Ok(())
+            }
             Target::Keep(limit) => {
                 let room = limit.saturating_sub(kept.len()).min(bytes.len());
                 kept.extend_from_slice(&bytes[..room]);
@@ -309,6 +324,17 @@ impl Source {
             }
         }
     }
+}
+
+/// A file that holds the bytes, to be read from its beginning. Nobody has to be there to write them.
+fn file_with(bytes: &[u8]) -> io::Result<OwnedFd> {
+    if bytes.is_empty() {
+        return Ok(File::open("/dev/null")?.into());
+    }
+    let mut file = File::from(memfd_create(c"stdin", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 /// Waits until there is something to read; `false` when there is nothing and nobody left to write.
