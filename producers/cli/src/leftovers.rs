@@ -8,10 +8,8 @@ use std::path::{Path, PathBuf};
 use glasshouse_nats::{
     Bus, Spool, SpoolError, SpoolOptions, SpooledOptions, SpooledPublisher, StreamPosition,
 };
+use glasshouse_runner::spool::{drain, executions};
 use tokio::sync::watch;
-
-use crate::commands::spool::drain;
-use crate::spool::executions;
 
 /// How many messages may be on their way: the run's own come first.
 const IN_FLIGHT: usize = 8;

@@ -9,17 +9,15 @@
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod args;
-mod bus;
 mod commands;
 mod leftovers;
-mod receipt_file;
 mod render;
-mod sink;
 mod spool;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use glasshouse_runner::bus;
 
 use args::{Cli, Command};
 

@@ -1,6 +1,6 @@
 //! Where `run` keeps what the bus does not take, and the options that say so.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -118,23 +118,6 @@ fn default_dir() -> Option<PathBuf> {
     Some(state?.join("glasshouse/spool"))
 }
 
-/// The directories of executions in a spool, oldest first: a UUIDv7 begins with its time.
-pub(crate) fn executions(dir: &Path) -> anyhow::Result<Vec<(ExecutionId, PathBuf)>> {
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("cannot list the spool {}", dir.display())),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.with_context(|| format!("cannot list the spool {}", dir.display()))?;
-        let id = entry.file_name().to_str().and_then(|name| name.parse::<ExecutionId>().ok());
-        found.extend(id.map(|id| (id, entry.path())));
-    }
-    found.sort_by_key(|(id, _)| id.to_string());
-    Ok(found)
-}
-
 fn spool_bytes(text: &str) -> Result<u64, String> {
     match size(text)? {
         bytes if bytes == 0 || bytes >= SpoolOptions::MIN_BYTES => Ok(bytes),
@@ -181,18 +164,5 @@ mod tests {
             (human(0), human(1536), human(3 << 20)),
             ("0 B".into(), "1.5 KiB".into(), "3.0 MiB".into())
         );
-    }
-
-    #[test]
-    fn only_executions_are_listed_and_the_oldest_comes_first() {
-        let dir = std::env::temp_dir().join(format!("glasshouse-spool-{}", std::process::id()));
-        let ids = [2, 1].map(|n| ExecutionId::from_parts(1_700_000_000_000 + n, [0; 10]));
-        for name in [ids[0].to_string(), ids[1].to_string(), "something".into()] {
-            std::fs::create_dir_all(dir.join(name)).unwrap();
-        }
-        let found: Vec<_> = executions(&dir).unwrap().into_iter().map(|(id, _)| id).collect();
-        std::fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(found, [ids[1], ids[0]]);
-        assert!(executions(&dir).unwrap().is_empty(), "no directory is no error");
     }
 }

@@ -8,12 +8,15 @@ use anyhow::Context;
 use glasshouse_backends::process::ProcessBackend;
 use glasshouse_backends::signals::SignalForwarder;
 use glasshouse_eval::Policy;
-use glasshouse_execution::engine::system_unix_ns;
 use glasshouse_execution::{
     Engine, EngineReport, ExecutionBackend, ExecutionSpec, ProfilingController, StdStreams,
 };
 use glasshouse_host_probe::{EbpfController, LoadOptions};
 use glasshouse_nats::{Leftover, Spool, StreamPosition};
+use glasshouse_runner::bus::{BusSink, Flushed, connect_to_publish};
+use glasshouse_runner::receipt_file::ReceiptFile;
+use glasshouse_runner::sink::{LocalFold, LocalReceipt, RunSink};
+use glasshouse_runner::{new_execution_id, random};
 use glasshouse_schema::Verdict;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules};
@@ -22,10 +25,7 @@ use glasshouse_schema::{Limits, SandboxRequest};
 use tracing::Instrument;
 
 use crate::args::{FailOn, LogArgs, RunArgs};
-use crate::bus::{BusSink, Flushed, connect_to_publish};
 use crate::leftovers::Leftovers;
-use crate::receipt_file::ReceiptFile;
-use crate::sink::{LocalFold, LocalReceipt, RunSink};
 use crate::spool::human;
 use crate::{EXIT_GLASSHOUSE_FAILED, EXIT_VERDICT, render, say};
 
@@ -190,13 +190,6 @@ fn say_what_is_not_published(args: &RunArgs, flushed: &Flushed) {
     }
 }
 
-fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| anyhow::anyhow!("the kernel gave no random bytes: {error}"))?;
-    Ok(bytes)
-}
-
 fn node_name() -> anyhow::Result<NodeId> {
     let name = nix::unistd::gethostname().context("cannot read the host's name")?;
     NodeId::new(name.to_string_lossy()).context("the host's name cannot be a node name: give one with --node")
@@ -205,7 +198,7 @@ fn node_name() -> anyhow::Result<NodeId> {
 fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
     let id = match args.id {
         Some(id) => id,
-        None => ExecutionId::from_parts((system_unix_ns() / 1_000_000).unsigned_abs(), random()?),
+        None => new_execution_id()?,
     };
     let spec = ExecutionSpec {
         id,

@@ -1,18 +1,17 @@
 //! `spool`: list and send what earlier runs could not publish.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use glasshouse_nats::{Bus, Leftover, Spool, SpoolError, SpoolOptions, SpooledOptions, SpooledPublisher};
+use anyhow::Context;
+use glasshouse_nats::{Bus, Leftover, Spool, SpoolError};
+use glasshouse_runner::bus;
+use glasshouse_runner::spool::Sent;
 use glasshouse_schema::ids::ExecutionId;
 use serde_json::json;
 
-use crate::spool::{SpoolAction, SpoolCommand, SpoolListArgs, SpoolSendArgs, executions, human};
-use crate::{bus, say};
-
-/// A server that takes nothing for this long is given up.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::spool::{SpoolAction, SpoolCommand, SpoolListArgs, SpoolSendArgs, human};
+use crate::say;
 
 pub(crate) async fn main(command: SpoolCommand) -> anyhow::Result<ExitCode> {
     match command.action {
@@ -88,35 +87,9 @@ async fn send(args: SpoolSendArgs) -> anyhow::Result<ExitCode> {
     Ok(if is_left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Returns when nothing is left of so many messages, or the server takes nothing any more.
-pub(crate) async fn drain(
-    publisher: &SpooledPublisher,
-    mut messages: u64,
-) -> Result<(), glasshouse_nats::Error> {
-    loop {
-        let left = publisher.flush(PATIENCE).await?.messages;
-        if left == 0 || left == messages {
-            return Ok(());
-        }
-        messages = left;
-    }
-}
-
 /// Sends what one execution left, and says what became of it.
 async fn send_one(bus: &Bus, execution: ExecutionId, dir: &Path) -> Result<Leftover, SpoolError> {
-    let spool = Spool::open(dir, SpoolOptions::default())?;
-    let all = spool.leftover().messages;
-    let publisher = SpooledPublisher::new(bus, spool, SpooledOptions::default());
-    let ended = |error: glasshouse_nats::Error| match error {
-        glasshouse_nats::Error::Spool(error) => error,
-        other => {
-            SpoolError::Io { operation: "send", path: dir.to_owned(), source: std::io::Error::other(other) }
-        }
-    };
-    drain(&publisher, all).await.map_err(ended)?;
-    let state = publisher.state();
-    let left = publisher.close().await.map_err(ended)?;
-    let sent = all - left.messages;
+    let Sent { messages: sent, left, state } = glasshouse_runner::spool::send(bus, dir).await?;
     if sent > 0 {
         let damaged = match state.damaged {
             0 => String::new(),
@@ -142,4 +115,10 @@ async fn send_one(bus: &Bus, execution: ExecutionId, dir: &Path) -> Result<Lefto
         ));
     }
     Ok(left)
+}
+
+/// The directories of executions, oldest first.
+fn executions(dir: &Path) -> anyhow::Result<Vec<(ExecutionId, PathBuf)>> {
+    glasshouse_runner::spool::executions(dir)
+        .with_context(|| format!("cannot list the spool {}", dir.display()))
 }

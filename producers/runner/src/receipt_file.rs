@@ -13,7 +13,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -31,19 +30,26 @@ enum Target {
     Open(File),
 }
 
+/// A receipt that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("the receipt cannot be written to {}: {reason}", path.display())]
+pub struct ReceiptFileError {
+    path: PathBuf,
+    reason: io::Error,
+}
+
 /// Where the receipt will be.
 #[derive(Debug)]
-pub(crate) struct ReceiptFile {
+pub struct ReceiptFile {
     path: PathBuf,
     target: Target,
 }
 
 impl ReceiptFile {
     /// Settles where it goes, or says why it cannot be written there.
-    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        let target = Self::target(path);
+    pub fn open(path: &Path) -> Result<Self, ReceiptFileError> {
         let target =
-            target.with_context(|| format!("the receipt cannot be written to {}", path.display()))?;
+            Self::target(path).map_err(|reason| ReceiptFileError { path: path.to_owned(), reason })?;
         Ok(Self { path: path.to_owned(), target })
     }
 
@@ -88,12 +94,12 @@ impl ReceiptFile {
     }
 
     /// Writes it. The error names the file.
-    pub(crate) fn write(self, bytes: &[u8]) -> anyhow::Result<()> {
+    pub fn write(self, bytes: &[u8]) -> Result<(), ReceiptFileError> {
         let written = match self.target {
             Target::Named { dir, name, like } => replace(&dir, &name, like, bytes),
             Target::Open(file) => overwrite(file, bytes),
         };
-        written.with_context(|| format!("the receipt cannot be written to {}", self.path.display()))
+        written.map_err(|reason| ReceiptFileError { path: self.path, reason })
     }
 }
 

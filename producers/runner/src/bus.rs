@@ -1,4 +1,4 @@
-//! The bus as `run` uses it: claims, and events in order.
+//! The bus as one execution uses it: its claim, and its events in order.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -19,13 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 /// Connects, or says within five seconds why not.
-pub(crate) async fn connect(url: &str, creds: Option<&Path>) -> Result<Bus, Error> {
+pub async fn connect(url: &str, creds: Option<&Path>) -> Result<Bus, Error> {
     let options = ConnectOptions::new(url, "glasshouse").credentials(creds.map(Path::to_owned));
     glasshouse_nats::connect(options).await
 }
 
 /// Connects to a server that has the stream of events, and says which one: found out now and not after a command ran.
-pub(crate) async fn connect_to_publish(
+pub async fn connect_to_publish(
     url: &str,
     creds: Option<&Path>,
 ) -> Result<(Bus, StreamPosition), Error> {
@@ -35,8 +35,10 @@ pub(crate) async fn connect_to_publish(
 }
 
 /// Publishes one execution's events. [`BusSink::flush`] says what became of all.
-pub(crate) struct BusSink {
+pub struct BusSink {
     bus: Bus,
+    /// Of a claim that was taken before.
+    epoch: Option<u64>,
     /// Says that this process lives, from the claim on.
     heartbeat: Mutex<Option<Heartbeat>>,
     way: Way,
@@ -64,11 +66,11 @@ struct Refused {
 
 /// What became of all events.
 #[derive(Default)]
-pub(crate) struct Flushed {
+pub struct Flushed {
     /// What waits on disk, and why.
-    pub(crate) left: Option<(Leftover, String)>,
+    pub left: Option<(Leftover, String)>,
     /// What is nowhere, and why.
-    pub(crate) lost: Option<SinkError>,
+    pub lost: Option<SinkError>,
 }
 
 impl Flushed {
@@ -78,10 +80,12 @@ impl Flushed {
 }
 
 impl BusSink {
-    pub(crate) fn new(bus: &Bus, spool: Option<Spool>) -> Self {
+    /// A sink that takes the claim itself, and has a heartbeat of its own from then on. Call it inside a tokio runtime.
+    pub fn new(bus: &Bus, spool: Option<Spool>) -> Self {
         let options = PublisherOptions { deadline: FLUSH_WITHIN, ..PublisherOptions::default() };
         Self {
             bus: bus.clone(),
+            epoch: None,
             heartbeat: Mutex::default(),
             way: match spool {
                 Some(spool) => Way::Spooled(SpooledPublisher::new(bus, spool, SpooledOptions::default())),
@@ -93,7 +97,21 @@ impl BusSink {
         }
     }
 
-    pub(crate) async fn claim(&self, execution: ExecutionId, node: &NodeId) -> Result<u64, SinkError> {
+    /// A sink of an execution that the caller has claimed, and for whose heartbeat the caller cares. `traceparent` is the
+    /// submitter's trace, for where this process makes none of its own.
+    pub fn claimed(bus: &Bus, spool: Spool, epoch: u64, traceparent: Option<&str>) -> Self {
+        let sink = Self { epoch: Some(epoch), ..Self::new(bus, Some(spool)) };
+        if let Some(traceparent) = traceparent {
+            sink.traceparent.get_or_init(|| traceparent.to_owned());
+        }
+        sink
+    }
+
+    /// Takes the claim on the execution, and gives its epoch.
+    pub async fn claim(&self, execution: ExecutionId, node: &NodeId) -> Result<u64, SinkError> {
+        if let Some(epoch) = self.epoch {
+            return Ok(epoch);
+        }
         let failed = |reason: String| SinkError { what: "the claim on the execution".into(), reason };
         let claims = Claims::new(&self.bus);
         let (claimed, heartbeat) = match Heartbeat::start(&self.bus, node).await {
@@ -118,18 +136,31 @@ impl BusSink {
         }
     }
 
-    pub(crate) async fn lifecycle(&self, event: &LifecycleEvent) {
-        if let Some(traceparent) = glasshouse_telemetry::current_traceparent() {
-            self.traceparent.get_or_init(|| traceparent);
+    /// Publishes a lifecycle event, behind what was published before.
+    pub async fn lifecycle(&self, event: &LifecycleEvent) {
+        let current = glasshouse_telemetry::current_traceparent();
+        if let Some(current) = &current {
+            self.traceparent.get_or_init(|| current.clone());
         }
+        let trace = current.as_deref().or(self.traceparent.get().map(String::as_str));
         match &self.way {
-            Way::Spooled(publisher) => self.count(publisher.publish_lifecycle(event, None).await),
-            Way::Direct(publisher) => self.take(publisher.publish_lifecycle(event, None)).await,
+            Way::Spooled(publisher) => self.count(publisher.publish_lifecycle(event, trace).await),
+            Way::Direct(publisher) => self.take(publisher.publish_lifecycle(event, trace)).await,
+        }
+    }
+
+    /// Waits until everything taken so far is stored, at most for `within`; whether it is. May be called again.
+    pub async fn settle(&self, within: Duration) -> bool {
+        match &self.way {
+            Way::Spooled(publisher) => publisher.flush(within).await.is_ok_and(|left| left.messages == 0),
+            Way::Direct(publisher) => {
+                tokio::time::timeout(within, publisher.flush()).await.is_ok_and(|flushed| flushed.is_ok())
+            }
         }
     }
 
     /// Called from the probe's thread; waits a while when the bus, and the disk, are behind.
-    pub(crate) fn frame(&self, frame: EncodedFrame) {
+    pub fn frame(&self, frame: EncodedFrame) {
         let trace = self.traceparent.get().map(String::as_str);
         let EncodedFrame { execution, node, vantage, bytes, digest, is_seal, .. } = frame;
         self.runtime.block_on(async {
@@ -183,7 +214,7 @@ impl BusSink {
     }
 
     /// Returns when everything is stored, or what is not; `interrupted` ends the wait. The last call.
-    pub(crate) async fn flush(&self, interrupted: impl Future<Output = ()>) -> Flushed {
+    pub async fn flush(&self, interrupted: impl Future<Output = ()>) -> Flushed {
         let flushed = match &self.way {
             Way::Spooled(publisher) => self.flush_spooled(publisher, interrupted).await,
             Way::Direct(publisher) => self.flush_direct(publisher, interrupted).await,

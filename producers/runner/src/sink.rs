@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use glasshouse_execution::{EventSink, SinkError};
-use glasshouse_fold::ExecutionFold;
+use glasshouse_fold::{ExecutionFold, Rejected};
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{Closed, LifecycleEvent, Phase};
 use glasshouse_schema::{EncodedFrame, Receipt, version};
@@ -12,19 +12,34 @@ use glasshouse_schema::{EncodedFrame, Receipt, version};
 use crate::bus::BusSink;
 
 /// The same fold that an aggregator runs, in this process.
-pub(crate) struct LocalFold {
+pub struct LocalFold {
     fold: Mutex<ExecutionFold>,
 }
 
+/// Why a receipt cannot be made here.
+#[derive(Debug, thiserror::Error)]
+pub enum CloseError {
+    /// The end of the record was refused.
+    #[error(transparent)]
+    Refused(#[from] Rejected),
+    /// The receipt has no canonical form.
+    #[error(transparent)]
+    NotCanonical(#[from] glasshouse_schema::canonical::CanonicalError),
+}
+
 /// A receipt with its canonical bytes.
-pub(crate) struct LocalReceipt {
-    pub(crate) receipt: Receipt,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) digest: Digest,
+pub struct LocalReceipt {
+    /// The receipt.
+    pub receipt: Receipt,
+    /// Its canonical JSON.
+    pub bytes: Vec<u8>,
+    /// SHA-256 of the bytes.
+    pub digest: Digest,
 }
 
 impl LocalFold {
-    pub(crate) fn new(execution: ExecutionId) -> Self {
+    /// The fold of one execution.
+    pub fn new(execution: ExecutionId) -> Self {
         Self { fold: Mutex::new(ExecutionFold::new(execution)) }
     }
 
@@ -46,7 +61,7 @@ impl LocalFold {
     }
 
     /// Closes the execution as an aggregator would, and gives its receipt; `None` when nothing was profiled.
-    pub(crate) fn close(&self) -> anyhow::Result<Option<LocalReceipt>> {
+    pub fn close(&self) -> Result<Option<LocalReceipt>, CloseError> {
         let receipt = self.with(|fold| {
             if let Some(reason) = fold.closing() {
                 fold.lifecycle(&LifecycleEvent {
@@ -57,7 +72,7 @@ impl LocalFold {
                     phase: Phase::Closed(Closed { reason }),
                 })?;
             }
-            anyhow::Ok(fold.receipt())
+            Ok::<_, CloseError>(fold.receipt())
         })?;
         let Some(receipt) = receipt else { return Ok(None) };
         let bytes = receipt.encode()?;
@@ -67,9 +82,11 @@ impl LocalFold {
 }
 
 /// The fold in this process when there will be a receipt, and the bus when there is one.
-pub(crate) struct RunSink {
-    pub(crate) local: Option<LocalFold>,
-    pub(crate) bus: Option<BusSink>,
+pub struct RunSink {
+    /// The fold, when there will be a receipt.
+    pub local: Option<LocalFold>,
+    /// The bus, when there is one.
+    pub bus: Option<BusSink>,
 }
 
 #[async_trait]
