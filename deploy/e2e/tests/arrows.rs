@@ -31,8 +31,19 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
         "glasshouse-policy-worker",
         Some(&["glasshouse-schema", "glasshouse-eval", "glasshouse-nats", "glasshouse-telemetry"]),
     ),
+    (
+        "glasshouse-runner",
+        Some(&[
+            "glasshouse-schema",
+            "glasshouse-execution",
+            "glasshouse-fold",
+            "glasshouse-nats",
+            "glasshouse-telemetry",
+        ]),
+    ),
     ("glasshouse-kernels", Some(&["glasshouse-bpf"])),
     ("glasshouse", None),
+    ("glasshouse-node-agent", None),
     ("glasshouse-e2e", None),
 ];
 

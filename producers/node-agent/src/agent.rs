@@ -1,0 +1,359 @@
+//! The agent as a whole: slots, what it says of itself, reloading, draining.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use glasshouse_backends::ProcessBackend;
+use glasshouse_execution::ProfilingController;
+use glasshouse_host_probe::{EbpfController, LoadOptions};
+use glasshouse_nats::{Bus, ConnectOptions, ErrorKind, Heartbeat, RequestQueue};
+use glasshouse_schema::ids::{ExecutionId, NodeId};
+use glasshouse_schema::lifecycle::ProfilingMode;
+use glasshouse_schema::node::{AgentStatus, Machine};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::Error;
+use crate::machine::machine;
+use crate::registry::Registry;
+use crate::settings::{Layer, Settings};
+use crate::settle::Gone;
+use crate::state::StateDir;
+use crate::systemd::Systemd;
+
+/// How long killed executions may take to end their records.
+const KILLED_WITHIN: Duration = Duration::from_secs(15);
+/// How long an agent rests after a request that the bus did not let it see to.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How far the agent is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// It takes requests.
+    Serving,
+    /// It takes none, and what runs may end.
+    Draining,
+    /// What runs is ended.
+    Killing,
+}
+
+/// What the slots share.
+pub(crate) struct Shared {
+    pub(crate) bus: Bus,
+    pub(crate) node: NodeId,
+    pub(crate) queue: RequestQueue,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) state: StateDir,
+    pub(crate) probe: Arc<EbpfController>,
+    pub(crate) phase: watch::Sender<Phase>,
+    settings: watch::Sender<Arc<Settings>>,
+    registry: RwLock<Registry>,
+    /// How often each execution is in hand: a request may be delivered again while it runs.
+    running: Mutex<HashMap<ExecutionId, usize>>,
+    gone: Mutex<Gone>,
+    probe_error: Mutex<Option<String>>,
+    machine: Machine,
+}
+
+/// An execution in hand, until this is dropped.
+pub(crate) struct InHand<'a> {
+    shared: &'a Shared,
+    execution: ExecutionId,
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut entry) = locked(&self.shared.running).entry(self.execution) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+        self.shared.tell();
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is held has no invariant that a panic elsewhere could have broken.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        self.settings.borrow().clone()
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub(crate) fn registry(&self) -> Registry {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn gone(&self) -> MutexGuard<'_, Gone> {
+        locked(&self.gone)
+    }
+
+    /// Takes an execution in hand.
+    pub(crate) fn begin(&self, execution: ExecutionId) -> InHand<'_> {
+        *locked(&self.running).entry(execution).or_default() += 1;
+        self.tell();
+        InHand { shared: self, execution }
+    }
+
+    /// Whether the execution is in hand.
+    pub(crate) fn is_running(&self, execution: ExecutionId) -> bool {
+        locked(&self.running).contains_key(&execution)
+    }
+
+    fn tell(&self) {
+        let in_hand = locked(&self.running).values().sum::<usize>();
+        let error = locked(&self.probe_error).clone();
+        self.heartbeat.tell(status(&self.settings(), &self.machine, in_hand, self.phase(), error));
+    }
+
+    /// Loads the probe once for all executions. Fail-open: without it, requests run unwatched and say why.
+    async fn load_probe(&self) {
+        if let Err(error) = self.probe.ready().await {
+            tracing::warn!(%error, "nothing can be watched from the host");
+            *locked(&self.probe_error) = Some(error.to_string());
+        }
+        self.tell();
+    }
+
+    /// One slot: takes a request, sees to it, takes the next.
+    async fn slot(self: Arc<Self>, index: u32) -> Result<(), Error> {
+        let mut phase = self.phase.subscribe();
+        let mut settings = self.settings.subscribe();
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                // Errors say that the agent is gone.
+                _ = phase.wait_for(|phase| *phase != Phase::Serving) => return Ok(()),
+                _ = settings.wait_for(|settings| index >= settings.concurrency) => return Ok(()),
+                delivery = self.queue.next() => delivery?,
+            };
+            if let Err(error) = self.take(delivery).await {
+                tracing::warn!(%error, "a request was not seen to, it comes again");
+                if error.kind() == ErrorKind::Fatal {
+                    return Err(error.into());
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn status(
+    settings: &Settings,
+    machine: &Machine,
+    in_hand: usize,
+    phase: Phase,
+    host_profiling_error: Option<String>,
+) -> AgentStatus {
+    let in_hand = u32::try_from(in_hand).unwrap_or(u32::MAX);
+    AgentStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pool: settings.pool.clone(),
+        slots: settings.concurrency,
+        free_slots: if phase == Phase::Serving { settings.concurrency.saturating_sub(in_hand) } else { 0 },
+        draining: phase != Phase::Serving,
+        backends: settings.backends.clone(),
+        profile: settings.profile,
+        host_profiling_error,
+        labels: settings.labels.clone(),
+        machine: machine.clone(),
+    }
+}
+
+/// The tasks that take requests.
+#[derive(Default)]
+struct Slots {
+    tasks: JoinSet<Result<(), Error>>,
+    indices: HashMap<tokio::task::Id, u32>,
+}
+
+impl Slots {
+    /// Starts those that are missing.
+    fn fill(&mut self, shared: &Arc<Shared>) {
+        let there: HashSet<u32> = self.indices.values().copied().collect();
+        for index in (0..shared.settings().concurrency).filter(|index| !there.contains(index)) {
+            let task = self.tasks.spawn(Arc::clone(shared).slot(index));
+            self.indices.insert(task.id(), index);
+        }
+    }
+
+    /// Waits for the next that ends; `None` if there is none. One that panicked counts as ended in order: what it had in hand
+    /// comes again.
+    async fn ended(&mut self) -> Option<Result<(), Error>> {
+        let (id, ended) = match self.tasks.join_next_with_id().await? {
+            Ok((id, ended)) => (id, ended),
+            Err(error) => {
+                tracing::error!(%error, "a slot failed");
+                (error.id(), Ok(()))
+            }
+        };
+        self.indices.remove(&id);
+        Some(ended)
+    }
+}
+
+/// Runs an agent until SIGTERM or SIGINT. SIGHUP reads `file` again; what `line` says counts before it.
+pub async fn run(line: Layer, file: Option<PathBuf>) -> Result<(), Error> {
+    let systemd = Systemd::from_environment();
+    let settings = Settings::load(&line, file.as_deref())?;
+    let registry = Registry::new(&settings.backends)?;
+    let listen = |kind| signal(kind).map_err(|source| Error::System { what: "listen for signals", source });
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    let state = StateDir::open(&settings.state)?;
+    end_orphans().await;
+    let options = ConnectOptions::new(&settings.nats, format!("glasshouse-node-agent {}", settings.node));
+    let bus = glasshouse_nats::connect(options.credentials(settings.creds.clone())).await?;
+    send_leftovers(&bus, &state.spool()).await;
+
+    let machine = machine();
+    let status = status(&settings, &machine, 0, Phase::Serving, None);
+    let heartbeat = Heartbeat::start_agent(&bus, &settings.node, status).await?;
+    state.begin(heartbeat.instance())?;
+    let queue = RequestQueue::join(&bus, &settings.pool, settings.ack_wait).await?;
+    if queue.ack_wait() != settings.ack_wait {
+        tracing::warn!(ack_wait = ?queue.ack_wait(), "another agent of the pool decided how long requests may be in hand");
+    }
+    let probe = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
+    let shared = Arc::new(Shared {
+        bus,
+        node: settings.node.clone(),
+        queue,
+        heartbeat,
+        state,
+        probe: Arc::new(EbpfController::new(probe)),
+        phase: watch::Sender::new(Phase::Serving),
+        registry: RwLock::new(registry),
+        running: Mutex::default(),
+        gone: Mutex::default(),
+        probe_error: Mutex::default(),
+        machine,
+        settings: watch::Sender::new(Arc::new(settings)),
+    });
+    if shared.settings().profile != ProfilingMode::Disabled {
+        // Every system call of the machine costs a little more once it is loaded: not before anybody wants it.
+        shared.load_probe().await;
+    }
+    let mut slots = Slots::default();
+    slots.fill(&shared);
+    systemd.notify("READY=1");
+    tracing::info!(
+        node_id = %shared.node, pool = %shared.settings().pool, slots = shared.settings().concurrency, instance = shared.heartbeat.instance(),
+        "taking requests"
+    );
+    let mut alive = tokio::time::interval(systemd.every().unwrap_or(Duration::from_secs(3600)));
+    let ended = loop {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            _ = hangup.recv() => {
+                systemd.notify("RELOADING=1");
+                shared.reload(&line, file.as_deref());
+                slots.fill(&shared);
+                systemd.notify("READY=1");
+            }
+            _ = alive.tick() => systemd.notify("WATCHDOG=1"),
+            Some(ended) = slots.ended() => match ended {
+                // A smaller concurrency ended it, and there may be a larger one meanwhile.
+                Ok(()) => slots.fill(&shared),
+                Err(error) => break Err(error),
+            },
+        }
+    };
+    systemd.notify("STOPPING=1");
+    shared.enter(Phase::Draining);
+    tracing::info!(running = locked(&shared.running).len(), "stopping: what runs may end");
+    let all = async {
+        while let Some(ended) = slots.ended().await {
+            if let Err(error) = ended {
+                tracing::warn!(%error, "a slot failed");
+            }
+        }
+    };
+    let mut all = std::pin::pin!(all);
+    let is_empty = tokio::select! {
+        () = &mut all => true,
+        () = tokio::time::sleep(shared.settings().drain_grace) => false,
+        // Whoever asks twice means it.
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+    };
+    if !is_empty {
+        tracing::warn!(running = locked(&shared.running).len(), "what runs is ended");
+        shared.enter(Phase::Killing);
+        if tokio::time::timeout(KILLED_WITHIN, all).await.is_err() {
+            tracing::error!("executions are left; the next start sees to them");
+        }
+    }
+    shared.heartbeat.end().await;
+    ended
+}
+
+impl Shared {
+    fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+        self.tell();
+    }
+
+    /// Takes new settings, as far as they can change while the agent runs. What is wrong leaves the old ones.
+    fn reload(&self, line: &Layer, file: Option<&Path>) {
+        let loaded = Settings::load(line, file).map_err(|error| error.to_string());
+        let loaded = loaded.and_then(|settings| {
+            let registry = Registry::new(&settings.backends).map_err(|error| error.to_string())?;
+            Ok((settings, registry))
+        });
+        match loaded {
+            Ok((mut settings, registry)) => {
+                let old = self.settings();
+                let fixed = settings.fixed_differences(&old);
+                if !fixed.is_empty() {
+                    tracing::warn!(settings = fixed.join(", "), "changed, and counts from the next start on");
+                }
+                settings.pool = old.pool.clone();
+                *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
+                self.settings.send_replace(Arc::new(settings));
+                self.tell();
+                tracing::info!("settings read again");
+            }
+            Err(error) => tracing::error!(error, "the settings are wrong: the old ones stay"),
+        }
+    }
+}
+
+/// Ends what the last life left running.
+async fn end_orphans() {
+    match tokio::task::spawn_blocking(ProcessBackend::end_orphans).await {
+        Ok(Ok(left)) => left.iter().for_each(|left| tracing::error!(left, "left of an earlier life")),
+        Ok(Err(reason)) => tracing::info!(reason, "nothing can be left of an earlier life"),
+        Err(error) => tracing::error!(%error, "what is left of an earlier life is not known"),
+    }
+}
+
+/// Sends what the last life could not, so that the records of its executions hold all there is before they are ended.
+async fn send_leftovers(bus: &Bus, dir: &Path) {
+    let found = match glasshouse_runner::spool::executions(dir) {
+        Ok(found) => found,
+        Err(error) => return tracing::error!(dir = %dir.display(), %error, "the spool cannot be listed"),
+    };
+    for (execution, dir) in found {
+        match glasshouse_runner::spool::send(bus, &dir).await {
+            Ok(sent) => {
+                tracing::info!(execution_id = %execution, messages = sent.messages, left = sent.left.messages, "spool sent");
+            }
+            Err(error) => tracing::error!(execution_id = %execution, %error, "the spool cannot be sent"),
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! One request, from the queue to the end of its record.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use glasshouse_execution::{
+    Engine, ExecutionBackend, ExecutionSpec, OutputTap, ProfilingController, StdStreams, StopSignal,
+};
+use glasshouse_nats::{ClaimOutcome, Claims, Controls, Delivery, Error, OutputWriter, Spool, SpoolOptions};
+use glasshouse_runner::bus::BusSink;
+use glasshouse_runner::sink::RunSink;
+use glasshouse_schema::Request;
+use glasshouse_schema::dead::{DeadKind, DeadLetter};
+use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules, Step};
+use glasshouse_schema::request::{Action, RequestError};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use crate::agent::{Phase, Shared};
+use crate::settings::Settings;
+
+/// How long the end of a record may take before its request is kept alive and it is tried again.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+/// Time that never comes.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// What every command finds in its environment, unless its request says otherwise.
+const ENVIRONMENT: [(&str, &str); 3] = [
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("HOME", "/"),
+    ("LANG", "C.UTF-8"),
+];
+
+impl Shared {
+    /// Sees to a request. An error leaves it unacknowledged, and it comes again.
+    pub(crate) async fn take(&self, delivery: Delivery) -> Result<(), Error> {
+        let request = match Request::decode(&delivery.message().payload) {
+            Ok(request) => request,
+            Err(error) => return self.refuse_unreadable(delivery, &error).await,
+        };
+        let execution = request.execution_id;
+        let running = self.begin(execution);
+        match Claims::new(&self.bus).take_for(execution, &self.heartbeat).await? {
+            ClaimOutcome::Taken { epoch } => {
+                let traceparent = glasshouse_nats::trace::traceparent(delivery.headers()).map(str::to_owned);
+                let span = tracing::info_span!("request", execution_id = %execution, node_id = %self.node);
+                if let Some(traceparent) = &traceparent {
+                    glasshouse_telemetry::set_parent(&span, traceparent);
+                }
+                self.execute(delivery, request, epoch, traceparent).instrument(span).await
+            }
+            ClaimOutcome::Held { claim, .. } => {
+                // Not ours to run, so not running.
+                drop(running);
+                self.settle(delivery, &request, claim).await
+            }
+        }
+    }
+
+    /// A request that nobody can read is set aside, and whoever waits for it is told.
+    async fn refuse_unreadable(&self, delivery: Delivery, error: &RequestError) -> Result<(), Error> {
+        let message = delivery.message();
+        let reason = error.to_string();
+        let letter = DeadLetter::new(
+            DeadKind::Request,
+            reason.clone(),
+            &message.subject,
+            (&message.stream, message.stream_seq),
+            &message.payload,
+            self.node.as_str(),
+        );
+        let publisher =
+            glasshouse_nats::Publisher::new(&self.bus, glasshouse_nats::PublisherOptions::default());
+        publisher.publish_dead(&letter, None).await?;
+        publisher.flush().await?;
+        if let Some(execution) = Request::execution_of(&message.payload) {
+            let claimed = Claims::new(&self.bus).take_for(execution, &self.heartbeat).await?;
+            if matches!(claimed, ClaimOutcome::Taken { .. }) {
+                self.refuse(execution, Step::Validate, &reason).await?;
+            }
+        }
+        delivery.term(&reason).await
+    }
+
+    async fn execute(
+        &self,
+        delivery: Delivery,
+        request: Request,
+        epoch: u64,
+        traceparent: Option<String>,
+    ) -> Result<(), Error> {
+        let execution = request.execution_id;
+        let settings = self.settings();
+        let name = request.backend.as_ref().unwrap_or(&settings.backend);
+        let Some(backend) = self.registry().make(name) else {
+            let backends = settings.backends.join(", ");
+            let reason = format!("node {} has no backend `{name}`, only {backends}", self.node);
+            self.refuse(execution, Step::Validate, &reason).await?;
+            return delivery.ack().await;
+        };
+        let output = Arc::new(OutputWriter::new(&self.bus, &self.node, execution));
+        let spec = match self.spec(&request, &settings, &output) {
+            Ok(spec) => spec,
+            Err(reason) => {
+                self.refuse(execution, Step::Validate, &reason).await?;
+                return delivery.ack().await;
+            }
+        };
+        // Before anything tells that the execution runs: whoever hears of it can cancel it.
+        let controls = self.bus.controls(execution, &self.node).await?;
+        let options = SpoolOptions { max_bytes: settings.spool_bytes, ..SpoolOptions::default() };
+        let spool = Spool::open(self.state.spool_of(execution), options)?;
+        let sink = Arc::new(RunSink {
+            local: None,
+            bus: Some(BusSink::claimed(&self.bus, spool, epoch, traceparent.as_deref())),
+        });
+        let controllers: Vec<Arc<dyn ProfilingController>> = match spec.profile {
+            ProfilingMode::Disabled | ProfilingMode::Guest => Vec::new(),
+            ProfilingMode::Host | ProfilingMode::Combined => vec![self.probe.clone()],
+        };
+        let engine = Engine { controllers, ..Engine::new(backend.clone(), sink.clone()) };
+        let ended_because = Arc::clone(&engine.ended_because);
+        let timeout = request.timeout_ms.map(Duration::from_millis);
+        let ending = Ending { backend, ended_because, timeout, kill_grace: settings.kill_grace };
+
+        let report = {
+            let run = engine.run(spec, traceparent);
+            let mut run = std::pin::pin!(run);
+            tokio::select! {
+                biased;
+                report = &mut run => report,
+                never = self.attend(&delivery, controls, ending) => match never {},
+            }
+        };
+        for error in report.sink_errors.iter().map(ToString::to_string).chain(report.cleanup_errors) {
+            tracing::warn!(execution_id = %execution, error, "an execution did not end as it should");
+        }
+        let unseen = output.end().await;
+        if unseen > 0 {
+            tracing::warn!(execution_id = %execution, bytes = unseen, "output that the bus did not take was not shown live");
+        }
+        // Without the end of its record a request would be acknowledged that nobody hears of again.
+        let Some(bus) = &sink.bus else { return Ok(()) };
+        while !bus.settle(SETTLE_WITHIN).await {
+            if self.phase() == Phase::Killing {
+                break;
+            }
+            self.keep(&delivery).await;
+        }
+        let flushed = bus.flush(std::future::ready(())).await;
+        if let Some(lost) = flushed.lost {
+            tracing::error!(execution_id = %execution, error = %lost, "events were lost");
+        }
+        match flushed.left {
+            None => delivery.ack().await,
+            Some((left, reason)) => {
+                tracing::warn!(
+                    execution_id = %execution, messages = left.messages, reason,
+                    "events wait in the spool, and are sent at the next start"
+                );
+                delivery.leave();
+                Ok(())
+            }
+        }
+    }
+
+    /// Keeps the request ours and does what is asked meanwhile; ends with the execution, by being dropped.
+    async fn attend(
+        &self,
+        delivery: &Delivery,
+        mut controls: Controls,
+        ending: Ending,
+    ) -> std::convert::Infallible {
+        let mut progress = tokio::time::interval(self.queue.ack_wait() / 3);
+        progress.reset();
+        let mut phase = self.phase.subscribe();
+        let late = tokio::time::sleep(ending.timeout.unwrap_or(NEVER));
+        let killing = tokio::time::sleep(NEVER);
+        let (mut late, mut killing) = (std::pin::pin!(late), std::pin::pin!(killing));
+        let mut is_late = ending.timeout.is_none();
+        let mut is_killed = false;
+        let mut is_open = true;
+        loop {
+            tokio::select! {
+                asked = controls.next(), if is_open => match asked {
+                    Some(asked) => {
+                        match asked.action {
+                            Action::Cancel => {
+                                ending.end("it was cancelled", StopSignal::Terminate).await;
+                                killing.as_mut().reset(Instant::now() + ending.kill_grace);
+                            }
+                            Action::Kill => ending.end("it was killed on request", StopSignal::Kill).await,
+                        }
+                        controls.answer(asked).await;
+                    }
+                    None => is_open = false,
+                },
+                _ = progress.tick() => self.keep(delivery).await,
+                () = &mut late, if !is_late => {
+                    is_late = true;
+                    let after = ending.timeout.unwrap_or_default().as_millis();
+                    ending.end(&format!("it ran longer than its timeout of {after} ms"), StopSignal::Terminate).await;
+                    killing.as_mut().reset(Instant::now() + ending.kill_grace);
+                }
+                () = &mut killing => {
+                    ending.end("", StopSignal::Kill).await;
+                    killing.as_mut().reset(Instant::now() + NEVER);
+                }
+                () = reached(&mut phase, Phase::Killing), if !is_killed => {
+                    is_killed = true;
+                    ending.end("the node agent was stopped", StopSignal::Kill).await;
+                }
+            }
+        }
+    }
+
+    async fn keep(&self, delivery: &Delivery) {
+        if let Err(error) = delivery.progress().await {
+            tracing::debug!(%error, "a request was not kept");
+        }
+    }
+
+    fn spec(
+        &self,
+        request: &Request,
+        settings: &Settings,
+        output: &Arc<OutputWriter>,
+    ) -> Result<ExecutionSpec, String> {
+        let mut env: BTreeMap<OsString, OsString> =
+            ENVIRONMENT.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        env.extend(request.env.iter().map(|(name, value)| (name.into(), value.into())));
+        let mut labels = settings.labels.clone();
+        labels.extend(request.labels.clone());
+        if let Some(first) = request.retry_of {
+            labels.insert("retry_of".into(), first.to_string());
+        }
+        let (runtime, output) = (tokio::runtime::Handle::current(), Arc::clone(output));
+        let tap = OutputTap::new(move |stream, bytes| {
+            runtime.block_on(output.write(stream, Bytes::copy_from_slice(bytes)));
+        });
+        let random = || glasshouse_runner::random().map_err(|error| error.to_string());
+        let spec = ExecutionSpec {
+            id: request.execution_id,
+            node: self.node.clone(),
+            argv: request.argv.iter().map(OsString::from).collect(),
+            env: Some(env.into_iter().collect()),
+            workdir: Some(PathBuf::from(request.workdir.as_deref().unwrap_or("/"))),
+            streams: StdStreams::Handed { stdin: request.stdin_base64.0.as_slice().into(), output: tap },
+            profile: request.profile.unwrap_or(settings.profile),
+            profile_required: request.profile_required,
+            lossless: false,
+            guest_prep: false,
+            wait_for_descendants: false,
+            labels,
+            policies: Vec::new(),
+            redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },
+            redaction_key: random()?,
+        };
+        spec.validate().map_err(|error| error.to_string())?;
+        Ok(spec)
+    }
+}
+
+/// Returns once the agent is so far in its life; the sender lives as long as we do.
+async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
+    let _ = phase.wait_for(|phase| *phase == wanted).await;
+}
+
+/// How an execution is ended before its time.
+struct Ending {
+    backend: Arc<dyn ExecutionBackend>,
+    ended_because: Arc<std::sync::OnceLock<String>>,
+    timeout: Option<Duration>,
+    kill_grace: Duration,
+}
+
+impl Ending {
+    /// The first reason counts.
+    async fn end(&self, reason: &str, signal: StopSignal) {
+        self.ended_because.get_or_init(|| reason.to_owned());
+        if let Err(error) = self.backend.kill(signal).await {
+            tracing::warn!(%error, "the command could not be signalled");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The settings: flag, then `GLASSHOUSE_*` variable, then file, then default.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use glasshouse_nats::SpoolOptions;
+use glasshouse_schema::ids::{NodeId, PoolName};
+use glasshouse_schema::lifecycle::ProfilingMode;
+use serde::{Deserialize, Deserializer};
+
+/// Where the settings are read from unless somebody says otherwise; it may be missing.
+const DEFAULT_FILE: &str = "/etc/glasshouse/node-agent.toml";
+/// Largest file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Most slots of one agent.
+const MAX_CONCURRENCY: u32 = 4_096;
+/// A shorter time to acknowledge would be over while a healthy agent is busy.
+const MIN_ACK_WAIT: Duration = Duration::from_secs(1);
+
+/// What one source says. Every name is the same on the command line, in the environment and in the file.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Layer {
+    /// NATS server (default: nats://127.0.0.1:4222)
+    #[arg(long, env = "GLASSHOUSE_NATS", value_name = "URL")]
+    pub nats: Option<String>,
+    /// NATS credentials file
+    #[arg(long, env = "GLASSHOUSE_NATS_CREDS", value_name = "FILE")]
+    pub creds: Option<PathBuf>,
+    /// Name of this node (default: the host's)
+    #[arg(long, env = "GLASSHOUSE_NODE", value_name = "NAME")]
+    pub node: Option<NodeId>,
+    /// The pool whose requests it takes (default: default)
+    #[arg(long, env = "GLASSHOUSE_POOL", value_name = "NAME")]
+    pub pool: Option<PoolName>,
+    /// How many executions it runs at a time (default: the number of processors)
+    #[arg(long, env = "GLASSHOUSE_CONCURRENCY", value_name = "N")]
+    pub concurrency: Option<u32>,
+    /// A backend that requests may ask for (process, fake); may be given several times (default: process)
+    #[arg(long = "backends", env = "GLASSHOUSE_BACKENDS", value_name = "NAME", value_delimiter = ',')]
+    pub backends: Option<Vec<String>>,
+    /// The backend of a request that asks for none (default: the first of the backends)
+    #[arg(long, env = "GLASSHOUSE_BACKEND", value_name = "NAME")]
+    pub backend: Option<String>,
+    /// From where a request is watched that does not say: disabled, host, guest or combined (default: disabled)
+    #[arg(long, env = "GLASSHOUSE_PROFILE", value_name = "MODE", value_parser = profile)]
+    pub profile: Option<ProfilingMode>,
+    /// A label of this node, and of the executions that it runs; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    #[serde(skip)]
+    pub label: Vec<(String, String)>,
+    /// The same in the file.
+    #[arg(skip)]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Where it keeps its lock, and events that the NATS server did not take (default: /var/lib/glasshouse/node-agent)
+    #[arg(long, env = "GLASSHOUSE_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// How much of one execution's events may wait there, at least 4194304 (default: 256 MiB)
+    #[arg(long, env = "GLASSHOUSE_SPOOL_BYTES", value_name = "BYTES")]
+    pub spool_bytes: Option<u64>,
+    /// How long a request may be in hand without a word before another agent gets it; the first agent of a pool decides
+    /// (default: 30s)
+    #[arg(long, env = "GLASSHOUSE_ACK_WAIT", value_name = "TIME", value_parser = duration)]
+    #[serde(default, deserialize_with = "duration_text")]
+    pub ack_wait: Option<Duration>,
+    /// How long the heartbeat of another agent may be gone before what it ran is reported as of unknown outcome
+    /// (default: 60s)
+    #[arg(long, env = "GLASSHOUSE_LOST_AFTER", value_name = "TIME", value_parser = duration)]
+    #[serde(default, deserialize_with = "duration_text")]
+    pub lost_after: Option<Duration>,
+    /// How long running executions may go on after SIGTERM (default: 30s)
+    #[arg(long, env = "GLASSHOUSE_DRAIN_GRACE", value_name = "TIME", value_parser = duration)]
+    #[serde(default, deserialize_with = "duration_text")]
+    pub drain_grace: Option<Duration>,
+    /// How long a command that is cancelled or late may take to end after SIGTERM, before SIGKILL (default: 5s)
+    #[arg(long, env = "GLASSHOUSE_KILL_GRACE", value_name = "TIME", value_parser = duration)]
+    #[serde(default, deserialize_with = "duration_text")]
+    pub kill_grace: Option<Duration>,
+    /// Directory with compiled BPF objects to use instead of the built-in ones
+    #[arg(long, env = "GLASSHOUSE_BPF_DIR", value_name = "DIR")]
+    pub bpf_dir: Option<PathBuf>,
+}
+
+/// How an agent runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is described at the field of Layer that sets it")]
+pub struct Settings {
+    pub nats: String,
+    pub creds: Option<PathBuf>,
+    pub node: NodeId,
+    pub pool: PoolName,
+    pub concurrency: u32,
+    pub backends: Vec<String>,
+    pub backend: String,
+    pub profile: ProfilingMode,
+    pub labels: BTreeMap<String, String>,
+    pub state: PathBuf,
+    pub spool_bytes: u64,
+    pub ack_wait: Duration,
+    pub lost_after: Duration,
+    pub drain_grace: Duration,
+    pub kill_grace: Duration,
+    pub bpf_dir: Option<PathBuf>,
+}
+
+/// Why settings cannot be used: everything that is wrong, a line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", problems.join("\n"))]
+pub struct SettingsError {
+    problems: Vec<String>,
+}
+
+impl SettingsError {
+    fn one(problem: String) -> Self {
+        Self { problems: vec![problem] }
+    }
+}
+
+impl Settings {
+    /// The settings of a command line and a file; without one, of the default file if it is there.
+    pub fn load(line: &Layer, file: Option<&Path>) -> Result<Self, SettingsError> {
+        let file = match file {
+            Some(path) => read(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
+            None => Layer::default(),
+        };
+        Self::merge(line.clone(), file)
+    }
+
+    /// What `over` says counts before what `under` says, and a default where neither says anything.
+    fn merge(over: Layer, under: Layer) -> Result<Self, SettingsError> {
+        let mut problems = Vec::new();
+        let backends = over.backends.or(under.backends).unwrap_or_else(|| vec!["process".into()]);
+        let mut labels = under.labels.unwrap_or_default();
+        labels.extend(over.label);
+        let node = over.node.or(under.node).map_or_else(host_name, Ok);
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().try_into().unwrap_or(1));
+        let settings = Self {
+            nats: over.nats.or(under.nats).unwrap_or_else(|| "nats://127.0.0.1:4222".into()),
+            creds: over.creds.or(under.creds),
+            node: node.map_err(SettingsError::one)?,
+            pool: match over.pool.or(under.pool).map_or_else(|| PoolName::new("default"), Ok) {
+                Ok(pool) => pool,
+                Err(error) => return Err(SettingsError::one(error.to_string())),
+            },
+            concurrency: over.concurrency.or(under.concurrency).unwrap_or(cpus),
+            backend: over.backend.or(under.backend).or_else(|| backends.first().cloned()).unwrap_or_default(),
+            backends,
+            profile: over.profile.or(under.profile).unwrap_or_default(),
+            labels,
+            state: over.state.or(under.state).unwrap_or_else(|| "/var/lib/glasshouse/node-agent".into()),
+            spool_bytes: over.spool_bytes.or(under.spool_bytes).unwrap_or(SpoolOptions::default().max_bytes),
+            ack_wait: over.ack_wait.or(under.ack_wait).unwrap_or(Duration::from_secs(30)),
+            lost_after: over.lost_after.or(under.lost_after).unwrap_or(Duration::from_secs(60)),
+            drain_grace: over.drain_grace.or(under.drain_grace).unwrap_or(Duration::from_secs(30)),
+            kill_grace: over.kill_grace.or(under.kill_grace).unwrap_or(Duration::from_secs(5)),
+            bpf_dir: over.bpf_dir.or(under.bpf_dir),
+        };
+        if !(1..=MAX_CONCURRENCY).contains(&settings.concurrency) {
+            problems.push(format!("concurrency is {}: it is 1 to {MAX_CONCURRENCY}", settings.concurrency));
+        }
+        if !settings.backends.contains(&settings.backend) {
+            let (backend, backends) = (&settings.backend, settings.backends.join(", "));
+            problems.push(format!("backend is `{backend}`, which is none of the backends ({backends})"));
+        }
+        if settings.spool_bytes < SpoolOptions::MIN_BYTES {
+            let (bytes, least) = (settings.spool_bytes, SpoolOptions::MIN_BYTES);
+            problems.push(format!("spool-bytes is {bytes}: it is at least {least}"));
+        }
+        if settings.ack_wait < MIN_ACK_WAIT {
+            problems.push(format!("ack-wait is {:?}: it is at least {MIN_ACK_WAIT:?}", settings.ack_wait));
+        }
+        match problems.is_empty() {
+            true => Ok(settings),
+            false => Err(SettingsError { problems }),
+        }
+    }
+
+    /// Names of what differs from `other` and counts only from the next start on.
+    pub(crate) fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
+        let differs = [
+            ("nats", self.nats != other.nats),
+            ("creds", self.creds != other.creds),
+            ("node", self.node != other.node),
+            ("pool", self.pool != other.pool),
+            ("state", self.state != other.state),
+            ("ack-wait", self.ack_wait != other.ack_wait),
+            ("bpf-dir", self.bpf_dir != other.bpf_dir),
+        ];
+        differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+    }
+}
+
+fn host_name() -> Result<NodeId, String> {
+    let name = nix::unistd::gethostname().map_err(|errno| format!("cannot read the host's name: {errno}"))?;
+    NodeId::new(name.to_string_lossy())
+        .map_err(|error| format!("the host's name cannot be a node name ({error}): give one with --node"))
+}
+
+fn read(path: &Path) -> Result<Layer, SettingsError> {
+    let wrong = |problem: String| SettingsError::one(format!("{}: {problem}", path.display()));
+    let size = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+    if size > MAX_FILE_BYTES {
+        return Err(wrong(format!("it has {size} bytes, more than the {MAX_FILE_BYTES} that are read")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    toml::from_str(&text).map_err(|error| wrong(error.to_string()))
+}
+
+fn profile(text: &str) -> Result<ProfilingMode, String> {
+    let modes = [ProfilingMode::Disabled, ProfilingMode::Host, ProfilingMode::Guest, ProfilingMode::Combined];
+    let found = modes.into_iter().find(|mode| mode.as_str() == text);
+    found.ok_or_else(|| "it is disabled, host, guest or combined".into())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("a label is KEY=VALUE".into()),
+    }
+}
+
+/// `250ms`, `10s`, `5m`, `1h`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 =
+        digits.parse().map_err(|_| format!("`{text}` is not a duration: write 250ms, 10s, 5m or 1h"))?;
+    let seconds = match &text[digits.len()..] {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        unit => return Err(format!("`{unit}` is not a unit of time: write ms, s, m or h")),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|error| format!("`{text}` is not a duration: {error}"))
+}
+
+fn duration_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Layer {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn the_command_line_counts_before_the_file_and_the_file_before_the_default() {
+        let line =
+            Layer { concurrency: Some(3), label: vec![("a".into(), "line".into())], ..Layer::default() };
+        let file = file(
+            "node = \"n1\"\nconcurrency = 9\nack-wait = \"2s\"\nprofile = \"host\"\n\
+             [labels]\na = \"file\"\nb = \"file\"\n",
+        );
+        let settings = Settings::merge(line, file).unwrap();
+        assert_eq!((settings.concurrency, settings.ack_wait), (3, Duration::from_secs(2)));
+        assert_eq!(settings.profile, ProfilingMode::Host);
+        assert_eq!(settings.labels["a"], "line");
+        assert_eq!(settings.labels["b"], "file");
+        assert_eq!(settings.pool.as_str(), "default");
+        assert_eq!(settings.backend, "process");
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        let bad =
+            file("node = \"n1\"\nconcurrency = 0\nbackend = \"qemu\"\nspool-bytes = 1\nack-wait = \"1ms\"");
+        let error = Settings::merge(Layer::default(), bad).unwrap_err().to_string();
+        for part in ["concurrency", "qemu", "spool-bytes", "ack-wait"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(toml::from_str::<Layer>("concurency = 1").unwrap_err().to_string().contains("concurency"));
+        assert!(toml::from_str::<Layer>("ack-wait = \"1 day\"").is_err());
+    }
+}
