@@ -15,6 +15,7 @@ use glasshouse_schema::{ExecutionId, NodeId, headers, subject};
 use crate::connect::Bus;
 use crate::error::Error;
 use crate::reader::{EventReader, StreamStart};
+use crate::store::StoredMessage;
 
 /// How long a chunk may wait for a connection that is behind.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -90,6 +91,18 @@ pub struct OutputChunk {
 }
 
 impl OutputChunk {
+    /// Reads a message of GH_OUTPUT; `None` for one that is none of ours.
+    pub fn of(message: StoredMessage) -> Option<Self> {
+        let offset = message.header(headers::OUTPUT_OFFSET).and_then(|text| text.parse().ok());
+        match (subject::output_stream(&message.subject), offset) {
+            (Some(stream), Some(offset)) => Some(Self { stream, offset, bytes: message.payload }),
+            _ => {
+                tracing::warn!(subject = message.subject, "output message refused");
+                None
+            }
+        }
+    }
+
     /// Whether the stream is over.
     pub fn is_end(&self) -> bool {
         self.bytes.is_empty()
@@ -106,13 +119,8 @@ impl OutputReader {
     /// The next chunk. Waits for ever if none comes. Safe to cancel.
     pub async fn next(&mut self) -> Result<OutputChunk, Error> {
         loop {
-            let message = self.messages.next().await?;
-            let offset = message.header(headers::OUTPUT_OFFSET).and_then(|text| text.parse().ok());
-            match (subject::output_stream(&message.subject), offset) {
-                (Some(stream), Some(offset)) => {
-                    return Ok(OutputChunk { stream, offset, bytes: message.payload });
-                }
-                _ => tracing::warn!(subject = message.subject, "output message refused"),
+            if let Some(chunk) = OutputChunk::of(self.messages.next().await?) {
+                return Ok(chunk);
             }
         }
     }

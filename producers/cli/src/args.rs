@@ -11,6 +11,7 @@ use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::{Limits, NetworkAccess, SandboxLevel};
 
+use crate::client::{BatchArgs, CancelArgs, LogsArgs, NodesArgs, PsArgs, SubmitArgs, WaitExecutionArgs};
 use crate::spool::{RunSpoolArgs, SpoolCommand};
 
 #[derive(Debug, Parser)]
@@ -65,6 +66,20 @@ pub(crate) enum Command {
     Nats(NatsCommand),
     /// List or send what earlier runs could not publish
     Spool(SpoolCommand),
+    /// Run a command on a node of a pool, and show what it prints
+    Submit(Box<SubmitArgs>),
+    /// Run many commands on the nodes of a pool
+    Batch(BatchArgs),
+    /// List executions that wait or run
+    Ps(PsArgs),
+    /// Show what an execution printed
+    Logs(LogsArgs),
+    /// End an execution before its time
+    Cancel(CancelArgs),
+    /// Wait for the end of an execution
+    Wait(WaitExecutionArgs),
+    /// List node agents
+    Nodes(NodesArgs),
     /// Find out what this machine can do, and what to do about the rest
     Doctor(DoctorArgs),
     /// Print a shell's completion script
@@ -637,7 +652,7 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("a label is KEY=VALUE".into()),
@@ -657,7 +672,7 @@ fn absolute(text: &str) -> Result<String, String> {
 }
 
 /// `250ms`, `10s`, `5m`, `1h`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: f64 =
         digits.parse().map_err(|_| format!("`{text}` is not a duration: write 250ms, 10s, 5m or 1h"))?;

@@ -9,6 +9,7 @@
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod args;
+mod client;
 mod commands;
 mod leftovers;
 mod render;
@@ -45,7 +46,10 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
-    use commands::{dead, doctor, nats, policy, receipt, run, shell, spool, up, verdict, verify};
+    use commands::{
+        batch, dead, doctor, executions, nats, policy, receipt, run, shell, spool, submit, up, verdict,
+        verify,
+    };
     let log = cli.log;
     match cli.command {
         // What needs no runtime and no bus costs neither.
@@ -70,6 +74,13 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                     Command::Doctor(args) => doctor::main(args).await,
                     Command::Nats(args) => nats::main(args).await,
                     Command::Spool(args) => spool::main(args).await,
+                    Command::Submit(args) => submit::main(*args).await,
+                    Command::Batch(args) => batch::main(args).await,
+                    Command::Ps(args) => executions::ps(args).await,
+                    Command::Logs(args) => executions::logs(args).await,
+                    Command::Cancel(args) => executions::cancel(args).await,
+                    Command::Wait(args) => executions::wait(args).await,
+                    Command::Nodes(args) => executions::nodes(args).await,
                     Command::Completions { .. }
                     | Command::Man { .. }
                     | Command::Policy(_)

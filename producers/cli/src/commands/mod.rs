@@ -1,13 +1,16 @@
 //! One module per subcommand.
 
+pub(crate) mod batch;
 pub(crate) mod dead;
 pub(crate) mod doctor;
+pub(crate) mod executions;
 pub(crate) mod nats;
 pub(crate) mod policy;
 pub(crate) mod receipt;
 pub(crate) mod run;
 pub(crate) mod shell;
 pub(crate) mod spool;
+pub(crate) mod submit;
 pub(crate) mod up;
 pub(crate) mod verdict;
 pub(crate) mod verify;
@@ -93,7 +96,7 @@ pub(crate) fn start(all: bool) -> StreamStart {
 static STOP: OnceLock<watch::Sender<bool>> = OnceLock::new();
 
 /// Listens from the first call on, so that no signal falls between two documents.
-fn stopping() -> watch::Receiver<bool> {
+pub(crate) fn stopping() -> watch::Receiver<bool> {
     let stop = STOP.get_or_init(|| {
         let stop = watch::Sender::new(false);
         let tell = stop.clone();

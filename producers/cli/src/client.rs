@@ -1,0 +1,181 @@
+//! The command line of whoever asks node agents to run something.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use glasshouse_schema::ids::{ExecutionId, PoolName};
+
+use crate::args::{BusArgs, Profile, duration, label};
+
+const SUBMIT_HELP: &str = "\
+The command runs on a node of the pool, in an environment of its own: nothing of this shell's is passed on but what --env
+names. Ctrl-C cancels it (SIGTERM, then SIGKILL), a second one kills it, a third one leaves it alone and ends.
+
+Exit codes:
+  the command's own; 128+n when signal n ended it
+    2  the command line is wrong; nothing was submitted
+  125  Glasshouse failed, or nobody knows how the command ended (a line on stderr says which)
+  126  the command cannot be executed
+  127  the command was not found
+
+Examples:
+  glasshouse submit -- make test
+  glasshouse submit --pool build --profile host --label job=42 --timeout 10m -- ./build.sh
+  echo hello | glasshouse submit --stdin -- cat
+  id=$(glasshouse submit --detach -- ./long.sh) && glasshouse logs -f $id && glasshouse wait $id";
+
+#[derive(Debug, Args)]
+#[command(after_help = SUBMIT_HELP)]
+pub(crate) struct SubmitArgs {
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+    /// What runs the command (default: what the agent says)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) backend: Option<String>,
+    /// Where to watch from (default: what the agent says)
+    #[arg(long, value_enum)]
+    pub(crate) profile: Option<Profile>,
+    /// Do not run it unwatched
+    #[arg(long)]
+    pub(crate) profile_required: bool,
+    /// A label for the receipt; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) label: Vec<(String, String)>,
+    /// A variable of the command's environment; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Directory on the node to run the command in
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(crate) workdir: String,
+    /// End the command after this time
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Run it again, so often at most, when nobody knows how it ended: it may then have run twice
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) retries: u32,
+    /// Read standard input to its end (at most 256 KiB) and give it to the command
+    #[arg(long)]
+    pub(crate) stdin: bool,
+    /// Id of the execution, a UUIDv7 (default: a new one)
+    #[arg(long, value_name = "UUID")]
+    pub(crate) id: Option<ExecutionId>,
+    /// Print the id and do not wait
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Print how it ended on stderr as one JSON line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PoolArgs {
+    /// The pool of node agents
+    #[arg(long, env = "GLASSHOUSE_POOL", value_name = "NAME", default_value = "default")]
+    pub(crate) pool: PoolName,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  glasshouse ps\n  glasshouse ps --json | jq -r .execution_id")]
+pub(crate) struct PsArgs {
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// One JSON document per line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Output is kept for an hour.\n\nExamples:\n  \
+    glasshouse logs 0198c0de-0000-7000-8000-000000000000\n  \
+    glasshouse logs -f 0198c0de-0000-7000-8000-000000000000")]
+pub(crate) struct LogsArgs {
+    /// The execution
+    pub(crate) execution: ExecutionId,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// Go on until the execution has ended
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// One JSON document per line: stream, offset, and the bytes as text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 whoever runs it was told, or it will never run; 125 it could not be cancelled\n\n\
+    Examples:\n  glasshouse cancel 0198c0de-0000-7000-8000-000000000000\n  \
+    glasshouse cancel --kill 0198c0de-0000-7000-8000-000000000000"
+)]
+pub(crate) struct CancelArgs {
+    /// The execution
+    pub(crate) execution: ExecutionId,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// SIGKILL at once, instead of SIGTERM and some time
+    #[arg(long)]
+    pub(crate) kill: bool,
+    /// Print what was done as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The exit code is the command's own, as with `submit`; 125 too when the time is over.\n\n\
+    Examples:\n  glasshouse wait 0198c0de-0000-7000-8000-000000000000\n  \
+    glasshouse wait --timeout 5m --json 0198c0de-0000-7000-8000-000000000000"
+)]
+pub(crate) struct WaitExecutionArgs {
+    /// The execution
+    pub(crate) execution: ExecutionId,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// How long to wait (default: for ever)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Print how it ended as one JSON line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  glasshouse nodes\n  glasshouse nodes --json | jq .agent.free_slots")]
+pub(crate) struct NodesArgs {
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// One JSON document per line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const BATCH_HELP: &str = "\
+A line of FILE is a request (schema/json/request.schema.json); only `argv` is needed. A line of the output says how one ended,
+in the order in which they end. A progress bar is shown on a terminal.
+
+Exit codes: 0 every command ended with 0, 1 some did not, 125 Glasshouse failed
+
+Examples:
+  glasshouse batch requests.jsonl > results.jsonl
+  seq 100 | jq -c '{argv: [\"sh\", \"-c\", \"echo \\(.)\"], labels: {job: \"42\"}}' | glasshouse batch -";
+
+#[derive(Debug, Args)]
+#[command(after_help = BATCH_HELP)]
+pub(crate) struct BatchArgs {
+    /// Requests, one JSON document per line; `-` is standard input
+    #[arg(default_value = "-")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    #[command(flatten)]
+    pub(crate) pool: PoolArgs,
+    /// How many may be submitted and not ended at a time
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) in_flight: u32,
+}
