@@ -1,0 +1,150 @@
+//! What agents survive: being killed, being frozen, and each other.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(missing_docs, unreachable_pub, reason = "tests")]
+
+mod common;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use common::{DEADLINE, broker, cgroups_of, processes, request};
+use glasshouse_schema::lifecycle::PhaseName;
+use glasshouse_schema::request::retry_id;
+use glasshouse_schema::{ExecutionId, Request};
+use nix::sys::signal::Signal;
+
+/// A command that leaves a line under its name each time it runs.
+fn traced(work: &Path, then: &str) -> Request {
+    let mut request = request("true");
+    let trace = work.join(request.execution_id.to_string());
+    request.argv[2] = format!("echo ran >> {}; {then}", trace.display());
+    request
+}
+
+/// How often a command ran.
+fn runs(work: &Path, execution: ExecutionId) -> usize {
+    std::fs::read_to_string(work.join(execution.to_string())).unwrap_or_default().lines().count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_leaves_no_request_without_an_end_and_runs_none_twice() {
+    const REQUESTS: usize = 200;
+    const RUNNING: usize = 24;
+    let broker = broker().await;
+    let work = broker.work();
+    let mut agent = broker.agent("node-1", &["--concurrency", "24", "--ack-wait", "2s"]);
+    // The mark tells our processes from all others.
+    let mark = format!("glasshouse-crash-{}", std::process::id());
+    let go = work.join("go");
+    let wait = format!(": {mark}; while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let requests: Vec<Request> = (0..REQUESTS).map(|_| traced(&work, &wait)).collect();
+    let executions: Vec<ExecutionId> = requests.iter().map(|request| request.execution_id).collect();
+    for request in &requests {
+        broker.submit(request).await;
+    }
+    let started = async {
+        while executions.iter().filter(|execution| runs(&work, **execution) > 0).count() < RUNNING {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, started).await.expect("as many run as there are slots");
+    assert!(!cgroups_of(&executions).is_empty() || !Path::new("/sys/fs/cgroup/unified").exists());
+    agent.crash();
+    assert!(!processes(&mark).is_empty(), "a killed agent leaves its commands running");
+    agent.restart();
+    // Whoever runs now is of the new life: what was left was ended before the first request was taken.
+    std::fs::write(&go, "").unwrap();
+
+    let mut ends: HashMap<&str, usize> = HashMap::new();
+    for execution in &executions {
+        let outcome = broker.outcome(*execution).await;
+        let ran = runs(&work, *execution);
+        match &outcome.error {
+            Some(error) => {
+                assert!(error.starts_with("outcome unknown"), "{error}");
+                assert!(ran <= 1, "{execution} ran {ran} times");
+                *ends.entry("unknown").or_default() += 1;
+            }
+            None => {
+                assert_eq!((outcome.exit_code, ran), (0, 1), "{execution}");
+                *ends.entry("ended").or_default() += 1;
+            }
+        }
+    }
+    eprintln!("{ends:?}");
+    assert_eq!(ends["unknown"], RUNNING);
+    broker.queue_is_empty().await;
+    assert_eq!(agent.stop(), Some(0));
+    assert_eq!(processes(&mark), Vec::<i32>::new());
+    assert_eq!(cgroups_of(&executions), Vec::<std::path::PathBuf>::new());
+    let spool = broker.dir.path().join("node-1/spool");
+    assert_eq!(std::fs::read_dir(spool).map_or(0, Iterator::count), 0, "no spool is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_repeated_is_repeated_under_another_id() {
+    let broker = broker().await;
+    let work = broker.work();
+    let mut agent = broker.agent("node-1", &["--concurrency", "1", "--ack-wait", "1s"]);
+    let go = work.join("go");
+    let mut request = traced(&work, &format!("while [ ! -e {} ]; do sleep 0.02; done", go.display()));
+    request.retries = 1;
+    let execution = request.execution_id;
+    broker.submit(&request).await;
+    broker.wait_phase(execution, PhaseName::Unprofiled).await;
+    agent.crash();
+    std::fs::write(&go, "").unwrap();
+    agent.restart();
+    let outcome = broker.outcome(execution).await;
+    let again = retry_id(execution);
+    assert!(outcome.error.as_ref().is_some_and(|error| error.contains(&again.to_string())), "{outcome:?}");
+    assert_eq!(broker.outcome(again).await.exit_code, 0);
+    broker.queue_is_empty().await;
+    // One trace of each life: the command is the same.
+    assert_eq!(runs(&work, execution), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_agents_share_a_pool_and_one_that_was_frozen_runs_nothing_twice() {
+    let broker = broker().await;
+    let work = broker.work();
+    let options = ["--concurrency", "2", "--ack-wait", "1s", "--lost-after", "1s"];
+    let mut frozen = broker.agent("node-1", &options);
+    let mut other = broker.agent("node-2", &options);
+    let requests: Vec<Request> = (0..40).map(|_| traced(&work, "sleep 0.05")).collect();
+    for request in &requests[..20] {
+        broker.submit(request).await;
+    }
+    let mut by_node: HashMap<String, usize> = HashMap::new();
+    for request in &requests[..20] {
+        let record = broker.record(request.execution_id).await;
+        *by_node.entry(record[0].node.as_ref().unwrap().to_string()).or_default() += 1;
+    }
+    assert!(by_node.len() == 2 && by_node.values().all(|count| *count >= 5), "shared: {by_node:?}");
+
+    // One holds a command of its own while it is frozen, and the server may hand it requests that it cannot take.
+    let go = work.join("go");
+    let held = traced(&work, &format!("while [ ! -e {} ]; do sleep 0.02; done", go.display()));
+    other.signal(Signal::SIGSTOP);
+    broker.submit(&held).await;
+    broker.wait_phase(held.execution_id, PhaseName::Unprofiled).await;
+    other.signal(Signal::SIGCONT);
+    frozen.signal(Signal::SIGSTOP);
+    for request in &requests[20..] {
+        broker.submit(request).await;
+    }
+    for request in &requests[20..] {
+        assert_eq!(broker.outcome(request.execution_id).await.exit_code, 0);
+    }
+    let outcome = broker.outcome(held.execution_id).await;
+    assert!(outcome.error.as_ref().is_some_and(|error| error.starts_with("outcome unknown")), "{outcome:?}");
+    frozen.signal(Signal::SIGCONT);
+    std::fs::write(&go, "").unwrap();
+    broker.queue_is_empty().await;
+    assert_eq!((frozen.stop(), other.stop()), (Some(0), Some(0)));
+    for request in requests.iter().chain([&held]) {
+        assert_eq!(runs(&work, request.execution_id), 1, "{}", request.execution_id);
+    }
+}
