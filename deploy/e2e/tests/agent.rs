@@ -1,0 +1,178 @@
+//! A node agent and its clients, as a user runs them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use glasshouse_e2e::{Pipeline, Process, command, output, stderr, wait_for};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// A pipeline and an agent with two slots.
+struct Fleet {
+    agent: Process,
+    pipeline: Pipeline,
+    _state: tempfile::TempDir,
+}
+
+impl Fleet {
+    fn start() -> Self {
+        let pipeline = Pipeline::start(&[], &[]);
+        let state = tempfile::tempdir().unwrap();
+        let mut agent = command("glasshouse-node-agent");
+        agent.args([
+            "--nats",
+            &pipeline.url,
+            "--node",
+            "node-1",
+            "--concurrency",
+            "2",
+            "--kill-grace",
+            "1s",
+            "--state",
+        ]);
+        agent.arg(state.path()).stderr(Stdio::piped());
+        let mut agent = Process::spawn(agent);
+        let mut log = BufReader::new(agent.0.stderr.take().unwrap()).lines();
+        assert!(log.by_ref().map_while(Result::ok).any(|line| line.contains("taking requests")));
+        std::thread::spawn(move || log.map_while(Result::ok).for_each(|line| eprintln!("agent: {line}")));
+        Self { agent, pipeline, _state: state }
+    }
+
+    fn client(&self, args: &[&str]) -> Command {
+        let mut command = command("glasshouse");
+        let (name, rest) = args.split_first().unwrap();
+        command.args([name, "--nats", &self.pipeline.url]).args(rest);
+        command
+    }
+
+    fn json(&self, args: &[&str]) -> Vec<Value> {
+        let output = output(self.client(args));
+        assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+        let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+    }
+
+    /// Submits without waiting, and gives the id.
+    fn detached(&self, script: &str) -> String {
+        let output = output(self.client(&["submit", "--detach", "--", "sh", "-c", script]));
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn wait_until_it_runs(&self, id: &str) {
+        wait_for("the execution runs", || {
+            let all = self.json(&["ps", "--json"]);
+            all.iter().any(|one| one["execution_id"] == id && one["state"] == "running").then_some(())
+        });
+    }
+}
+
+#[test]
+fn what_a_command_prints_and_how_it_ends_comes_back() {
+    let mut fleet = Fleet::start();
+    let submitted = output(fleet.client(&[
+        "submit",
+        "--env",
+        "A=b",
+        "--",
+        "sh",
+        "-c",
+        "echo out $A; echo err >&2; exit 3",
+    ]));
+    assert_eq!(submitted.status.code(), Some(3), "{}", stderr(&submitted));
+    assert_eq!(submitted.stdout, b"out b\n");
+    assert_eq!(stderr(&submitted), "err\n");
+
+    let mut echo = fleet.client(&["submit", "--stdin", "--", "cat"]);
+    let mut child = echo.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"in\n").unwrap();
+    let echoed = child.wait_with_output().unwrap();
+    assert_eq!((echoed.status.code(), echoed.stdout.as_slice()), (Some(0), &b"in\n"[..]));
+
+    let missing = output(fleet.client(&["submit", "--json", "--", "no-such-program"]));
+    assert_eq!(missing.status.code(), Some(127), "{}", stderr(&missing));
+    let end = stderr(&missing);
+    let end: Value = serde_json::from_str(end.lines().next().unwrap()).unwrap();
+    assert_eq!((end["node"].as_str(), end["outcome"]["exit_code"].as_i64()), (Some("node-1"), Some(127)));
+
+    let id = fleet.detached("echo kept; exit 4");
+    let waited = output(fleet.client(&["wait", &id]));
+    assert_eq!(waited.status.code(), Some(4));
+    for follow in [&["logs", &id][..], &["logs", "-f", &id]] {
+        assert_eq!(output(fleet.client(follow)).stdout, b"kept\n", "{follow:?}");
+    }
+    let nodes = fleet.json(&["nodes", "--json"]);
+    assert_eq!(nodes.len(), 1);
+    assert_eq!((nodes[0]["node"].as_str(), nodes[0]["agent"]["slots"].as_i64()), (Some("node-1"), Some(2)));
+    assert_eq!(fleet.agent.stop(), Some(0));
+}
+
+#[test]
+fn what_runs_and_what_waits_is_cancelled() {
+    let fleet = Fleet::start();
+    // Ctrl-C, by whoever submitted it.
+    let mut submit = fleet.client(&["submit", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+    let mut child = Process::spawn({
+        submit.stdout(Stdio::piped());
+        submit
+    });
+    let mut line = String::new();
+    BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    let asked = Instant::now();
+    child.signal(Signal::SIGINT);
+    let status = wait_for("submit ends", || child.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(128 + 15));
+    eprintln!("Ctrl-C to the end of submit: {:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(1));
+
+    // Two that run and one that waits, by their ids.
+    let running = [fleet.detached("exec sleep 1000"), fleet.detached("exec sleep 1000")];
+    running.iter().for_each(|id| fleet.wait_until_it_runs(id));
+    let waiting = fleet.detached("true");
+    let cancelled = fleet.json(&["cancel", "--json", &waiting]);
+    assert_eq!(cancelled[0]["result"], "unqueued");
+    for id in &running {
+        assert_eq!(fleet.json(&["cancel", "--kill", "--json", id])[0]["result"], "told");
+    }
+    for (id, code) in [(&running[0], 137), (&running[1], 137), (&waiting, 125)] {
+        assert_eq!(output(fleet.client(&["wait", "--timeout", "30s", id])).status.code(), Some(code));
+        assert_eq!(fleet.json(&["cancel", "--json", id])[0]["result"], "over");
+    }
+    wait_for("the queue is empty", || fleet.json(&["ps", "--json"]).is_empty().then_some(()));
+    let never = output(fleet.client(&["cancel", "0198c0de-0000-7000-8000-000000000000"]));
+    assert_eq!(never.status.code(), Some(125));
+}
+
+#[test]
+fn a_batch_gives_a_line_for_every_request() {
+    let fleet = Fleet::start();
+    let mut batch = fleet.client(&["batch", "--in-flight", "8", "-"]);
+    let mut child = batch.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = String::new();
+    for code in 0..30 {
+        lines +=
+            &format!("{{\"argv\": [\"sh\", \"-c\", \"exit {code}\"], \"labels\": {{\"n\": \"{code}\"}}}}\n");
+    }
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(1), "some did not end with 0");
+    let ends = String::from_utf8(done.stdout).unwrap();
+    let mut codes: Vec<i64> = ends
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["outcome"]["exit_code"].as_i64().unwrap())
+        .collect();
+    codes.sort_unstable();
+    assert_eq!(codes, (0..30).collect::<Vec<i64>>());
+
+    let mut wrong = fleet.client(&["batch", "-"]);
+    let mut child = wrong.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"{\"argv\": [\"true\"]}\n{\"args\": []}\n").unwrap();
+    let refused = child.wait_with_output().unwrap();
+    assert_eq!(refused.status.code(), Some(125));
+    assert!(stderr(&refused).contains("line 2"), "{}", stderr(&refused));
+    assert!(fleet.json(&["ps", "--json"]).is_empty(), "nothing of it was submitted");
+}
