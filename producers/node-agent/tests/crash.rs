@@ -6,6 +6,7 @@
 mod common;
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use glasshouse_schema::lifecycle::PhaseName;
 use glasshouse_schema::request::retry_id;
 use glasshouse_schema::{ExecutionId, Request};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 /// A command that leaves a line under its name each time it runs.
 fn traced(work: &Path, then: &str) -> Request {
@@ -30,15 +33,18 @@ fn runs(work: &Path, execution: ExecutionId) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_agent_leaves_no_request_without_an_end_and_runs_none_twice() {
-    const REQUESTS: usize = 200;
-    const RUNNING: usize = 24;
+    const REQUESTS: usize = 300;
+    const RUNNING: usize = 200;
     let broker = broker().await;
     let work = broker.work();
-    let mut agent = broker.agent("node-1", &["--concurrency", "24", "--ack-wait", "2s"]);
+    let mut agent = broker.agent("node-1", &["--concurrency", "200", "--ack-wait", "2s"]);
     // The mark tells our processes from all others.
     let mark = format!("glasshouse-crash-{}", std::process::id());
     let go = work.join("go");
-    let wait = format!(": {mark}; while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    mkfifo(&go, Mode::S_IRWXU).unwrap();
+    // Each takes one line and ends. Read and write, so that nobody waits for the other side.
+    let wait = format!(": {mark}; read line < {}", go.display());
+    let mut gate = std::fs::File::options().read(true).write(true).open(&go).unwrap();
     let requests: Vec<Request> = (0..REQUESTS).map(|_| traced(&work, &wait)).collect();
     let executions: Vec<ExecutionId> = requests.iter().map(|request| request.execution_id).collect();
     for request in &requests {
@@ -55,7 +61,7 @@ async fn a_killed_agent_leaves_no_request_without_an_end_and_runs_none_twice() {
     assert!(!processes(&mark).is_empty(), "a killed agent leaves its commands running");
     agent.restart();
     // Whoever runs now is of the new life: what was left was ended before the first request was taken.
-    std::fs::write(&go, "").unwrap();
+    gate.write_all(&[b'\n'; REQUESTS]).unwrap();
 
     let mut ends: HashMap<&str, usize> = HashMap::new();
     for execution in &executions {
