@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::canonical;
 use crate::ids::{Digest, ExecutionId, NodeId};
 use crate::lifecycle::ProfilingMode;
+use crate::limits::Limits;
+use crate::sandbox::SandboxRequest;
 use crate::version;
 
 /// Largest request that is read, in bytes.
@@ -53,6 +55,12 @@ pub struct Request {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 9_007_199_254_740_991_u64))]
     pub timeout_ms: Option<u64>,
+    /// How far the command is kept from the node; not at all if absent. Paths are the node's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sandbox: SandboxRequest,
+    /// What the command may use; without end if absent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: Limits,
     /// How often it may be run again, under another id, when nobody knows how it ended.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub retries: u32,
@@ -126,6 +134,10 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 fn is_zero(value: &u32) -> bool {
     *value == 0
 }
@@ -177,6 +189,8 @@ impl Request {
             profile_required: false,
             labels: BTreeMap::new(),
             timeout_ms: None,
+            sandbox: SandboxRequest::default(),
+            limits: Limits::default(),
             retries: 0,
             retry_of: None,
         }

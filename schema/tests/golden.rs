@@ -503,6 +503,8 @@ fn request() -> Request {
     request.profile_required = true;
     request.labels.insert("job".into(), "42".into());
     request.timeout_ms = Some(1500);
+    request.sandbox.level = glasshouse_schema::SandboxLevel::Standard;
+    request.limits.set_text("memory=512MiB").unwrap();
     request.retries = 1;
     request.retry_of = Some(execution());
     request

@@ -9,9 +9,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use glasshouse_schema::dead::DeadKind;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::ProfilingMode;
-use glasshouse_schema::{Limits, NetworkAccess, SandboxLevel};
 
 use crate::client::{BatchArgs, CancelArgs, LogsArgs, NodesArgs, PsArgs, SubmitArgs, WaitExecutionArgs};
+use crate::sandbox::SandboxArgs;
 use crate::spool::{RunSpoolArgs, SpoolCommand};
 
 #[derive(Debug, Parser)]
@@ -135,24 +135,8 @@ pub(crate) struct RunArgs {
     /// profiling, and the initial pid namespace. See docs/probe.md.
     #[arg(long)]
     pub(crate) lossless: bool,
-    /// How far the command is kept from this node
-    #[arg(long, value_enum, default_value_t = Sandbox::None, value_name = "LEVEL", env = "GLASSHOUSE_SANDBOX")]
-    pub(crate) sandbox: Sandbox,
-    /// What the command may use, as NAME=VALUE; may be given several times
-    ///
-    /// wall=10s and cpu=2s (time), memory=512MiB, pids=64, files=256 (descriptors of one process), output=1MiB,
-    /// disk=100MiB (growth of the working directory). What exceeds a limit is ended, and the outcome names the limit.
-    #[arg(long, value_name = "NAME=VALUE", value_parser = limit)]
-    pub(crate) limit: Vec<String>,
-    /// Let a sandboxed command read and execute below this path; may be given several times
-    #[arg(long, value_name = "PATH", requires = "sandbox")]
-    pub(crate) allow_read: Vec<PathBuf>,
-    /// Let a sandboxed command write below this path too; may be given several times
-    #[arg(long, value_name = "PATH", requires = "sandbox")]
-    pub(crate) allow_write: Vec<PathBuf>,
-    /// The sandbox's network (default: the node's at standard, none at strict)
-    #[arg(long, value_enum, value_name = "WHICH", requires = "sandbox")]
-    pub(crate) network: Option<Network>,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
     /// Prepare the machine first (mount proc, sysfs, bpf; reap orphans), as PID 1 of a VM or container must
     #[arg(long)]
     pub(crate) guest: bool,
@@ -224,43 +208,6 @@ impl From<Profile> for ProfilingMode {
             Profile::Host => Self::Host,
             Profile::Guest => Self::Guest,
             Profile::Combined => Self::Combined,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Sandbox {
-    /// Not at all
-    None,
-    /// Namespaces, no capabilities, a read-only system but for the working directory, fewer system calls (needs root)
-    Standard,
-    /// Beside that a user namespace, no network, and only the paths that are allowed (needs root)
-    Strict,
-}
-
-impl From<Sandbox> for SandboxLevel {
-    fn from(sandbox: Sandbox) -> Self {
-        match sandbox {
-            Sandbox::None => Self::None,
-            Sandbox::Standard => Self::Standard,
-            Sandbox::Strict => Self::Strict,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Network {
-    /// A loopback interface of its own
-    None,
-    /// The node's
-    Host,
-}
-
-impl From<Network> for NetworkAccess {
-    fn from(network: Network) -> Self {
-        match network {
-            Network::None => Self::None,
-            Network::Host => Self::Host,
         }
     }
 }
@@ -660,10 +607,6 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
 }
 
 /// Read here, so that what is wrong with it is said with the option.
-fn limit(text: &str) -> Result<String, String> {
-    Limits::default().set_text(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
-}
-
 fn absolute(text: &str) -> Result<String, String> {
     match text.starts_with('/') && text.len() > 1 {
         true => Ok(text.into()),

@@ -7,6 +7,7 @@ use clap::Args;
 use glasshouse_schema::ids::{ExecutionId, PoolName};
 
 use crate::args::{BusArgs, Profile, duration, label};
+use crate::sandbox::SandboxArgs;
 
 const SUBMIT_HELP: &str = "\
 The command runs on a node of the pool, in an environment of its own: nothing of this shell's is passed on but what --env
@@ -22,6 +23,7 @@ Exit codes:
 Examples:
   glasshouse submit -- make test
   glasshouse submit --pool build --profile host --label job=42 --timeout 10m -- ./build.sh
+  glasshouse submit --sandbox standard --limit memory=512MiB --limit pids=64 -- ./untrusted
   echo hello | glasshouse submit --stdin -- cat
   id=$(glasshouse submit --detach -- ./long.sh) && glasshouse logs -f $id && glasshouse wait $id";
 
@@ -50,6 +52,8 @@ pub(crate) struct SubmitArgs {
     /// Directory on the node to run the command in
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub(crate) workdir: String,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
     /// End the command after this time
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) timeout: Option<Duration>,

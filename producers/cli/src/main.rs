@@ -13,6 +13,7 @@ mod client;
 mod commands;
 mod leftovers;
 mod render;
+mod sandbox;
 mod spool;
 
 use std::process::ExitCode;

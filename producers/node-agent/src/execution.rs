@@ -255,6 +255,8 @@ impl Shared {
             lossless: false,
             guest_prep: false,
             wait_for_descendants: false,
+            sandbox: request.sandbox.clone(),
+            limits: request.limits,
             labels,
             policies: Vec::new(),
             redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },

@@ -128,7 +128,7 @@ impl Shared {
         };
         // How it ended is known then, and only what came after is not.
         if !has_exited {
-            let outcome = Outcome { exit_code: 125, signal: None, error: Some(reason.to_owned()) };
+            let outcome = Outcome { exit_code: 125, error: Some(reason.to_owned()), ..Outcome::default() };
             let failed = Failed { step, error: reason.to_owned(), outcome };
             publisher.publish_lifecycle(&event(Phase::Failed(failed)), None).await?;
         }

@@ -10,6 +10,7 @@ use glasshouse_host_probe::{EbpfController, LoadOptions};
 use glasshouse_runner::receipt_file::ReceiptFile;
 use glasshouse_runner::sink::{LocalFold, RunSink};
 use glasshouse_schema::lifecycle::{Outcome, ProfilingMode, RedactionRules};
+use glasshouse_schema::{Limits, SandboxRequest};
 
 use crate::{Error, Registry, Settings};
 
@@ -35,6 +36,8 @@ pub async fn run_one(
         lossless: false,
         guest_prep: false,
         wait_for_descendants: false,
+        sandbox: SandboxRequest::default(),
+        limits: Limits::default(),
         labels: settings.labels.clone(),
         policies: Vec::new(),
         redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },
@@ -75,5 +78,5 @@ pub async fn run_one(
 }
 
 fn failed(reason: &str) -> Outcome {
-    Outcome { exit_code: 125, signal: None, error: Some(reason.to_owned()) }
+    Outcome { exit_code: 125, error: Some(reason.to_owned()), ..Outcome::default() }
 }

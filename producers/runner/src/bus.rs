@@ -25,10 +25,7 @@ pub async fn connect(url: &str, creds: Option<&Path>) -> Result<Bus, Error> {
 }
 
 /// Connects to a server that has the stream of events, and says which one: found out now and not after a command ran.
-pub async fn connect_to_publish(
-    url: &str,
-    creds: Option<&Path>,
-) -> Result<(Bus, StreamPosition), Error> {
+pub async fn connect_to_publish(url: &str, creds: Option<&Path>) -> Result<(Bus, StreamPosition), Error> {
     let bus = connect(url, creds).await?;
     let events = bus.position(glasshouse_nats::EVENTS).await?;
     Ok((bus, events))

@@ -40,7 +40,7 @@ impl End {
     /// As far as nothing is known.
     pub(crate) fn unknown(execution_id: ExecutionId) -> Self {
         let error = Some("its record says nothing of an outcome".to_owned());
-        let outcome = Outcome { exit_code: 125, signal: None, error };
+        let outcome = Outcome { exit_code: 125, error, ..Outcome::default() };
         Self { execution_id, node: None, outcome, unprofiled: None, duration_ms: None }
     }
 
@@ -312,7 +312,7 @@ pub(crate) async fn end(bus: &Bus, execution: ExecutionId, action: Action) -> an
 async fn refuse(bus: &Bus, execution: ExecutionId, node: NodeId, epoch: u64) -> anyhow::Result<()> {
     let publisher = Publisher::new(bus, PublisherOptions::default());
     let reason = "it was cancelled before it ran".to_owned();
-    let outcome = Outcome { exit_code: 125, signal: None, error: Some(reason.clone()) };
+    let outcome = Outcome { exit_code: 125, error: Some(reason.clone()), ..Outcome::default() };
     for phase in [
         Phase::Claimed(Claimed { node: node.clone(), epoch }),
         Phase::Failed(Failed { step: Step::Admit, error: reason, outcome }),

@@ -1,6 +1,5 @@
 //! `run`: one command, its receipt, its verdicts.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -21,7 +20,6 @@ use glasshouse_schema::Verdict;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules};
 use glasshouse_schema::verdict::Decision;
-use glasshouse_schema::{Limits, SandboxRequest};
 use tracing::Instrument;
 
 use crate::args::{FailOn, LogArgs, RunArgs};
@@ -212,8 +210,8 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
         lossless: args.lossless,
         guest_prep: args.guest,
         wait_for_descendants: args.wait_descendants,
-        sandbox: sandbox(args)?,
-        limits: limits(args)?,
+        sandbox: args.sandbox.here()?,
+        limits: args.sandbox.limits()?,
         labels: args.label.iter().cloned().collect(),
         policies: policies.iter().map(Policy::reference).collect(),
         redaction: RedactionRules { path_prefixes: args.mask.clone(), tokens: !args.no_mask_tokens },
@@ -221,26 +219,6 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
     };
     spec.validate()?;
     Ok(spec)
-}
-
-fn sandbox(args: &RunArgs) -> anyhow::Result<SandboxRequest> {
-    let absolute = |paths: &[PathBuf]| -> anyhow::Result<Vec<PathBuf>> {
-        let absolute =
-            |path: &PathBuf| path.canonicalize().with_context(|| format!("cannot allow {}", path.display()));
-        paths.iter().map(absolute).collect()
-    };
-    Ok(SandboxRequest {
-        level: args.sandbox.into(),
-        network: args.network.map(Into::into),
-        read: absolute(&args.allow_read)?,
-        write: absolute(&args.allow_write)?,
-    })
-}
-
-fn limits(args: &RunArgs) -> anyhow::Result<Limits> {
-    let mut limits = Limits::default();
-    args.limit.iter().try_for_each(|text| limits.set_text(text))?;
-    Ok(limits)
 }
 
 fn controllers(args: &RunArgs) -> Vec<Arc<dyn ProfilingController>> {

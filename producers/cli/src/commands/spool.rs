@@ -10,8 +10,8 @@ use glasshouse_runner::spool::Sent;
 use glasshouse_schema::ids::ExecutionId;
 use serde_json::json;
 
-use crate::spool::{SpoolAction, SpoolCommand, SpoolListArgs, SpoolSendArgs, human};
 use crate::say;
+use crate::spool::{SpoolAction, SpoolCommand, SpoolListArgs, SpoolSendArgs, human};
 
 pub(crate) async fn main(command: SpoolCommand) -> anyhow::Result<ExitCode> {
     match command.action {

@@ -80,6 +80,8 @@ fn request(args: &SubmitArgs) -> anyhow::Result<Request> {
         profile_required: args.profile_required,
         labels: args.label.iter().cloned().collect(),
         timeout_ms: args.timeout.map(millis),
+        sandbox: args.sandbox.elsewhere()?,
+        limits: args.sandbox.limits()?,
         retries: args.retries,
         ..Request::new(id, args.command.clone())
     })
