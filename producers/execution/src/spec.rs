@@ -35,7 +35,9 @@ pub enum StdStreams {
 /// Takes what a command prints, from a plain thread per stream. While it blocks, the command can print no more than a pipe
 /// holds.
 #[derive(Clone)]
-pub struct OutputTap(Arc<dyn Fn(OutputStream, &[u8]) + Send + Sync>);
+pub struct OutputTap(Arc<Take>);
+
+type Take = dyn Fn(OutputStream, &[u8]) + Send + Sync;
 
 impl OutputTap {
     /// Hands every chunk to `take`.

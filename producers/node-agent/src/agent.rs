@@ -284,12 +284,17 @@ pub async fn run(line: Layer, file: Option<PathBuf>) -> Result<(), Error> {
         }
     };
     let mut all = std::pin::pin!(all);
-    let is_empty = tokio::select! {
-        () = &mut all => true,
-        () = tokio::time::sleep(shared.settings().drain_grace) => false,
-        // Whoever asks twice means it.
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
+    let grace = tokio::time::sleep(shared.settings().drain_grace);
+    let mut grace = std::pin::pin!(grace);
+    let is_empty = loop {
+        tokio::select! {
+            () = &mut all => break true,
+            () = &mut grace => break false,
+            // Whoever asks twice means it.
+            _ = terminate.recv() => break false,
+            _ = interrupt.recv() => break false,
+            _ = alive.tick() => systemd.notify("WATCHDOG=1"),
+        }
     };
     if !is_empty {
         tracing::warn!(running = locked(&shared.running).len(), "what runs is ended");
