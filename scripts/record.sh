@@ -35,6 +35,7 @@ for n in $(seq 24); do
     } > "$WORK/compile/m$n.c"
 done
 printf 'int main(int c, char **v) { return c > 99 ? v[0][0] : 0; }\n' > "$WORK/compile/main.c"
+# shellcheck disable=SC2016 # make is to see the dollars.
 printf 'program: $(patsubst %%.c,%%.o,$(wildcard *.c))\n\t$(CC) -o $@ $^\n' > "$WORK/compile/Makefile"
 record compile 'cd compile && make -j2 CFLAGS=-O2 && ./program'
 
