@@ -75,7 +75,7 @@ impl Delivery {
         self.delivered
     }
 
-    /// The document in it, its digest verified. [`ErrorKind::Poison`] calls for a dead letter and [`Self::term`].
+    /// The document in it, its digest verified. [`crate::ErrorKind::Poison`] calls for a dead letter and [`Self::term`].
     pub async fn document(&self) -> Result<Document, Error> {
         self.bus.resolve(self.message.clone()).await
     }
