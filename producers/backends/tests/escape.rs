@@ -126,8 +126,7 @@ out() if os.path.exists(f'/proc/{host}/status') and b'escape' in open(f'/proc/{h
 out() if os.path.exists('/proc/1/cmdline') else stopped('not there')
 "#;
     signalling_processes_of_the_node, false, r#"
-comm = open(f'/proc/{host}/comm').read() if os.path.exists(f'/proc/{host}/comm') else ''
-attempt(lambda: os.kill(host, 0) if 'escape' in comm else os.kill(host, 0))
+attempt(lambda: os.kill(host, 0))
 "#;
     mounting, false, r#"
 os.mkdir('m')
@@ -189,8 +188,8 @@ attempt(lambda: os.close(os.open((paths or ['/none'])[0], os.O_WRONLY)))
     opening_by_handle, false, r#"
 handle = ctypes.create_string_buffer(bytes([128, 0, 0, 0]) + bytes(140))
 mount_id = ctypes.c_int()
-result, error = call(303, -100, b'/', handle, ctypes.byref(mount_id), 0)
-root = os.open('/', os.O_RDONLY)
+result, error = call(303, -100, b'.', handle, ctypes.byref(mount_id), 0)
+root = os.open('.', os.O_RDONLY)
 result, error = call(304, root, handle, os.O_RDONLY)
 out() if result >= 0 else stopped(error)
 "#;
@@ -261,9 +260,7 @@ import os, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        os.chdir('.')
         fd = os.open('alive', os.O_WRONLY | os.O_CREAT)
-        os.write(3, b'x') if False else None
         while True: os.pwrite(fd, str(time.monotonic_ns()).encode(), 0)
     os._exit(0)
 while not os.path.exists('alive') or os.path.getsize('alive') == 0: pass

@@ -98,6 +98,8 @@ pub(super) struct Held {
     pub(super) report: OwnedFd,
     /// The kernel put it into the cgroup at its birth.
     pub(super) is_in_cgroup: bool,
+    /// It waits for [`Held::set_up`] first.
+    has_steps: bool,
     /// The first process of its pid namespace, if that is not ours.
     pub(super) init: Option<Init>,
 }
@@ -115,6 +117,10 @@ impl Held {
 
     /// Lets it enter its sandbox: it is where it has to be.
     pub(super) fn set_up(&self) -> io::Result<()> {
+        if !self.has_steps {
+            // The byte would be taken for its release.
+            return Ok(());
+        }
         match nix::unistd::write(&self.barrier, b"s") {
             // It was killed: waiting says by what.
             Ok(_) | Err(nix::errno::Errno::EPIPE) => Ok(()),
@@ -206,7 +212,7 @@ fn spawn_here(plan: &Plan<'_>, placement: Placement<'_>, init: Option<Init>) -> 
     let cloned = clone_child(&raw, placement.cgroup);
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     let (pid, pidfd, is_in_cgroup) = cloned?;
-    Ok(Held { pid, pidfd, barrier, report, is_in_cgroup, init })
+    Ok(Held { pid, pidfd, barrier, report, is_in_cgroup, has_steps: !plan.sandbox.steps().is_empty(), init })
 }
 
 fn clone_child(raw: &Raw<'_>, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(i32, OwnedFd, bool)> {

@@ -12,7 +12,8 @@ use super::step::Step;
 
 const FOR_CGROUP: &str = "telling what belongs to an execution, and ending all of it";
 const PATIENCE: Duration = Duration::from_secs(1);
-const LIMITS: [&str; 3] = ["memory", "pids", "cpu"];
+/// CPU time is counted without a controller.
+const LIMITS: [&str; 2] = ["memory", "pids"];
 
 pub(super) fn findings() -> Vec<Finding> {
     let mount = match glasshouse_host_probe::cgroup::mount_point() {
@@ -151,16 +152,15 @@ fn of_controllers(list: &str, memberships: &str) -> Finding {
             "cgroup controllers",
             status,
             found,
-            "limits on memory, processes and CPU",
+            "limits on memory and processes (--limit memory=…, pids=…)",
         )
     };
     if missing.is_empty() {
         return finding(Status::Ok, list.to_owned());
     }
     let without = missing.join(", ");
-    match missing.iter().any(of_version_1) {
-        true => finding(Status::Warn, format!("no {without}: cgroup version 1 holds them"))
-            .action("boot with systemd.unified_cgroup_hierarchy=1 (or cgroup_no_v1=all) to have limits"),
+    match missing.iter().all(of_version_1) {
+        true => finding(Status::Ok, format!("{without} of cgroup version 1, which limits are held by")),
         false => finding(Status::Warn, format!("no {without}"))
             .action("enable them in cgroup.subtree_control of the parent (systemd: Delegate=yes)"),
     }
@@ -193,7 +193,9 @@ mod tests {
         let some = of_controllers("cpuset cpu", "0::/\n");
         assert_eq!((some.status, some.found.as_str()), (Status::Warn, "no memory, pids"));
         let hybrid = of_controllers("", "4:cpu,cpuacct:/\n3:memory:/\n0::/\n");
-        assert_eq!(hybrid.found, "no memory, pids, cpu: cgroup version 1 holds them");
+        assert_eq!(hybrid.status, Status::Warn);
+        let hybrid = of_controllers("", "4:memory:/\n3:pids:/\n0::/\n");
+        assert_eq!(hybrid.found, "memory, pids of cgroup version 1, which limits are held by");
     }
 
     #[test]
