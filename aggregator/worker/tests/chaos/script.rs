@@ -27,6 +27,7 @@ impl Shape {
 }
 
 /// A message of an execution.
+#[allow(clippy::large_enum_variant, reason = "few are held at a time")]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Said {
     Event(LifecycleEvent),

@@ -179,8 +179,11 @@ impl Enforced {
             || self.disk.is_some()
             || self.output.is_some()
             || self.events.iter().any(|(limit, ..)| *limit != Limit::Pids);
+        if !is_watched {
+            return std::future::pending().await;
+        }
         let mut next_walk = Instant::now();
-        while is_watched {
+        loop {
             if let Some(limit) = self.ran_into().filter(|limit| *limit != Limit::Pids) {
                 return limit;
             }
@@ -194,7 +197,6 @@ impl Enforced {
             }
             tokio::time::sleep(LOOK_AFTER).await;
         }
-        std::future::pending().await
     }
 
     /// Removes what [`Enforced::prepare`] made, once no process is left; gives what stays.
