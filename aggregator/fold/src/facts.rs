@@ -8,6 +8,8 @@ use glasshouse_schema::event::{ExecFlags, FileChange, Operation, PathFlags, Path
 use glasshouse_schema::frame::{self, Body, Entry};
 use glasshouse_schema::ids::{Digest, ProcessKey};
 
+use smallvec::SmallVec;
+
 use crate::capped::CappedMap;
 use crate::files::{Deed, FileFacts};
 use crate::sockets::{DnsFacts, Outcomes, SocketFacts, destination, protocol};
@@ -160,13 +162,14 @@ pub(crate) struct ExitFact {
 /// What is named at one entry: the [`MAX_NAMED`] that sort first, in that order, and whether there were more.
 #[derive(Debug, Clone)]
 pub(crate) struct Named<K, V = ()> {
-    entries: Vec<(K, V)>,
+    /// Most have one or two.
+    entries: SmallVec<[(K, V); 2]>,
     pub(crate) has_more: bool,
 }
 
 impl<K, V> Default for Named<K, V> {
     fn default() -> Self {
-        Self { entries: Vec::new(), has_more: false }
+        Self { entries: SmallVec::new(), has_more: false }
     }
 }
 

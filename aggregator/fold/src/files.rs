@@ -92,29 +92,55 @@ pub(crate) struct FileFacts {
     pub(crate) write_calls: u64,
     pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,
-    pub(crate) deletes: u64,
-    pub(crate) renames: u64,
-    pub(crate) exchanges: u64,
-    /// Boxed, because most files are only opened.
+    /// Boxed, because most files are only opened, read and written.
     pub(crate) changed: Option<Box<ChangeFacts>>,
-    pub(crate) renamed_to: Named<Path>,
-    pub(crate) renamed_from: Named<Path>,
     /// Failures per what was tried and negated errno.
-    pub(crate) errors: BTreeMap<(&'static str, i32), u64>,
+    pub(crate) errors: Few<(&'static str, i32), u64>,
     /// What each process did, as bits of [`Deed`].
     pub(crate) deeds: Named<u32, u16>,
     pub(crate) flags: u8,
 }
 
-/// What was changed of a file but its content and its name.
+/// What was changed of a file but its content.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ChangeFacts {
+    pub(crate) deletes: u64,
+    pub(crate) renames: u64,
+    pub(crate) exchanges: u64,
+    pub(crate) renamed_to: Named<Path>,
+    pub(crate) renamed_from: Named<Path>,
     pub(crate) changes: BTreeMap<FileChange, u64>,
     pub(crate) modes: Named<u16>,
     pub(crate) linked_to: Named<Path>,
     pub(crate) linked_from: Named<Path>,
     pub(crate) symlink_targets: Named<Path>,
     pub(crate) mounted_from: Named<Path>,
+}
+
+/// A map that mostly has one entry, which lies in place. Its order depends on which came first, its content does not.
+#[derive(Debug, Clone)]
+pub(crate) struct Few<K, V> {
+    first: Option<(K, V)>,
+    more: BTreeMap<K, V>,
+}
+
+impl<K, V> Default for Few<K, V> {
+    fn default() -> Self {
+        Self { first: None, more: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord, V: Default> Few<K, V> {
+    fn entry(&mut self, key: K) -> &mut V {
+        match self.first.as_ref().is_none_or(|(first, _)| *first == key) {
+            true => &mut self.first.get_or_insert_with(|| (key, V::default())).1,
+            false => self.more.entry(key).or_default(),
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.first.iter().map(|(key, value)| (key, value)).chain(&self.more)
+    }
 }
 
 impl FileFacts {
@@ -124,8 +150,12 @@ impl FileFacts {
         self.flags |= flags.0;
     }
 
+    fn changes(&mut self) -> &mut ChangeFacts {
+        self.changed.get_or_insert_default()
+    }
+
     fn failed(&mut self, what: &'static str, result: i32, count: u64) {
-        add(self.errors.entry((what, result.max(LAST_ERRNO))).or_default(), count);
+        add(self.errors.entry((what, result.max(LAST_ERRNO))), count);
     }
 
     pub(crate) fn opened(&mut self, open: &Open) {
@@ -151,7 +181,7 @@ impl FileFacts {
 
     pub(crate) fn deleted(&mut self, delete: &Delete) {
         match delete.result {
-            0.. => add(&mut self.deletes, delete.count),
+            0.. => add(&mut self.changes().deletes, delete.count),
             error => self.failed(if delete.directory { "rmdir" } else { "delete" }, error, delete.count),
         }
     }
@@ -160,8 +190,9 @@ impl FileFacts {
     pub(crate) fn renamed_away(&mut self, rename: &Rename, to: Path) {
         match (rename.result, rename.exchange) {
             (0.., false) => {
-                add(&mut self.renames, rename.count);
-                self.renamed_to.insert(to);
+                let changes = self.changes();
+                add(&mut changes.renames, rename.count);
+                changes.renamed_to.insert(to);
             }
             (0.., true) => self.exchanged(rename, to),
             (error, _) => self.failed("rename", error, rename.count),
@@ -171,15 +202,16 @@ impl FileFacts {
     /// What a rename that succeeded makes of its new name.
     pub(crate) fn renamed_here(&mut self, rename: &Rename, from: Path) {
         match rename.exchange {
-            false => self.renamed_from.insert(from),
+            false => self.changes().renamed_from.insert(from),
             true => self.exchanged(rename, from),
         }
     }
 
     fn exchanged(&mut self, rename: &Rename, with: Path) {
-        add(&mut self.exchanges, rename.count);
-        self.renamed_to.insert(Path::clone(&with));
-        self.renamed_from.insert(with);
+        let changes = self.changes();
+        add(&mut changes.exchanges, rename.count);
+        changes.renamed_to.insert(Path::clone(&with));
+        changes.renamed_from.insert(with);
     }
 
     pub(crate) fn changed(&mut self, change: &Change, other: Option<Path>) {
@@ -187,7 +219,7 @@ impl FileFacts {
             self.failed(change.change.as_str(), change.result, change.count);
             return;
         }
-        let facts = self.changed.get_or_insert_default();
+        let facts = self.changes();
         add(facts.changes.entry(change.change).or_default(), change.count);
         match (change.change, other) {
             // The type bits of the mode are not chmod's to set.
@@ -200,7 +232,7 @@ impl FileFacts {
     }
 
     pub(crate) fn linked(&mut self, to: Path) {
-        self.changed.get_or_insert_default().linked_to.insert(to);
+        self.changes().linked_to.insert(to);
     }
 
     pub(crate) fn transferred(&mut self, io: &Io) {

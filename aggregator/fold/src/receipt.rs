@@ -342,8 +342,8 @@ fn caps(chains: &[(Vantage, &Chain)], budgets: &[Budget]) -> Vec<Cap> {
         let named = facts::MAX_NAMED as u64;
         let lists = [
             ("files[].by", named, cut(|file| file.deeds.has_more)),
-            ("files[].renamed_to", named, cut(|file| file.renamed_to.has_more)),
-            ("files[].renamed_from", named, cut(|file| file.renamed_from.has_more)),
+            ("files[].renamed_to", named, cut_changed(|file| file.renamed_to.has_more)),
+            ("files[].renamed_from", named, cut_changed(|file| file.renamed_from.has_more)),
             ("files[].linked_to", named, cut_changed(|file| file.linked_to.has_more)),
             ("files[].linked_from", named, cut_changed(|file| file.linked_from.has_more)),
             ("files[].symlink_targets", named, cut_changed(|file| file.symlink_targets.has_more)),

@@ -131,16 +131,17 @@ impl Writer {
 
     /// A column in its shortest form; nothing, if there are no values.
     pub(super) fn column(&mut self, values: impl Iterator<Item = u64> + Clone) {
-        let (mut each, mut runs) = (0, 0);
+        let (mut each, mut in_runs, mut runs) = (0, 0, 0);
         each_run(values.clone(), |number, times| {
             each += size(number) * times as usize;
-            runs += size(number) + size(times);
+            in_runs += size(number) + size(times);
+            runs += 1;
         });
         let Some(first) = values.clone().next() else { return };
-        if runs == size(first) + size(values.clone().count() as u64) {
+        if runs == 1 {
             self.bytes.push(SAME);
             self.number(first);
-        } else if runs < each {
+        } else if in_runs < each {
             self.bytes.push(RUNS);
             each_run(values, |number, times| {
                 self.number(number);

@@ -241,5 +241,7 @@ fn parent(path: &[u8]) -> Option<&[u8]> {
 }
 
 fn common_prefix(one: &[u8], other: &[u8]) -> usize {
-    one.iter().zip(other).take_while(|(one, other)| one == other).count()
+    let (ones, others) = (one.as_chunks::<8>().0, other.as_chunks::<8>().0);
+    let same = 8 * ones.iter().zip(others).take_while(|(one, other)| one == other).count();
+    same + one[same..].iter().zip(&other[same..]).take_while(|(one, other)| one == other).count()
 }
