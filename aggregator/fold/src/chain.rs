@@ -35,7 +35,7 @@ pub(crate) struct Chain {
     latest: Option<(u64, Digest, Counters)>,
     /// Clock offset of the frame with the lowest (number, digest).
     clock: Option<(u64, Digest, i64)>,
-    seals: BTreeMap<(u64, Digest), Seal>,
+    seals: BTreeMap<(u64, Digest), Box<Seal>>,
     pub(crate) facts: Facts,
     /// Delivered and collapsed facts that the frames really hold, per class.
     held: [(u64, u64); 5],
@@ -58,7 +58,7 @@ impl Chain {
             self.clock = Some((header.seq, digest, header.unix_minus_boot_ns));
         }
         if let Some(seal) = &frame.seal {
-            self.seals.insert(at, seal.clone());
+            self.seals.insert(at, Box::new(seal.clone()));
         }
         self.facts.apply(&frame.body);
         for (class, delivered, collapsed) in frame.body.facts() {
@@ -93,7 +93,7 @@ impl Chain {
     /// The seal, if the last frame carries one.
     pub(crate) fn seal(&self) -> Option<&Seal> {
         let (seq, digest, _) = self.latest?;
-        self.seals.get(&(seq, digest))
+        self.seals.get(&(seq, digest)).map(Box::as_ref)
     }
 
     /// Digest of the last frame of the part that links without a gap from the first, and that part's length.

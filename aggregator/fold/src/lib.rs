@@ -78,12 +78,13 @@ pub struct ExecutionFold {
     execution: ExecutionId,
     /// One event per phase. Two that differ cannot both be true: the one whose digest sorts first is kept and the
     /// receipt says that there was another.
-    phases: BTreeMap<PhaseName, (Digest, LifecycleEvent)>,
+    /// In boxes, as everything large in a map: a node of one has room for eleven entries, and most executions have one chain.
+    phases: BTreeMap<PhaseName, Box<(Digest, LifecycleEvent)>>,
     conflicting_phases: BTreeSet<PhaseName>,
     /// Two `claimed` events name different nodes. No event can tell which is right, so neither node's frames count.
     claim_disputed: bool,
     /// Chains of every node until the claim is known, then the claimant's.
-    chains: BTreeMap<ChainKey, Chain>,
+    chains: BTreeMap<ChainKey, Box<Chain>>,
 }
 
 impl ExecutionFold {
@@ -108,15 +109,15 @@ impl ExecutionFold {
         if let Phase::Claimed(claimed) = &event.phase {
             self.claim(claimed);
         }
-        match self.phases.get(&name) {
+        match self.phases.get(&name).map(|known| known.0) {
             None => {
-                self.phases.insert(name, (digest, event.clone()));
+                self.phases.insert(name, Box::new((digest, event.clone())));
             }
-            Some((known, _)) if *known == digest => {}
-            Some((known, _)) => {
+            Some(known) if known == digest => {}
+            Some(known) => {
                 self.conflicting_phases.insert(name);
-                if digest < *known {
-                    self.phases.insert(name, (digest, event.clone()));
+                if digest < known {
+                    self.phases.insert(name, Box::new((digest, event.clone())));
                 }
             }
         }
@@ -221,8 +222,7 @@ impl ExecutionFold {
         let told = [PhaseName::Requested, PhaseName::Admitted, PhaseName::Claimed, PhaseName::Prepared];
         let complete = told.into_iter().all(|phase| self.has(phase));
         let arrived = sealed.vantages.iter().all(|vantage| {
-            let chain = self.chain_key(vantage.vantage).and_then(|key| self.chains.get(&key));
-            chain.is_some_and(|chain| chain.has_first(vantage.frames))
+            self.chain_of(vantage.vantage).is_some_and(|chain| chain.has_first(vantage.frames))
         });
         // Of a disputed claim no frames are taken, so none can be waited for.
         let arrived = arrived || (self.claim_disputed && cleaned);
@@ -256,7 +256,7 @@ impl ExecutionFold {
     }
 
     fn event(&self, phase: PhaseName) -> Option<&LifecycleEvent> {
-        self.phases.get(&phase).map(|(_, event)| event)
+        self.phases.get(&phase).map(|known| &known.1)
     }
 
     /// The claim, unless it is disputed.
@@ -267,9 +267,13 @@ impl ExecutionFold {
         }
     }
 
-    /// The chain that the receipt's facts of a vantage point come from.
+    /// What the receipt's facts of a vantage point come from.
     fn chain_key(&self, vantage: Vantage) -> Option<ChainKey> {
         self.claimed().map(|claimed| ChainKey { node: claimed.node.clone(), vantage, epoch: claimed.epoch })
+    }
+
+    fn chain_of(&self, vantage: Vantage) -> Option<&Chain> {
+        self.chains.get(&self.chain_key(vantage)?).map(Box::as_ref)
     }
 
     fn profiled(&self) -> Option<&Profiled> {

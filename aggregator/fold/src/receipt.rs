@@ -48,7 +48,7 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         .attached
         .iter()
         .filter(|attached| vantages.insert(attached.vantage))
-        .map(|attached| (attached, fold.chain_key(attached.vantage).and_then(|key| fold.chains.get(&key))))
+        .map(|attached| (attached, fold.chain_of(attached.vantage)))
         .collect();
     let chains: Vec<(Vantage, &Chain)> =
         watched.iter().filter_map(|(attached, chain)| chain.map(|chain| (attached.vantage, chain))).collect();
@@ -159,7 +159,7 @@ impl End {
             (None, None) => {
                 // Not the `closed` event: its time is that of the worker that gave the execution up.
                 let told = fold.phases.iter().filter(|(name, _)| **name != PhaseName::Closed);
-                let last = told.map(|(_, (_, event))| event).max_by_key(|event| event.unix_ns);
+                let last = told.map(|(_, known)| &known.1).max_by_key(|event| event.unix_ns);
                 let error = Some("the outcome is unknown: the producer ended without saying".into());
                 let outcome = Outcome { exit_code: 125, error, ..Outcome::default() };
                 match last {
