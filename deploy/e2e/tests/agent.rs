@@ -111,6 +111,37 @@ fn what_a_command_prints_and_how_it_ends_comes_back() {
 }
 
 #[test]
+fn a_request_has_its_sandbox_and_its_limits() {
+    let fleet = Fleet::start();
+    let limited = output(fleet.client(&["submit", "--json", "--limit", "wall=300ms", "--", "sleep", "1000"]));
+    assert_eq!(limited.status.code(), Some(137), "{}", stderr(&limited));
+    let end = stderr(&limited);
+    let end: Value = serde_json::from_str(end.lines().next().unwrap()).unwrap();
+    assert_eq!(end["outcome"]["limit_exceeded"], "wall");
+
+    let relative =
+        output(fleet.client(&["submit", "--sandbox", "strict", "--allow-read", "here", "--", "true"]));
+    assert!(stderr(&relative).contains("not an absolute path"), "{}", stderr(&relative));
+
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: a sandbox needs root");
+    }
+    let dir = tempfile::tempdir_in("/root").unwrap();
+    let (work, outside) = (dir.path().join("work"), dir.path().join("outside"));
+    std::fs::create_dir(&work).unwrap();
+    let script = format!("echo a > kept; echo b > {}", outside.display());
+    for (level, refused) in [("none", false), ("standard", true), ("strict", true)] {
+        let workdir = work.to_str().unwrap();
+        let options = ["submit", "--sandbox", level, "--workdir", workdir, "--", "sh", "-c", &script];
+        let done = output(fleet.client(&options));
+        assert_eq!(done.status.success(), !refused, "{level}: {}", stderr(&done));
+        assert_eq!(outside.exists(), !refused, "{level}");
+        std::fs::remove_file(work.join("kept")).unwrap();
+        let _ = std::fs::remove_file(&outside);
+    }
+}
+
+#[test]
 fn what_runs_and_what_waits_is_cancelled() {
     let fleet = Fleet::start();
     // Ctrl-C, by whoever submitted it.
