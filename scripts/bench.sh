@@ -23,5 +23,7 @@ printf '\n=== fold\n'
 cargo bench -q -p glasshouse-fold --bench fold
 printf '\n=== the pipeline\n'
 cargo bench -q -p glasshouse-aggregator --bench pipeline
+printf '\n=== codec, compression and fold over recordings of real workloads\n'
+cargo bench -q -p glasshouse-fold --bench recordings
 printf '\n=== evaluator\n'
 cargo bench -q -p glasshouse-eval --bench evaluate
