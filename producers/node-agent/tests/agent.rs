@@ -7,7 +7,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, broker, request};
+use common::{DEADLINE, broker, request, until};
 use glasshouse_schema::lifecycle::{Phase, PhaseName, ProfilingMode};
 use glasshouse_schema::receipt::Receipt;
 use glasshouse_schema::request::{Action, Stdin};
@@ -104,7 +104,9 @@ async fn a_running_command_is_cancelled_at_once_and_has_its_end() {
     let broker = broker().await;
     let _agent = broker.agent("node-1", &["--concurrency", "4", "--kill-grace", "100ms"]);
     let polite = request("exec sleep 1000");
-    let deaf = request("trap '' TERM; while :; do sleep 0.05; done");
+    let up = broker.work().join("up");
+    let deaf = format!("trap '' TERM; echo x > {}; while :; do sleep 0.05; done", up.display());
+    let deaf = request(&deaf);
     for (request, action, signal) in [
         (&polite, Action::Cancel, "SIGTERM"),
         (&deaf, Action::Cancel, "SIGKILL"),
@@ -114,6 +116,10 @@ async fn a_running_command_is_cancelled_at_once_and_has_its_end() {
         assert_eq!(broker.bus.control(execution, action).await.unwrap(), None, "nobody runs it yet");
         broker.submit(request).await;
         broker.wait_phase(execution, PhaseName::Unprofiled).await;
+        if execution == deaf.execution_id {
+            // It hears the signal until its first line has run.
+            until("it is deaf", || up.exists()).await;
+        }
         let asked = Instant::now();
         let reply = broker.bus.control(execution, action).await.unwrap().expect("somebody runs it");
         assert_eq!(reply.node.as_str(), "node-1");

@@ -33,6 +33,16 @@ pub async fn broker() -> Broker {
     Broker { bus, server, dir }
 }
 
+/// Waits for a condition.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, wait).await.is_ok(), "{what}");
+}
+
 impl Broker {
     pub fn agent(&self, name: &str, options: &[&str]) -> Agent {
         Agent::start(self.server.url(), &self.dir.path().join(name), name, options)
