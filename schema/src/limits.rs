@@ -11,6 +11,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::canonical::MAX_INTEGER;
+use crate::time::parse_duration;
 
 /// Which limit: its name in documents and on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -233,17 +234,9 @@ fn scaled(number: &str, scale: u64) -> Option<u64> {
     (value.is_finite() && value <= MAX_INTEGER as f64).then_some(value.round() as u64)
 }
 
-/// `250ms`, `10s`, `5m`, `1h`; a bare number is seconds. In milliseconds.
 fn milliseconds(text: &str) -> Result<u64, LimitError> {
-    let (number, unit) = split(text);
-    let scale = match unit {
-        "ms" => Some(1),
-        "" | "s" => Some(1000),
-        "m" => Some(60_000),
-        "h" => Some(3_600_000),
-        _ => None,
-    };
-    scale.and_then(|scale| scaled(number, scale)).ok_or_else(|| LimitError::BadDuration(text.to_owned()))
+    let read = parse_duration(text).ok().and_then(|time| u64::try_from(time.as_millis()).ok());
+    read.ok_or_else(|| LimitError::BadDuration(text.to_owned()))
 }
 
 /// `4096`, `64KiB`, `512MiB`, `2GiB`, with `K`, `M` and `G` for short, `kB`, `MB` and `GB` by the thousand.

@@ -38,6 +38,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use glasshouse_nats::{Bus, ConnectOptions};
+use glasshouse_schema::time;
 
 pub use worker::Worker;
 
@@ -101,20 +102,12 @@ impl Config {
     }
 }
 
-/// Reads a duration: `250ms`, `10s`, `5m`, `1h`, `2d`; a bare number is seconds.
+/// Reads `250ms`, `10s`, `5m`, `1h` or `2d`; a bare number is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 =
-        digits.parse().map_err(|_| format!("`{text}` is not a duration: write 30s, 5m, 1h or 2d"))?;
-    let seconds = match &text[digits.len()..] {
-        "ms" => number / 1000.0,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        "d" => number * 86400.0,
-        unit => return Err(format!("`{unit}` is not a unit of time: write ms, s, m, h or d")),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|error| format!("`{text}` is not a duration: {error}"))
+    let Some(days) = text.strip_suffix('d') else { return time::parse_duration(text) };
+    let hours = time::parse_duration(&format!("{days}h"));
+    let time = hours.ok().and_then(|hours| hours.checked_mul(24));
+    time.ok_or_else(|| format!("`{text}` is not a duration: write 30s, 5m, 1h or 2d"))
 }
 
 /// Reads a grace: a duration that is not 0.

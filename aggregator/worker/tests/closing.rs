@@ -6,16 +6,16 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    DEADLINE, begun, broker, checkpointed, count, ended, execution, node, publish, publisher, receipt, start,
-    start_with, until,
+    DEADLINE, begun, broker, checkpointed, count, ended, exec, execution, node, publish, publisher, receipt,
+    start, start_with, until,
 };
 use glasshouse_aggregator::Config;
 use glasshouse_nats::{Checkpoints, DEAD, MANIFEST_TYPE, RECEIPTS, StreamStart, partition_of};
 use glasshouse_schema::frame::FrameWriterConfig;
 use glasshouse_schema::lifecycle::{ClosedReason, PhaseName};
 use glasshouse_schema::{
-    Event, ExecFlags, ExecutionId, Fact, FrameWriter, LifecycleEvent, PathRef, Phase, ProcessKey, Receipt,
-    Vantage, headers, subject,
+    Event, ExecutionId, Fact, FrameWriter, LifecycleEvent, PathRef, Phase, ProcessKey, Receipt, Vantage,
+    headers, subject,
 };
 
 /// A `closed` event as a worker publishes it, once it finds the producer dead.
@@ -81,18 +81,7 @@ async fn a_large_receipt_is_a_manifest_and_reads_as_any_other() {
     let config = FrameWriterConfig::new(id, node(), Vantage::Host, epoch.unwrap(), 1_700_000_000_000_000_000);
     let mut writer = FrameWriter::new(config);
     let process = ProcessKey { tgid: 1, start_boot_ns: 1_000 };
-    let exec = Fact::Exec {
-        ppid: 0,
-        exe: PathRef::resolved(b"/usr/bin/find"),
-        cwd: PathRef::resolved(b"/"),
-        argv: &[b"find"],
-        argv_truncated: false,
-        uid: 0,
-        gid: 0,
-        env: &[],
-        env_truncated: false,
-        flags: ExecFlags::default(),
-    };
+    let exec = exec("/usr/bin/find", &[b"find"]);
     let mut frames: Vec<_> =
         writer.push(&Event { boot_ns: 2_000, process, fact: exec }).into_iter().collect();
     for file in 0..4_000 {

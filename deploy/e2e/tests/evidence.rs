@@ -21,10 +21,10 @@ use glasshouse_schema::frame::{FrameWriterConfig, Seal, SealTotals};
 use glasshouse_schema::lifecycle::{Cleaned, Sealed, SealedVantage};
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_schema::{
-    Digest, EncodedFrame, Event, ExecFlags, ExecutionId, Fact, FrameWriter, PathRef, Phase, ProcessKey,
-    Receipt, Usage, Vantage, headers, subject, version,
+    Digest, EncodedFrame, Event, ExecutionId, Fact, FrameWriter, PathRef, Phase, ProcessKey, Receipt, Usage,
+    Vantage, headers, subject, version,
 };
-use script::node;
+use script::{exec, node};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -121,18 +121,7 @@ async fn perform(bus: &Bus, id: ExecutionId) -> Vec<EncodedFrame> {
         _ => None,
     });
     let mut writer = writer(id, claimed.unwrap());
-    let exec = Fact::Exec {
-        ppid: 0,
-        exe: PathRef::resolved(b"/usr/bin/cat"),
-        cwd: PathRef::resolved(b"/"),
-        argv: &[b"cat", b"one", b"two"],
-        argv_truncated: false,
-        uid: 0,
-        gid: 0,
-        env: &[],
-        env_truncated: false,
-        flags: ExecFlags::default(),
-    };
+    let exec = exec("/usr/bin/cat", &[b"cat", b"one", b"two"]);
     let exit = Fact::Exit { code: 0, signal: 0, core_dumped: false, usage: Usage::default() };
     let mut frames = Vec::new();
     for event in [at(0, exec), at(1, open(b"/one")), at(2, open(b"/two")), at(3, exit)] {

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use glasshouse_schema::dead::DeadKind;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::ProfilingMode;
+use glasshouse_schema::time::parse_duration;
 
 use crate::client::{BatchArgs, CancelArgs, LogsArgs, NodesArgs, PsArgs, SubmitArgs, WaitExecutionArgs};
 use crate::sandbox::SandboxArgs;
@@ -323,7 +324,7 @@ pub(crate) struct WaitArgs {
     #[arg(long)]
     pub(crate) wait: bool,
     /// How long to wait
-    #[arg(long, default_value = "30s", value_parser = duration, value_name = "DURATION", requires = "wait")]
+    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "DURATION", requires = "wait")]
     pub(crate) timeout: Duration,
 }
 
@@ -614,21 +615,6 @@ fn absolute(text: &str) -> Result<String, String> {
     }
 }
 
-/// `250ms`, `10s`, `5m`, `1h`; a bare number is seconds.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 =
-        digits.parse().map_err(|_| format!("`{text}` is not a duration: write 250ms, 10s, 5m or 1h"))?;
-    let seconds = match &text[digits.len()..] {
-        "ms" => number / 1000.0,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        unit => return Err(format!("`{unit}` is not a unit of time: write ms, s, m or h")),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|error| format!("`{text}` is not a duration: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -650,15 +636,5 @@ mod tests {
         let mut without = Vec::new();
         leaves(&Cli::command(), "", &mut without);
         assert_eq!(without, Vec::<String>::new());
-    }
-
-    #[test]
-    fn durations() {
-        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
-        assert_eq!(duration("10").unwrap(), Duration::from_secs(10));
-        assert_eq!(duration("2m").unwrap(), Duration::from_secs(120));
-        for bad in ["", "s", "-1s", "1d", "1e400s"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use glasshouse_schema::ids::{ExecutionId, PoolName};
+use glasshouse_schema::time::parse_duration;
 
-use crate::args::{BusArgs, Profile, duration, label};
+use crate::args::{BusArgs, Profile, label};
 use crate::sandbox::SandboxArgs;
 
 const SUBMIT_HELP: &str = "\
@@ -55,7 +56,7 @@ pub(crate) struct SubmitArgs {
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
     /// End the command after this time
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// Run it again, so often at most, when nobody knows how it ended: it may then have run twice
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -142,7 +143,7 @@ pub(crate) struct WaitExecutionArgs {
     #[command(flatten)]
     pub(crate) bus: BusArgs,
     /// How long to wait (default: for ever)
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// Print how it ended as one JSON line
     #[arg(long)]

@@ -8,6 +8,7 @@ use clap::Args;
 use glasshouse_nats::SpoolOptions;
 use glasshouse_schema::ids::{NodeId, PoolName};
 use glasshouse_schema::lifecycle::ProfilingMode;
+use glasshouse_schema::time::parse_duration;
 use serde::{Deserialize, Deserializer};
 
 /// Where the settings are read from unless somebody says otherwise; it may be missing.
@@ -62,20 +63,20 @@ pub struct Layer {
     pub spool_bytes: Option<u64>,
     /// How long a request may be in hand without a word before another agent gets it; the first agent of a pool decides
     /// (default: 30s)
-    #[arg(long, env = "GLASSHOUSE_ACK_WAIT", value_name = "TIME", value_parser = duration)]
+    #[arg(long, env = "GLASSHOUSE_ACK_WAIT", value_name = "TIME", value_parser = parse_duration)]
     #[serde(default, deserialize_with = "duration_text")]
     pub ack_wait: Option<Duration>,
     /// How long the heartbeat of another agent may be gone before what it ran is reported as of unknown outcome
     /// (default: 60s)
-    #[arg(long, env = "GLASSHOUSE_LOST_AFTER", value_name = "TIME", value_parser = duration)]
+    #[arg(long, env = "GLASSHOUSE_LOST_AFTER", value_name = "TIME", value_parser = parse_duration)]
     #[serde(default, deserialize_with = "duration_text")]
     pub lost_after: Option<Duration>,
     /// How long running executions may go on after SIGTERM (default: 30s)
-    #[arg(long, env = "GLASSHOUSE_DRAIN_GRACE", value_name = "TIME", value_parser = duration)]
+    #[arg(long, env = "GLASSHOUSE_DRAIN_GRACE", value_name = "TIME", value_parser = parse_duration)]
     #[serde(default, deserialize_with = "duration_text")]
     pub drain_grace: Option<Duration>,
     /// How long a command that is cancelled or late may take to end after SIGTERM, before SIGKILL (default: 5s)
-    #[arg(long, env = "GLASSHOUSE_KILL_GRACE", value_name = "TIME", value_parser = duration)]
+    #[arg(long, env = "GLASSHOUSE_KILL_GRACE", value_name = "TIME", value_parser = parse_duration)]
     #[serde(default, deserialize_with = "duration_text")]
     pub kill_grace: Option<Duration>,
     /// Directory with compiled BPF objects to use instead of the built-in ones
@@ -222,23 +223,8 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// `250ms`, `10s`, `5m`, `1h`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 =
-        digits.parse().map_err(|_| format!("`{text}` is not a duration: write 250ms, 10s, 5m or 1h"))?;
-    let seconds = match &text[digits.len()..] {
-        "ms" => number / 1000.0,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        unit => return Err(format!("`{unit}` is not a unit of time: write ms, s, m or h")),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|error| format!("`{text}` is not a duration: {error}"))
-}
-
 fn duration_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    duration(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
+    parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]

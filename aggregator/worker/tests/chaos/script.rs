@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use glasshouse_schema::frame::{FrameWriterConfig, Seal, SealTotals};
-use glasshouse_schema::lifecycle::{Exited, Outcome, PhaseName, Sealed, SealedVantage};
+use glasshouse_schema::lifecycle::{PhaseName, Sealed, SealedVantage};
 use glasshouse_schema::{
-    Digest, EncodedFrame, Event, ExecFlags, ExecutionId, Fact, FrameWriter, LifecycleEvent, PathRef, Phase,
-    ProcessKey, Usage, Vantage, headers, subject, version,
+    Digest, EncodedFrame, Event, ExecutionId, Fact, FrameWriter, LifecycleEvent, PathRef, Phase, ProcessKey,
+    Usage, Vantage, headers, subject, version,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::common::{self, node};
+use crate::common::{self, exec, node};
 
 /// How much each command of a round does.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -83,18 +83,7 @@ fn at(number: u64, fact: Fact<'_>) -> Event<'_> {
 fn frames(id: ExecutionId, epoch: u64, shape: Shape) -> Vec<EncodedFrame> {
     let config = FrameWriterConfig::new(id, node(), Vantage::Host, epoch, 1_700_000_000_000_000_000);
     let mut writer = FrameWriter::new(config);
-    let exec = Fact::Exec {
-        ppid: 0,
-        exe: PathRef::resolved(b"/usr/bin/true"),
-        cwd: PathRef::resolved(b"/"),
-        argv: &[b"true"],
-        argv_truncated: false,
-        uid: 0,
-        gid: 0,
-        env: &[],
-        env_truncated: false,
-        flags: ExecFlags::default(),
-    };
+    let exec = exec("/usr/bin/true", &[b"true"]);
     let mut frames: Vec<EncodedFrame> = writer.push(&at(0, exec)).into_iter().collect();
     for file in 1..=shape.files {
         let path = format!("/srv/{id}/{file}/{}", "x".repeat(shape.path_bytes));
@@ -132,14 +121,7 @@ pub(crate) fn script(id: ExecutionId, epoch: u64, shape: Shape) -> Vec<Said> {
         head: frames.last().unwrap().digest,
     }];
     script.extend(frames.into_iter().map(|frame| Said::Frame { bytes: frame.bytes, is_seal: frame.is_seal }));
-    script.push(said(Phase::Exited(Exited {
-        outcome: Outcome::default(),
-        start_unix_ns: 1_700_000_000_000_000_000,
-        end_unix_ns: 1_700_000_001_000_000_000,
-        rusage: None,
-        stdout_hash: None,
-        stderr_hash: None,
-    })));
+    script.push(said(common::exited()));
     script.push(said(Phase::Sealed(Sealed { vantages, missing: Vec::new() })));
     script.push(said(Phase::Cleaned(Default::default())));
     script

@@ -15,7 +15,7 @@ use glasshouse_schema::dead::DeadLetter;
 use glasshouse_schema::lifecycle::Unprofiled;
 use glasshouse_schema::{ExecutionId, Phase, Receipt};
 #[allow(unused_imports, reason = "each test file uses a part")]
-pub(crate) use script::{beginning, begun, claim, ended, node, publish};
+pub(crate) use script::{beginning, begun, claim, ended, exec, exited, node, publish};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 

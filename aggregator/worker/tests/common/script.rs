@@ -8,7 +8,9 @@ use glasshouse_schema::lifecycle::{
     Admitted, Attached, Claimed, Cleaned, Environment, Exited, Isolation, Outcome, Prepared, Profiled,
     ProfilingMode, Requested, Sandbox, Started,
 };
-use glasshouse_schema::{ExecutionId, LifecycleEvent, NodeId, Phase, Vantage, version};
+use glasshouse_schema::{
+    ExecFlags, ExecutionId, Fact, LifecycleEvent, NodeId, PathRef, Phase, Vantage, version,
+};
 
 pub(crate) fn node() -> NodeId {
     NodeId::new("node-1").unwrap()
@@ -82,6 +84,22 @@ pub(crate) fn beginning(epoch: u64) -> Vec<Phase> {
             unavailable: Vec::new(),
         }),
     ]
+}
+
+/// The command's program, as the probe tells of it.
+pub(crate) fn exec<'a>(exe: &'a str, argv: &'a [&'a [u8]]) -> Fact<'a> {
+    Fact::Exec {
+        ppid: 0,
+        exe: PathRef::resolved(exe.as_bytes()),
+        cwd: PathRef::resolved(b"/"),
+        argv,
+        argv_truncated: false,
+        uid: 0,
+        gid: 0,
+        env: &[],
+        env_truncated: false,
+        flags: ExecFlags::default(),
+    }
 }
 
 /// The events after them of an execution whose seal is missing: it is closed at once and its receipt is partial.
