@@ -10,8 +10,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{DEADLINE, broker, cgroups_of, processes, request};
-use glasshouse_schema::lifecycle::PhaseName;
+use common::{DEADLINE, broker, cgroups_of, processes, request, until};
 use glasshouse_schema::request::retry_id;
 use glasshouse_schema::{ExecutionId, Request};
 use nix::sys::signal::Signal;
@@ -99,7 +98,7 @@ async fn what_may_be_repeated_is_repeated_under_another_id() {
     request.retries = 1;
     let execution = request.execution_id;
     broker.submit(&request).await;
-    broker.wait_phase(execution, PhaseName::Unprofiled).await;
+    until("it runs", || runs(&work, execution) == 1).await;
     agent.crash();
     std::fs::write(&go, "").unwrap();
     agent.restart();
@@ -135,7 +134,7 @@ async fn two_agents_share_a_pool_and_one_that_was_frozen_runs_nothing_twice() {
     let held = traced(&work, &format!("while [ ! -e {} ]; do sleep 0.02; done", go.display()));
     other.signal(Signal::SIGSTOP);
     broker.submit(&held).await;
-    broker.wait_phase(held.execution_id, PhaseName::Unprofiled).await;
+    until("it runs", || runs(&work, held.execution_id) == 1).await;
     other.signal(Signal::SIGCONT);
     frozen.signal(Signal::SIGSTOP);
     for request in &requests[20..] {
