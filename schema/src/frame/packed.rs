@@ -1,7 +1,8 @@
 //! The body of a frame as columns, version 3: base time, processes, paths, then a list per kind of event.
 //!
-//! A list is how many entries it has, then a column per field; lists stand in the order of `each_list!`. Times and indexes of paths are told by their distance from the
-//! entry before, which is small: a batch tells of one file after the other, in the order of time.
+//! A list is how many entries it has, then a column per field; lists stand in the order of `each_list!`. Times and indexes of
+//! paths are told by their distance from the entry before, which is small: a batch tells of one file after the other, in the
+//! order of time.
 //!
 //! A path names an earlier one whose beginning it shares, the nearest of its directory or else of the first directory above
 //! that was seen: how far back that is (0 for none), how many bytes are shared, and the rest. What paths take once unpacked is
