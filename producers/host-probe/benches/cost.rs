@@ -1,10 +1,13 @@
 //! What watching costs, beside an empty program on the same hooks, strace and bpftrace. Needs root.
 //!
-//! `cargo bench -p glasshouse-host-probe --bench cost -- [--rounds N] [--only ROW] [--seed S] [--quick] [--json]`
+//! `cargo bench -p glasshouse-host-probe --bench cost -- [--rounds N] [--only ROW] [--columns plain,empty,watched,…]
+//! [--seed S] [--quick] [--json]`
 //!
 //! In each round every contestant runs the workload once, in an order drawn anew, so that what else the host does hits
-//! all alike. Each run is a process in a cgroup of its own, held until whoever watches is ready. Times are taken inside
-//! the workload. Peers that stop the process at each call run fewer operations.
+//! all alike, and a ratio is the median over the rounds of the ratio within each. Behind a ratio stand the bounds between
+//! which the true median lies in 95 of 100 cases: with few rounds they are wide, and a goal between them is undecided. Each
+//! run is a process in a cgroup of its own, held until whoever watches is ready. Times are taken inside the workload. Peers
+//! that stop the process at each call run fewer operations.
 
 #[cfg(target_os = "linux")]
 #[path = "cost/columns.rs"]
@@ -48,6 +51,7 @@ mod linux {
     struct Options {
         rounds: usize,
         only: Option<String>,
+        columns: Vec<Column>,
         seed: u64,
         quick: bool,
         json: bool,
@@ -55,7 +59,14 @@ mod linux {
 
     fn options() -> Result<Options, String> {
         let mut arguments = std::env::args().skip(1);
-        let mut options = Options { rounds: DEFAULT_ROUNDS, only: None, seed: 1, quick: false, json: false };
+        let mut options = Options {
+            rounds: DEFAULT_ROUNDS,
+            only: None,
+            columns: Column::ALL.to_vec(),
+            seed: 1,
+            quick: false,
+            json: false,
+        };
         // `cargo test --benches` gives no such flag: one short round shows that it works.
         let (mut is_bench, mut rounds_given) = (false, false);
         while let Some(argument) = arguments.next() {
@@ -68,6 +79,9 @@ mod linux {
                 }
                 "--seed" => options.seed = value()?.parse().map_err(|_| "--seed wants a number")?,
                 "--only" => options.only = Some(value()?),
+                "--columns" => {
+                    options.columns = value()?.split(',').map(Column::of_key).collect::<Result<_, _>>()?;
+                }
                 "--quick" => options.quick = true,
                 "--json" => options.json = true,
                 other => return Err(format!("unknown argument {other}")),
@@ -103,7 +117,8 @@ mod linux {
         work::prepare(dir.path(), if needs_tree { TREE_FILES } else { 0 })?;
         let mut bench = Bench::new(dir.path())?;
         let mut random = options.seed.max(1);
-        let columns: Vec<Column> = Column::ALL.into_iter().filter(|column| is_there(column.tool())).collect();
+        let columns: Vec<Column> =
+            options.columns.iter().copied().filter(|column| is_there(column.tool())).collect();
         if !options.json {
             println!(
                 "{} rounds, seed {}; ns per operation; ratio to the plain run; over: ns more than empty programs",
@@ -179,28 +194,34 @@ mod linux {
         let Workload { name, operation, .. } = row.workload;
         if !json {
             println!("\n{name}: {operation}");
-            println!("  {:<22} {:>12} {:>12} {:>7} {:>10}", "", "median", "min", "ratio", "over");
+            println!("  {:<22} {:>12} {:>12} {:>22} {:>10}", "", "median", "min", "ratio [bounds]", "over");
         }
         for column in Column::ALL {
             let Some(ns) = row.ns(column) else {
                 if !json {
-                    println!("  {:<22} {:>12}", column.name(), "not installed");
+                    println!("  {:<22} {:>12}", column.name(), "not measured");
                 }
                 continue;
             };
             let least = row.of(column).iter().map(|sample| sample.ns_per_op).fold(f64::INFINITY, f64::min);
-            let ratio = row.ratio(column, Column::Plain).unwrap_or(0.0);
+            let ratio = row.ratio(column, Column::Plain);
+            let (low, high) = ratio.map_or((0.0, 0.0), |ratio| ratio.bounds);
+            let ratio = ratio.map_or(0.0, |ratio| ratio.median);
             let over = row.over(column, Column::Empty).unwrap_or(0.0);
             let ops = row.of(column).first().map_or(0, |sample| sample.ops);
             if json {
                 println!(
                     "{{\"row\":\"{name}\",\"column\":\"{}\",\"rounds\":{},\"ops\":{ops},\"median_ns\":{ns:.1},\
-                     \"min_ns\":{least:.1},\"ratio\":{ratio:.4},\"over_empty_ns\":{over:.1}}}",
+                     \"min_ns\":{least:.1},\"ratio\":{ratio:.4},\"ratio_bounds\":[{low:.4},{high:.4}],\
+                     \"over_empty_ns\":{over:.1}}}",
                     column.name(),
                     row.of(column).len(),
                 );
             } else {
-                println!("  {:<22} {ns:>12.1} {least:>12.1} {ratio:>6.3}x {over:>+10.1}", column.name());
+                println!(
+                    "  {:<22} {ns:>12.1} {least:>12.1} {ratio:>6.3}x [{low:.3}, {high:.3}] {over:>+10.1}",
+                    column.name()
+                );
             }
         }
         print_probe(row, json);
@@ -242,14 +263,17 @@ mod linux {
     }
 
     fn print_goal(goal: &Goal, json: bool) {
-        let Goal { what, value, limit, at_most } = goal;
+        let Goal { what, value, limit, bounds, at_most } = goal;
         let (is_met, sign) = (goal.is_met(), if *at_most { "<=" } else { ">=" });
+        let bounds = bounds.map(|(low, high)| format!("[{low:.3}, {high:.3}]"));
         if json {
             println!(
-                "{{\"goal\":\"{what}\",\"limit\":\"{sign} {limit}\",\"value\":{value:.3},\"met\":{is_met}}}"
+                "{{\"goal\":\"{what}\",\"limit\":\"{sign} {limit}\",\"value\":{value:.3},\"bounds\":{},\"met\":{is_met}}}",
+                bounds.as_deref().unwrap_or("null").replace(", ", ",")
             );
         } else {
-            println!("{:<6} {what} {sign} {limit}: {value:.3}", if is_met { "ok" } else { "MISSED" });
+            let (met, bounds) = (if is_met { "ok" } else { "MISSED" }, bounds.unwrap_or_default());
+            println!("{met:<6} {what} {sign} {limit}: {value:.3} {bounds}");
         }
     }
 }

@@ -66,6 +66,26 @@ impl Column {
         }
     }
 
+    /// The name that `--columns` takes.
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Empty => "empty",
+            Self::Glasshouse => "watched",
+            Self::Unwatched => "unwatched",
+            Self::StraceSeccomp => "strace-seccomp",
+            Self::Strace => "strace",
+            Self::Bpftrace => "bpftrace",
+        }
+    }
+
+    /// Reads what `--columns` takes.
+    pub(super) fn of_key(key: &str) -> std::result::Result<Self, String> {
+        Self::ALL.into_iter().find(|column| column.key() == key).ok_or_else(|| {
+            format!("--columns wants some of {}, with commas between", Self::ALL.map(Self::key).join(","))
+        })
+    }
+
     /// The tool that it needs, if any.
     pub(super) const fn tool(self) -> Option<&'static str> {
         match self {
@@ -110,7 +130,7 @@ enum Watching {
     Nobody,
     Empty(Vec<BtfTracePointLink>),
     Glasshouse(HostProbe, Watch),
-    Another(HostProbe, Watch, Held),
+    Neighbour(HostProbe, Watch),
     Bpftrace(Bpftrace),
 }
 
@@ -147,11 +167,15 @@ impl Bench {
         argv.extend(self.work(workload.name, ops)?);
         let gate = Gate::new()?;
         let mut held = Held::start(&argv, &gate)?;
-        let watching = self.watch(column, &held)?;
+        // What it does itself, watched or not, is in every column.
+        let neighbour = Held::start(&self.work("idle", 0)?, &gate)?;
+        let watching = self.watch(column, &held, &neighbour)?;
         std::thread::sleep(SETTLE);
         let (began, cpu_before) = (Instant::now(), other_threads_cpu_ns()?);
         gate.open();
         let (status, printed) = held.finish(DEADLINE)?;
+        neighbour.cgroup.kill()?;
+        neighbour.cgroup.wait_empty(Instant::now() + DEADLINE)?;
         let (done, took) = work::parse(&printed).filter(|_| status.success()).ok_or_else(|| {
             format!("{} under {}: {status}, it printed {printed:?}", workload.name, column.name())
         })?;
@@ -179,12 +203,9 @@ impl Bench {
                     lost: report.counters.lost(),
                 });
             }
-            Watching::Another(probe, watch, other) => {
-                other.cgroup.kill()?;
-                other.cgroup.wait_empty(Instant::now() + DEADLINE)?;
-                let report = watch.seal()?;
-                if !report.recorded {
-                    return Err("the other execution was not recorded".into());
+            Watching::Neighbour(probe, watch) => {
+                if !watch.seal()?.recorded {
+                    return Err("the neighbour was not recorded".into());
                 }
                 drop(probe);
             }
@@ -199,7 +220,7 @@ impl Bench {
         Ok(vec![this.into(), work::ROLE.into(), name.into(), ops.into(), self.dir.clone().into()])
     }
 
-    fn watch(&mut self, column: Column, held: &Held) -> Result<Watching> {
+    fn watch(&mut self, column: Column, held: &Held, neighbour: &Held) -> Result<Watching> {
         Ok(match column {
             Column::Plain | Column::Strace | Column::StraceSeccomp => Watching::Nobody,
             Column::Empty => {
@@ -222,11 +243,8 @@ impl Bench {
             }
             Column::Unwatched => {
                 let probe = HostProbe::load(&LoadOptions::from_env())?;
-                let gate = Gate::new()?;
-                let other = Held::start(&self.work("idle", 0)?, &gate)?;
-                let watch = probe.watch(request(&other)?)?;
-                gate.open();
-                Watching::Another(probe, watch, other)
+                let watch = probe.watch(request(neighbour)?)?;
+                Watching::Neighbour(probe, watch)
             }
             Column::Bpftrace => Watching::Bpftrace(Bpftrace::start(&self.dir, held.cgroup.id()?)?),
         })
