@@ -51,16 +51,17 @@ fn frames_are_one_chain() {
 #[test]
 fn a_frame_is_flushed_by_size() {
     let mut writer = FrameWriter::new(FrameWriterConfig { flush_bytes: 4096, ..config() });
-    let paths: Vec<String> = (0..500).map(|n| format!("/some/where/file-{n:04}")).collect();
+    // Dense at first, then not: whatever events shrink to, it is the frames that have the size.
+    let dense = (0..3_000u64).map(|n| format!("/some/where/file-{n:04}"));
+    let sparse = (0..500u64).map(|n| Digest::of(&n.to_le_bytes()).to_string());
+    let paths: Vec<String> = dense.chain(sparse).collect();
     let frames: Vec<_> =
         paths.iter().zip(0..).filter_map(|(p, n)| writer.push(&open(n, 1, p.as_bytes()))).collect();
-    assert!(frames.len() > 2);
-    for frame in &frames {
-        let body = Frame::decode(&frame.bytes).unwrap().body;
-        let unpacked = body.paths.bytes() + 24 * body.events();
-        assert!((3072..4096).contains(&unpacked), "{unpacked} bytes");
-        assert!(frame.bytes.len() < unpacked / 2, "{} bytes", frame.bytes.len());
-    }
+    let sizes: Vec<usize> = frames.iter().map(|frame| frame.bytes.len()).collect();
+    let is_near = |size: &usize| (3072..4608).contains(size);
+    // Only the one in which it changes is larger, and the one after it, which knows half of it.
+    assert!(sizes.len() > 5, "{sizes:?}");
+    assert!(sizes.iter().filter(|size| !is_near(size)).count() <= 2, "{sizes:?}");
 }
 
 /// However few bytes the estimate sees, and whatever is asked for, a frame can be read.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 
+pub(super) use super::packed::pack;
 use super::{Body, Entry, Frame, Header, Seal, each_list, packed};
 use crate::version;
 
@@ -85,12 +86,11 @@ struct WireOwned<'a, B>(
     Option<Seal>,
 );
 
-/// Writes a frame's parts as bytes.
-pub(super) fn encode(header: &Header, body: &Body<'_>, seal: &Option<Seal>) -> Result<Vec<u8>, EncodeError> {
-    let body = packed::pack(body)?;
+/// Writes a frame's parts as bytes; the body is packed.
+pub(super) fn encode(header: &Header, body: &[u8], seal: &Option<Seal>) -> Result<Vec<u8>, EncodeError> {
     // Room for all of it: a frame is written once and kept.
     let mut bytes = Vec::with_capacity(body.len() + 512);
-    Wire("ghf", version::FRAME, header, Bytes::new(&body), seal)
+    Wire("ghf", version::FRAME, header, Bytes::new(body), seal)
         .serialize(&mut rmp_serde::Serializer::new(&mut bytes))?;
     Ok(bytes)
 }
@@ -144,7 +144,7 @@ impl<'a> Frame<'a> {
 
     /// Writes the frame as bytes.
     pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
-        encode(&self.header, &self.body, &self.seal)
+        encode(&self.header, &pack(&self.body)?, &self.seal)
     }
 }
 

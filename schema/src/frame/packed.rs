@@ -21,7 +21,7 @@ use super::{
 use crate::event::PathFlags;
 use crate::ids::ProcessKey;
 
-/// Most events that a frame holds: more than [`super::MAX_FLUSH_BYTES`] lets a writer put into one.
+/// Most events that a frame holds: more than the writer puts into one.
 const MAX_EVENTS: usize = 1 << 16;
 
 const TOO_MANY: &str = "it has more events than a frame holds";

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::batch::Batch;
-use super::{Header, MAX_FRAME_BYTES, Seal, codec};
+use super::{EncodeError, Header, MAX_FRAME_BYTES, Seal, codec};
 use crate::event::{Class, Counters, Event};
 use crate::ids::{Digest, ExecutionId, NodeId, Vantage};
 
@@ -26,9 +26,14 @@ pub struct EncodedFrame {
     pub is_seal: bool,
 }
 
-/// Most that [`FrameWriterConfig::flush_bytes`] can be: the estimate is at worst a third of what the events take, and one
-/// more event still has to fit below [`MAX_FRAME_BYTES`].
+/// Most that [`FrameWriterConfig::flush_bytes`] can be.
+///
+/// What events take before they are packed is estimated, at worst at a third of what they take packed. So this much more of it can
+/// be taken before the frame is packed, and one more event still fits below [`MAX_FRAME_BYTES`].
 pub const MAX_FLUSH_BYTES: usize = MAX_FRAME_BYTES / 4;
+
+/// Most that the events of a frame take before they are packed: of no event there is so little that they would be too many.
+const MAX_UNPACKED_BYTES: usize = 3 * MAX_FLUSH_BYTES;
 
 /// Which chain a writer writes, and when it flushes.
 #[derive(Debug, Clone)]
@@ -43,7 +48,8 @@ pub struct FrameWriterConfig {
     pub epoch: u64,
     /// Unix time minus CLOCK_BOOTTIME in nanoseconds.
     pub unix_minus_boot_ns: i64,
-    /// A frame is flushed once its events take about this many bytes before they are packed. No more than [`MAX_FLUSH_BYTES`] is used.
+    /// A frame is flushed once it has about this many bytes, no fewer than three quarters of them. No more than
+    /// [`MAX_FLUSH_BYTES`] is used.
     pub flush_bytes: usize,
     /// A frame is flushed once its first event is this old.
     pub flush_age: Duration,
@@ -90,6 +96,8 @@ pub struct FrameWriter {
     counters: Counters,
     frame_bytes: u64,
     batch: Batch,
+    /// What the events take before they are packed when it is next looked what they take then.
+    pack_at: usize,
 }
 
 impl FrameWriter {
@@ -97,6 +105,7 @@ impl FrameWriter {
     pub fn new(mut config: FrameWriterConfig) -> Self {
         config.flush_bytes = config.flush_bytes.min(MAX_FLUSH_BYTES);
         Self {
+            pack_at: config.flush_bytes,
             config,
             seq: 0,
             prev: Digest::ZERO,
@@ -137,7 +146,21 @@ impl FrameWriter {
         counters.delivered = counters.delivered.saturating_add(added.delivered);
         counters.collapsed = counters.collapsed.saturating_add(added.collapsed);
         counters.observed = counters.observed.saturating_add(added.delivered).saturating_add(added.collapsed);
-        (self.batch.bytes() >= self.config.flush_bytes).then(|| self.finish(None)).flatten()
+        (self.batch.bytes() >= self.pack_at).then(|| self.pack()).flatten()
+    }
+
+    /// Packs the events and gives the frame if they fill it. How much they shrank says when they, or the next ones, will.
+    fn pack(&mut self) -> Option<EncodedFrame> {
+        let unpacked = self.batch.bytes();
+        let Ok(packed) = codec::pack(&self.batch.body()) else { return self.finish(None) };
+        let (wanted, taken) = (self.config.flush_bytes, packed.len().max(1));
+        let filled_at = wanted.saturating_mul(unpacked) / taken;
+        if taken < wanted / 4 * 3 && unpacked < MAX_UNPACKED_BYTES {
+            self.pack_at = filled_at.min(unpacked + MAX_FLUSH_BYTES - taken / 3).min(MAX_UNPACKED_BYTES);
+            return None;
+        }
+        self.pack_at = filled_at.min(MAX_FLUSH_BYTES);
+        self.finish_packed(Ok(packed), None)
     }
 
     /// Counts facts that were lost on their way to the writer, such as a record that could not be decoded.
@@ -185,6 +208,15 @@ impl FrameWriter {
     }
 
     fn finish(&mut self, seal: Option<Seal>) -> Option<EncodedFrame> {
+        let packed = codec::pack(&self.batch.body());
+        self.finish_packed(packed, seal)
+    }
+
+    fn finish_packed(
+        &mut self,
+        packed: Result<Vec<u8>, EncodeError>,
+        seal: Option<Seal>,
+    ) -> Option<EncodedFrame> {
         let is_seal = seal.is_some();
         let header = Header {
             execution: self.config.execution,
@@ -196,21 +228,20 @@ impl FrameWriter {
             counters: self.counters,
             unix_minus_boot_ns: self.config.unix_minus_boot_ns,
         };
-        let body = self.batch.body();
-        let bytes = codec::encode(&header, &body, &seal);
-        let facts = body.facts();
-        self.batch.clear();
+        let bytes = packed.and_then(|body| codec::encode(&header, &body, &seal));
         // A Vec never refuses a write, and flushing well below the limit keeps a frame readable; should either ever
         // fail, the events count as lost.
         let Some(bytes) = bytes.ok().filter(|bytes| bytes.len() <= MAX_FRAME_BYTES) else {
-            for (class, delivered, collapsed) in facts {
+            for (class, delivered, collapsed) in self.batch.body().facts() {
                 let counters = self.counters.class_mut(class);
                 counters.delivered = counters.delivered.saturating_sub(delivered);
                 counters.collapsed = counters.collapsed.saturating_sub(collapsed);
                 counters.lost = counters.lost.saturating_add(delivered).saturating_add(collapsed);
             }
+            self.batch.clear();
             return None;
         };
+        self.batch.clear();
         let digest = Digest::of(&bytes);
         let frame = EncodedFrame {
             execution: self.config.execution,
