@@ -1,0 +1,191 @@
+//! Puts the members of objects in order while serde_json writes them.
+
+use std::io::{self, Write};
+use std::ops::Range;
+
+use serde_json::ser::{CharEscape, CompactFormatter, Formatter};
+
+/// Integers beyond this one are rounded, as doubles are.
+const MAX_EXACT: u64 = 1 << 53;
+
+/// Writes all of a document into memory, where an object's members can be sorted once it is complete. What it is given to write
+/// to stays empty.
+pub(super) struct Writer<'b> {
+    pub(super) bytes: &'b mut Vec<u8>,
+    /// Those that are not complete, the innermost last.
+    pub(super) objects: Vec<Object>,
+    /// Kept for its allocation.
+    pub(super) sorted: Vec<u8>,
+}
+
+/// An object that is being written.
+pub(super) struct Object {
+    begin: usize,
+    members: Vec<Member>,
+}
+
+struct Member {
+    key: Range<usize>,
+    /// With its key.
+    end: usize,
+}
+
+/// Members sort by the UTF-16 code units of their keys (RFC 8785, section 3.2.3), which for ASCII is by bytes.
+fn compare(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+    let is_plain = |key: &[u8]| key.iter().all(|byte| byte.is_ascii() && *byte != b'\\');
+    if is_plain(a) && is_plain(b) {
+        return a.cmp(b);
+    }
+    let units = |key| {
+        let key = serde_json::from_slice::<String>(key).unwrap_or_default();
+        key.encode_utf16().collect::<Vec<u16>>()
+    };
+    units(a).cmp(&units(b))
+}
+
+impl Writer<'_> {
+    fn integer(&mut self, value: i128) -> io::Result<()> {
+        match value.unsigned_abs() <= MAX_EXACT.into() {
+            true => write!(self.bytes, "{value}"),
+            false => self.float(value as f64),
+        }
+    }
+
+    fn float(&mut self, value: f64) -> io::Result<()> {
+        self.bytes.write_all(ryu_js::Buffer::new().format(value).as_bytes())
+    }
+
+    fn sort(&mut self, Object { begin, mut members }: Object) -> io::Result<()> {
+        let bytes = &self.bytes[..];
+        let key = |member: &Member| &bytes[member.key.clone()];
+        if members.is_sorted_by(|a, b| compare(key(a), key(b)).is_lt()) {
+            return Ok(());
+        }
+        members.sort_unstable_by(|a, b| compare(key(a), key(b)));
+        if members.array_windows().any(|[a, b]| key(a) == key(b)) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "two members of an object have one key"));
+        }
+        self.sorted.clear();
+        for member in &members {
+            if !self.sorted.is_empty() {
+                self.sorted.push(b',');
+            }
+            self.sorted.extend_from_slice(&bytes[member.key.start..member.end]);
+        }
+        self.bytes.truncate(begin);
+        self.bytes.extend_from_slice(&self.sorted);
+        Ok(())
+    }
+}
+
+/// Methods that write what the usual formatter writes.
+macro_rules! as_usual {
+    ($($method:ident($($value:ident: $of:ty)?);)+) => {$(
+        fn $method<W: ?Sized + Write>(&mut self, _: &mut W $(, $value: $of)?) -> io::Result<()> {
+            CompactFormatter.$method(self.bytes $(, $value)?)
+        }
+    )+};
+}
+
+macro_rules! integers {
+    ($($method:ident $of:ty;)+) => {$(
+        fn $method<W: ?Sized + Write>(&mut self, _: &mut W, value: $of) -> io::Result<()> {
+            self.integer(value.into())
+        }
+    )+};
+}
+
+impl Formatter for Writer<'_> {
+    as_usual! {
+        write_null();
+        write_bool(value: bool);
+        begin_string();
+        end_string();
+        write_string_fragment(fragment: &str);
+        write_char_escape(escape: CharEscape);
+        begin_array();
+        end_array();
+        begin_array_value(first: bool);
+    }
+
+    integers! {
+        write_i8 i8;
+        write_i16 i16;
+        write_i32 i32;
+        write_i64 i64;
+        write_i128 i128;
+        write_u8 u8;
+        write_u16 u16;
+        write_u32 u32;
+        write_u64 u64;
+    }
+
+    fn write_u128<W: ?Sized + Write>(&mut self, _: &mut W, value: u128) -> io::Result<()> {
+        match i128::try_from(value) {
+            Ok(value) => self.integer(value),
+            Err(_) => self.float(value as f64),
+        }
+    }
+
+    fn write_f32<W: ?Sized + Write>(&mut self, _: &mut W, value: f32) -> io::Result<()> {
+        self.float(value.into())
+    }
+
+    fn write_f64<W: ?Sized + Write>(&mut self, _: &mut W, value: f64) -> io::Result<()> {
+        self.float(value)
+    }
+
+    fn write_number_str<W: ?Sized + Write>(&mut self, _: &mut W, _: &str) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "a number of arbitrary precision"))
+    }
+
+    fn write_raw_fragment<W: ?Sized + Write>(&mut self, _: &mut W, _: &str) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "JSON that is written already"))
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.bytes.push(b'{');
+        self.objects.push(Object { begin: self.bytes.len(), members: Vec::new() });
+        Ok(())
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+        if let Some(object) = self.objects.pop() {
+            self.sort(object)?;
+        }
+        self.bytes.push(b'}');
+        Ok(())
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, _: &mut W, first: bool) -> io::Result<()> {
+        if !first {
+            self.bytes.push(b',');
+        }
+        let begin = self.bytes.len();
+        if let Some(object) = self.objects.last_mut() {
+            object.members.push(Member { key: begin..begin, end: begin });
+        }
+        Ok(())
+    }
+
+    fn end_object_key<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+        let end = self.bytes.len();
+        if let Some(member) = self.objects.last_mut().and_then(|object| object.members.last_mut()) {
+            member.key.end = end;
+        }
+        Ok(())
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.bytes.push(b':');
+        Ok(())
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
+        let end = self.bytes.len();
+        if let Some(member) = self.objects.last_mut().and_then(|object| object.members.last_mut()) {
+            member.end = end;
+        }
+        Ok(())
+    }
+}
