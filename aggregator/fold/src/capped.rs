@@ -89,6 +89,14 @@ impl<K: Ord + Hash + Clone, V: Default> CappedMap<K, V> {
         Some(&mut entry.value)
     }
 
+    /// Makes room for the first entries, of which so many are expected, and no more.
+    pub(crate) fn expect(&mut self, entries: usize) {
+        if self.entries.is_empty() {
+            self.entries.reserve_exact(entries);
+            self.index.reserve(entries, |_| 0);
+        }
+    }
+
     /// Lets go of what is beyond the limit, if that is much.
     pub(crate) fn make_room(&mut self) {
         if self.entries.len() > self.limit + self.limit / 2 {

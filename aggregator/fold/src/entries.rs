@@ -250,9 +250,10 @@ fn file(vantage: Vantage, path: &[u8], file: &FileFacts) -> File {
     let errors = file
         .errors
         .iter()
-        .map(|((what, result), count)| (format!("{what} {}", result_name(*result)), *count));
+        .map(|((what, result), count)| (format!("{} {}", what.as_str(), result_name(*result)), *count));
     let unchanged = ChangeFacts::default();
     let changed = file.changed.as_deref().unwrap_or(&unchanged);
+    let written = file.written.as_deref().copied().unwrap_or_default();
     let names = |named: &Named<facts::Path>| named.keys().map(|path| text(path)).collect();
     File {
         path: text(path),
@@ -260,14 +261,14 @@ fn file(vantage: Vantage, path: &[u8], file: &FileFacts) -> File {
             .is_err()
             .then(|| path.iter().map(|byte| format!("{byte:02x}")).collect()),
         reads: file.reads,
-        writes: file.writes,
-        path_only: file.path_only,
-        creates: file.creates,
-        created: file.created,
+        writes: written.writes,
+        path_only: written.path_only,
+        creates: written.creates,
+        created: written.created,
         read_calls: file.read_calls,
-        write_calls: file.write_calls,
+        write_calls: written.write_calls,
         bytes_read: file.bytes_read,
-        bytes_written: file.bytes_written,
+        bytes_written: written.bytes_written,
         deletes: changed.deletes,
         renames: changed.renames,
         exchanges: changed.exchanges,

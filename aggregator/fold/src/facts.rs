@@ -25,6 +25,9 @@ pub(crate) const MAX_OPERATIONS: usize = 10_000;
 /// Processes, other names, modes or answers that are named at one entry.
 pub(crate) const MAX_NAMED: usize = 64;
 
+/// Most files that a first frame makes room for.
+const MAX_EXPECTED: usize = 1_024;
+
 /// Negated `MAX_ERRNO` (`include/linux/err.h`): no result is below it.
 pub(crate) const LAST_ERRNO: i32 = -4095;
 
@@ -162,37 +165,46 @@ pub(crate) struct ExitFact {
 /// What is named at one entry: the [`MAX_NAMED`] that sort first, in that order, and whether there were more.
 #[derive(Debug, Clone)]
 pub(crate) struct Named<K, V = ()> {
-    /// Most have one or two.
+    /// Most have one or two. One more than the limit says that there were more.
     entries: SmallVec<[(K, V); 2]>,
-    pub(crate) has_more: bool,
 }
 
 impl<K, V> Default for Named<K, V> {
     fn default() -> Self {
-        Self { entries: SmallVec::new(), has_more: false }
+        Self { entries: SmallVec::new() }
     }
 }
 
 impl<K: Ord, V: Default> Named<K, V> {
     pub(crate) fn change(&mut self, key: K, change: impl FnOnce(&mut V)) {
-        match self.entries.binary_search_by(|(known, _)| known.cmp(&key)) {
+        // Processes come in about the order in which they sort.
+        let at = match self.entries.last_mut() {
+            Some((last, value)) if *last == key => return change(value),
+            Some((last, _)) if *last > key => self.entries.binary_search_by(|(known, _)| known.cmp(&key)),
+            _ => Err(self.entries.len()),
+        };
+        match at {
             Ok(at) => change(&mut self.entries[at].1),
+            Err(at) if at > MAX_NAMED => {}
             Err(at) => {
                 let mut value = V::default();
                 change(&mut value);
                 self.entries.insert(at, (key, value));
-                self.has_more |= self.entries.len() > MAX_NAMED;
-                self.entries.truncate(MAX_NAMED);
+                self.entries.truncate(MAX_NAMED + 1);
             }
         }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.entries.iter().map(|(key, value)| (key, value))
+        self.entries.iter().take(MAX_NAMED).map(|(key, value)| (key, value))
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
-        self.entries.iter().map(|(key, _)| key)
+        self.iter().map(|(key, _)| key)
+    }
+
+    pub(crate) fn has_more(&self) -> bool {
+        self.entries.len() > MAX_NAMED
     }
 }
 
@@ -205,8 +217,7 @@ impl<K: Ord> Named<K> {
     where
         K: Copy,
     {
-        others.keys().for_each(|key| self.insert(*key));
-        self.has_more |= others.has_more;
+        others.entries.iter().for_each(|(key, ())| self.insert(*key));
     }
 }
 
@@ -252,6 +263,7 @@ impl Facts {
         let mut paths = Paths::of(&body.paths);
         // Slots are known until then.
         self.files.make_room();
+        self.files.expect(body.paths.len().min(MAX_EXPECTED));
 
         for path in body.paths.iter().filter(|path| path.flags.contains(PathFlags::TRUNCATED)) {
             self.truncated_paths.insert(Digest::of(path.bytes));

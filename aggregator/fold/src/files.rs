@@ -81,24 +81,52 @@ impl Deed {
     }
 }
 
+/// There is one for every file, and most are only opened and read: what else there is lies in boxes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FileFacts {
     pub(crate) reads: u64,
+    pub(crate) read_calls: u64,
+    pub(crate) bytes_read: u64,
+    pub(crate) written: Option<Box<WrittenFacts>>,
+    pub(crate) changed: Option<Box<ChangeFacts>>,
+    /// Failures per what was tried and negated errno.
+    pub(crate) errors: Few<(Tried, i32), u64>,
+    /// What each process did, as bits of [`Deed`].
+    pub(crate) deeds: Named<u32, u16>,
+    pub(crate) flags: u8,
+}
+
+/// What a file was opened for besides reading, and what was written.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct WrittenFacts {
     pub(crate) writes: u64,
     pub(crate) path_only: u64,
     pub(crate) creates: u64,
     pub(crate) created: u64,
-    pub(crate) read_calls: u64,
     pub(crate) write_calls: u64,
-    pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,
-    /// Boxed, because most files are only opened, read and written.
-    pub(crate) changed: Option<Box<ChangeFacts>>,
-    /// Failures per what was tried and negated errno.
-    pub(crate) errors: Few<(&'static str, i32), u64>,
-    /// What each process did, as bits of [`Deed`].
-    pub(crate) deeds: Named<u32, u16>,
-    pub(crate) flags: u8,
+}
+
+/// What failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Tried {
+    Open,
+    Delete,
+    RemoveDirectory,
+    Rename,
+    Change(FileChange),
+}
+
+impl Tried {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Delete => "delete",
+            Self::RemoveDirectory => "rmdir",
+            Self::Rename => "rename",
+            Self::Change(change) => change.as_str(),
+        }
+    }
 }
 
 /// What was changed of a file but its content.
@@ -121,12 +149,16 @@ pub(crate) struct ChangeFacts {
 #[derive(Debug, Clone)]
 pub(crate) struct Few<K, V> {
     first: Option<(K, V)>,
-    more: BTreeMap<K, V>,
+    #[allow(
+        clippy::box_collection,
+        reason = "there is hardly ever one, and a map has thrice the size of a box"
+    )]
+    more: Option<Box<BTreeMap<K, V>>>,
 }
 
 impl<K, V> Default for Few<K, V> {
     fn default() -> Self {
-        Self { first: None, more: BTreeMap::new() }
+        Self { first: None, more: None }
     }
 }
 
@@ -134,12 +166,13 @@ impl<K: Ord, V: Default> Few<K, V> {
     fn entry(&mut self, key: K) -> &mut V {
         match self.first.as_ref().is_none_or(|(first, _)| *first == key) {
             true => &mut self.first.get_or_insert_with(|| (key, V::default())).1,
-            false => self.more.entry(key).or_default(),
+            false => self.more.get_or_insert_default().entry(key).or_default(),
         }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.first.iter().map(|(key, value)| (key, value)).chain(&self.more)
+        let first = self.first.iter().map(|(key, value)| (key, value));
+        first.chain(self.more.iter().flat_map(|more| more.iter()))
     }
 }
 
@@ -154,35 +187,48 @@ impl FileFacts {
         self.changed.get_or_insert_default()
     }
 
-    fn failed(&mut self, what: &'static str, result: i32, count: u64) {
+    fn written(&mut self) -> &mut WrittenFacts {
+        self.written.get_or_insert_default()
+    }
+
+    fn failed(&mut self, what: Tried, result: i32, count: u64) {
         add(self.errors.entry((what, result.max(LAST_ERRNO))), count);
     }
 
     pub(crate) fn opened(&mut self, open: &Open) {
         if open.result < 0 {
-            self.failed("open", open.result, open.count);
+            self.failed(Tried::Open, open.result, open.count);
             return;
         }
         let deeds = Deed::of_open(open);
+        if deeds & Deed::Read as u16 != 0 {
+            add(&mut self.reads, open.count);
+        }
+        if deeds == Deed::Read as u16 && !open.created {
+            return;
+        }
+        let written = self.written();
         for (deed, sum) in [
-            (Deed::Read, &mut self.reads),
-            (Deed::Write, &mut self.writes),
-            (Deed::Path, &mut self.path_only),
-            (Deed::Create, &mut self.creates),
+            (Deed::Write, &mut written.writes),
+            (Deed::Path, &mut written.path_only),
+            (Deed::Create, &mut written.creates),
         ] {
             if deeds & deed as u16 != 0 {
                 add(sum, open.count);
             }
         }
         if open.created {
-            add(&mut self.created, open.count);
+            add(&mut written.created, open.count);
         }
     }
 
     pub(crate) fn deleted(&mut self, delete: &Delete) {
         match delete.result {
             0.. => add(&mut self.changes().deletes, delete.count),
-            error => self.failed(if delete.directory { "rmdir" } else { "delete" }, error, delete.count),
+            error => {
+                let tried = if delete.directory { Tried::RemoveDirectory } else { Tried::Delete };
+                self.failed(tried, error, delete.count);
+            }
         }
     }
 
@@ -195,7 +241,7 @@ impl FileFacts {
                 changes.renamed_to.insert(to);
             }
             (0.., true) => self.exchanged(rename, to),
-            (error, _) => self.failed("rename", error, rename.count),
+            (error, _) => self.failed(Tried::Rename, error, rename.count),
         }
     }
 
@@ -216,7 +262,7 @@ impl FileFacts {
 
     pub(crate) fn changed(&mut self, change: &Change, other: Option<Path>) {
         if change.result < 0 {
-            self.failed(change.change.as_str(), change.result, change.count);
+            self.failed(Tried::Change(change.change), change.result, change.count);
             return;
         }
         let facts = self.changes();
@@ -237,8 +283,11 @@ impl FileFacts {
 
     pub(crate) fn transferred(&mut self, io: &Io) {
         add(&mut self.read_calls, io.reads);
-        add(&mut self.write_calls, io.writes);
         add(&mut self.bytes_read, io.read_bytes);
-        add(&mut self.bytes_written, io.written_bytes);
+        if (io.writes, io.written_bytes) != (0, 0) {
+            let written = self.written();
+            add(&mut written.write_calls, io.writes);
+            add(&mut written.bytes_written, io.written_bytes);
+        }
     }
 }

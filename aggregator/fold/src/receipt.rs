@@ -338,20 +338,21 @@ fn caps(chains: &[(Vantage, &Chain)], budgets: &[Budget]) -> Vec<Cap> {
             facts.dns.iter().filter(|entry| is_cut(&entry.value)).count() as u64
         };
         let cut_sockets = facts.sockets.iter().filter(|entry| entry.value.has_more_pids()).count() as u64;
-        let cut_operations = facts.operations.iter().filter(|entry| entry.value.pids.has_more).count() as u64;
+        let cut_operations =
+            facts.operations.iter().filter(|entry| entry.value.pids.has_more()).count() as u64;
         let named = facts::MAX_NAMED as u64;
         let lists = [
-            ("files[].by", named, cut(|file| file.deeds.has_more)),
-            ("files[].renamed_to", named, cut_changed(|file| file.renamed_to.has_more)),
-            ("files[].renamed_from", named, cut_changed(|file| file.renamed_from.has_more)),
-            ("files[].linked_to", named, cut_changed(|file| file.linked_to.has_more)),
-            ("files[].linked_from", named, cut_changed(|file| file.linked_from.has_more)),
-            ("files[].symlink_targets", named, cut_changed(|file| file.symlink_targets.has_more)),
-            ("files[].mounted_from", named, cut_changed(|file| file.mounted_from.has_more)),
-            ("files[].modes", named, cut_changed(|file| file.modes.has_more)),
+            ("files[].by", named, cut(|file| file.deeds.has_more())),
+            ("files[].renamed_to", named, cut_changed(|file| file.renamed_to.has_more())),
+            ("files[].renamed_from", named, cut_changed(|file| file.renamed_from.has_more())),
+            ("files[].linked_to", named, cut_changed(|file| file.linked_to.has_more())),
+            ("files[].linked_from", named, cut_changed(|file| file.linked_from.has_more())),
+            ("files[].symlink_targets", named, cut_changed(|file| file.symlink_targets.has_more())),
+            ("files[].mounted_from", named, cut_changed(|file| file.mounted_from.has_more())),
+            ("files[].modes", named, cut_changed(|file| file.modes.has_more())),
             ("sockets[].pids", named, cut_sockets),
-            ("dns[].answers", named, cut_dns(|dns| dns.answers.has_more || dns.truncated)),
-            ("dns[].pids", named, cut_dns(|dns| dns.outcomes.pids.has_more)),
+            ("dns[].answers", named, cut_dns(|dns| dns.answers.has_more() || dns.truncated)),
+            ("dns[].pids", named, cut_dns(|dns| dns.outcomes.pids.has_more())),
             ("operations[].pids", named, cut_operations),
             ("process_tree", facts.processes.limit(), facts.processes.events_left_out()),
             ("process_tree[].execs", facts::MAX_EXECS as u64, execs_left_out),

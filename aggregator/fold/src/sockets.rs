@@ -70,7 +70,7 @@ impl SocketFacts {
 
     pub(crate) fn has_more_pids(&self) -> bool {
         let operations = self.operations.keys().copied().map(Some);
-        operations.chain([self.of_traffic()]).any(|operation| self.pids(operation).has_more)
+        operations.chain([self.of_traffic()]).any(|operation| self.pids(operation).has_more())
     }
 }
 
