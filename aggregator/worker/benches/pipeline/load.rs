@@ -2,14 +2,14 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 use glasshouse_nats::{Bus, ClaimOutcome, Claims, Publisher};
-use glasshouse_schema::frame::{FrameWriterConfig, Seal, SealTotals};
+use glasshouse_schema::frame::{Body, FrameWriterConfig, Io, Open, Seal, SealTotals};
 use glasshouse_schema::lifecycle::{
     Admitted, Attached, Claimed, Cleaned, Environment, Exited, Isolation, Outcome, Prepared, Profiled,
     ProfilingMode, Requested, Sandbox, Sealed, SealedVantage, Started,
 };
 use glasshouse_schema::{
-    EncodedFrame, Event, ExecFlags, ExecutionId, Fact, FrameWriter, LifecycleEvent, NodeId, PathRef, Phase,
-    ProcessKey, Usage, Vantage, version,
+    EncodedFrame, Event, ExecFlags, ExecutionId, Fact, Frame, FrameWriter, LifecycleEvent, NodeId, PathRef,
+    Phase, ProcessKey, Usage, Vantage, version,
 };
 
 const UNIX_NS: i64 = 1_700_000_000_000_000_000;
@@ -18,13 +18,16 @@ const AT_ONCE: usize = 128;
 
 /// What an execution did.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shape {
-    /// How many frames its events fill, besides the one with its end.
-    pub(crate) frames: usize,
-    /// How large each is, about.
-    pub(crate) frame_bytes: usize,
-    /// How many different files it opens, again and again.
-    pub(crate) files: usize,
+pub(crate) enum Shape {
+    /// A recorded compile, again and again, each time as another process, until it fills these frames.
+    Compile {
+        /// How many, besides the one with its end.
+        frames: usize,
+        /// How large each is, about.
+        frame_bytes: usize,
+    },
+    /// Opens so many files, each once: one frame besides the one with its end.
+    Opens(usize),
 }
 
 /// An execution that holds its claim, as its node publishes it.
@@ -109,6 +112,11 @@ impl Script {
         self.frames.iter().map(|frame| frame.bytes.len()).sum()
     }
 
+    /// How many entries its frames have.
+    pub(crate) fn events(&self) -> usize {
+        self.frames.iter().map(|frame| Frame::decode(&frame.bytes).unwrap().body.events()).sum()
+    }
+
     /// Everything up to the first frames, of which `upto` are published.
     pub(crate) async fn begin(&self, publisher: &Publisher, upto: usize) {
         self.lifecycle(publisher, &self.begin).await;
@@ -186,14 +194,15 @@ fn begin(node: &NodeId, epoch: u64) -> Vec<Phase> {
     ]
 }
 
-/// A command that opens files, some of them again and again, as a build does.
 fn frames(id: ExecutionId, node: &NodeId, epoch: u64, shape: Shape) -> Vec<EncodedFrame> {
     let process = ProcessKey { tgid: 1, start_boot_ns: 1_000 };
     let mut config = FrameWriterConfig::new(id, node.clone(), Vantage::Host, epoch, UNIX_NS);
-    config.flush_bytes = shape.frame_bytes;
+    if let Shape::Compile { frame_bytes, .. } = shape {
+        config.flush_bytes = frame_bytes;
+    }
     let mut writer = FrameWriter::new(config);
     let mut boot_ns = 2_000;
-    let mut push = |writer: &mut FrameWriter, fact: Fact<'_>| {
+    let mut push = |writer: &mut FrameWriter, process, fact: Fact<'_>| {
         boot_ns += 1_000;
         writer.push(&Event { boot_ns, process, fact })
     };
@@ -209,28 +218,87 @@ fn frames(id: ExecutionId, node: &NodeId, epoch: u64, shape: Shape) -> Vec<Encod
         env_truncated: false,
         flags: ExecFlags::default(),
     };
-    let mut frames: Vec<EncodedFrame> = push(&mut writer, exec).into_iter().collect();
-    let paths: Vec<String> = (0..shape.files)
-        .map(|n| format!("/usr/lib/python3.12/site-packages/package_{}/module_{n}.py", n / 16))
-        .collect();
-    // A step that meets every file before it meets one again, in no sorted order.
-    let mut opens = (0..).map(|n: usize| &paths[n * 7919 % paths.len()]);
-    let mut open = |writer: &mut FrameWriter| {
-        let path = PathRef::resolved(opens.next().unwrap().as_bytes());
-        push(writer, Fact::Open { path, flags: 0o2_000_000, result: 3, created: false })
-    };
-    // Of an execution without full frames each file is opened once.
-    match shape.frames {
-        0 => frames.extend((0..shape.files).filter_map(|_| open(&mut writer))),
-        wanted => {
-            while frames.len() < wanted {
-                frames.extend(open(&mut writer));
+    let mut frames: Vec<EncodedFrame> = push(&mut writer, process, exec).into_iter().collect();
+    match shape {
+        Shape::Opens(files) => {
+            for n in 0..files {
+                let path = format!("/usr/lib/python3.12/site-packages/package_{}/module_{n}.py", n / 16);
+                let path = PathRef::resolved(path.as_bytes());
+                let open = Fact::Open { path, flags: 0o2_000_000, result: 3, created: false };
+                frames.extend(push(&mut writer, process, open));
+            }
+        }
+        Shape::Compile { frames: wanted, .. } => {
+            let recorded = recorded();
+            let recorded: Vec<Frame<'_>> =
+                recorded.iter().map(|frame| Frame::decode(frame).unwrap()).collect();
+            'full: for pass in 0.. {
+                for (process, fact) in recorded.iter().flat_map(|frame| facts(&frame.body)) {
+                    let process = ProcessKey { tgid: process.tgid + pass, ..process };
+                    frames.extend(push(&mut writer, process, fact));
+                    if frames.len() == wanted {
+                        break 'full;
+                    }
+                }
             }
         }
     }
     frames.extend(writer.flush());
     let exit = Fact::Exit { code: 0, signal: 0, core_dumped: false, usage: Usage::default() };
-    frames.extend(push(&mut writer, exit));
+    frames.extend(push(&mut writer, process, exit));
     frames.extend(writer.seal(SealTotals::default(), Seal::default()));
     frames
+}
+
+/// The frames of a compile, as they were recorded (`schema/recordings`).
+fn recorded() -> Vec<Vec<u8>> {
+    let path = format!("{}/../../schema/recordings/compile.frames", env!("CARGO_MANIFEST_DIR"));
+    let bytes = std::fs::read(path).unwrap();
+    let (mut frames, mut rest) = (Vec::new(), &bytes[..]);
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let (frame, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        frames.push(frame.to_vec());
+        rest = after;
+    }
+    frames
+}
+
+/// What files a frame says were opened, read and written, in the order of time: most of what a compile does.
+fn facts<'f>(body: &'f Body<'_>) -> Vec<(ProcessKey, Fact<'f>)> {
+    let opens = body.opens.iter().map(|open| {
+        let Open { flags, result, created, .. } = *open;
+        (open.after_ns, open.process, Fact::Open { path: body.paths.at(open.path), flags, result, created })
+    });
+    let ios = body.ios.iter().map(|io| {
+        let Io { reads, writes, read_bytes, written_bytes, .. } = *io;
+        let path = body.paths.at(io.path);
+        (io.after_ns, io.process, Fact::Io { path, reads, writes, read_bytes, written_bytes })
+    });
+    let mut facts: Vec<_> = opens.chain(ios).collect();
+    facts.sort_by_key(|(after_ns, ..)| *after_ns);
+    facts.into_iter().map(|(_, process, fact)| (body.processes[process as usize], fact)).collect()
+}
+
+/// What an event of the compile takes as the array that one would send without a thought: MessagePack, its path in full.
+pub(crate) fn plain_bytes_per_event() -> f64 {
+    let (mut bytes, mut events) = (0, 0);
+    for frame in recorded() {
+        for (process, fact) in facts(&Frame::decode(&frame).unwrap().body) {
+            let (path, numbers) = match fact {
+                Fact::Open { path, flags, result, created } => {
+                    (path, [flags.into(), result.unsigned_abs().into(), 1, created.into()])
+                }
+                Fact::Io { path, reads, writes, read_bytes, written_bytes } => {
+                    (path, [reads, writes, read_bytes, written_bytes])
+                }
+                _ => continue,
+            };
+            let path_bytes = serde_bytes::Bytes::new(path.bytes);
+            let row: (u8, u64, u32, u64, _, u8, [u64; 4]) =
+                (0, UNIX_NS as u64, process.tgid, process.start_boot_ns, path_bytes, path.flags.0, numbers);
+            bytes += rmp_serde::to_vec(&row).unwrap().len();
+            events += 1;
+        }
+    }
+    bytes as f64 / events as f64
 }

@@ -91,17 +91,32 @@ async fn published_to_receipts(broker: &Broker, producers: Vec<Vec<Script>>, sha
 }
 
 async fn throughput() {
+    let plain = load::plain_bytes_per_event();
     println!(
-        "throughput: MB/s of frames, medians of {ROUNDS} rounds in which both take turns, and CPU seconds per GB"
+        "throughput: MB/s of frames, medians of {ROUNDS} rounds in which both take turns, M events/s, and CPU seconds per GB. \
+         As MessagePack arrays an event takes {plain:.1} bytes: `plain` is how many of these the raw MB/s would be."
     );
     println!(
-        "{:>9} {:>7} | {:>6} {:>8} {:>8} | {:>8} {:>8} {:>8} {:>8} | {:>6}",
-        "frame", "frames", "raw", "server", "clients", "pipeline", "server", "producers", "worker", "ratio"
+        "{:>9} {:>7} {:>7} | {:>6} {:>6} {:>6} {:>7} {:>8} | {:>8} {:>6} {:>7} {:>9} {:>7} | {:>6}",
+        "frame",
+        "frames",
+        "B/event",
+        "raw",
+        "M ev/s",
+        "plain",
+        "server",
+        "clients",
+        "pipeline",
+        "M ev/s",
+        "server",
+        "producers",
+        "worker",
+        "ratio"
     );
-    for (frame_bytes, executions, frames) in [(16 << 10, 128, 120), (128 << 10, 64, 30)] {
-        let shape = Shape { frames, frame_bytes, files: 512 };
+    for (frame_bytes, executions, frames) in [(16 << 10, 64, 120), (128 << 10, 32, 30)] {
+        let shape = Shape::Compile { frames, frame_bytes };
         let mut columns: [Vec<f64>; 7] = Default::default();
-        let (mut count, mut mean) = (0, 0.0);
+        let (mut count, mut mean, mut event) = (0, 0.0, 0.0);
         for _ in 0..ROUNDS {
             let broker = Broker::start().await;
             let producers = load(&broker, executions, shape).await;
@@ -111,8 +126,9 @@ async fn throughput() {
                 .map(|frames| frames.map(|frame| Bytes::from(frame.bytes.clone())).collect())
                 .collect();
             let bytes: usize = producers.iter().flatten().map(Script::frame_bytes).sum();
+            let events: usize = producers.iter().flatten().map(Script::events).sum();
             count = payloads.iter().map(Vec::len).sum();
-            mean = bytes as f64 / count as f64;
+            (mean, event) = (bytes as f64 / count as f64, bytes as f64 / events as f64);
             let gigabytes = bytes as f64 / 1e9;
 
             let raw_broker = Broker::start().await;
@@ -137,8 +153,11 @@ async fn throughput() {
         let [raw, server, clients, pipeline, server_too, producers, worker] =
             columns.map(|mut column| median(&mut column));
         println!(
-            "{:>7.1}Ki {count:>7} | {raw:>6.0} {server:>8.2} {clients:>8.2} | {pipeline:>8.0} {server_too:>8.2} {producers:>8.2} {worker:>8.2} | {:>6.2}",
+            "{:>7.1}Ki {count:>7} {event:>7.1} | {raw:>6.0} {:>6.1} {:>6.1} {server:>7.2} {clients:>8.2} | {pipeline:>8.0} {:>6.1} {server_too:>7.2} {producers:>9.2} {worker:>7.2} | {:>6.2}",
             mean / 1024.0,
+            raw / event,
+            raw / plain,
+            pipeline / event,
             pipeline / raw,
         );
     }
@@ -182,7 +201,7 @@ async fn latency() {
                 tick.tick().await;
                 let (bus, publisher, sealed) = (bus.clone(), publisher.clone(), sealed.clone());
                 running.spawn(async move {
-                    let shape = Shape { frames: 2, frame_bytes: 4 << 10, files: 100 };
+                    let shape = Shape::Compile { frames: 2, frame_bytes: 4 << 10 };
                     for script in scripts(&bus, &node(0), std::iter::once(number as u32), shape).await {
                         script.begin(&publisher, 0).await;
                         script.go_on(&publisher, 0).await;
@@ -210,7 +229,7 @@ async fn capped() {
     const PERCENT: u64 = 25;
     // While both are busy: a few hundred ids fall unevenly on two workers, and one is done before the other.
     const SHARE: f64 = 0.8;
-    let shape = Shape { frames: 60, frame_bytes: 16 << 10, files: 1_024 };
+    let shape = Shape::Compile { frames: 60, frame_bytes: 16 << 10 };
     println!("capped: MB/s of frames, each worker with {PERCENT} % of a CPU");
     let mut rates = Vec::new();
     for workers in [1, 2] {

@@ -23,7 +23,7 @@ pub(crate) async fn scale() {
     let idle = worker.status_mib("VmRSS");
 
     let begun = Instant::now();
-    let shape = Shape { frames: 0, frame_bytes: 16 << 10, files: 20 };
+    let shape = Shape::Opens(20);
     let mut buses = Vec::new();
     for _ in 0..NODES {
         buses.push(broker.connect().await);
@@ -116,7 +116,7 @@ impl Probes {
             }
             self.next += 1;
         }
-        let shape = Shape { frames: 0, frame_bytes: 16 << 10, files: 1 };
+        let shape = Shape::Opens(1);
         let bus = broker.connect().await;
         let publisher = publisher(&bus);
         let before = events_of(broker).await;
