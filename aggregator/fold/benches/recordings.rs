@@ -15,6 +15,10 @@ use glasshouse_schema::{Digest, Frame};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+/// The aggregator's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const RECORDINGS: [&str; 4] = ["compile", "git", "tar", "tests"];
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(50);

@@ -254,7 +254,7 @@ fn file(vantage: Vantage, path: &[u8], file: &FileFacts) -> File {
     let unchanged = ChangeFacts::default();
     let changed = file.changed.as_deref().unwrap_or(&unchanged);
     let written = file.written.as_deref().copied().unwrap_or_default();
-    let names = |named: &Named<facts::Path>| named.keys().map(|path| text(path)).collect();
+    let names = |named: &Named<facts::Path, (), 1>| named.keys().map(|path| text(path)).collect();
     File {
         path: text(path),
         path_hex: std::str::from_utf8(path)

@@ -164,18 +164,18 @@ pub(crate) struct ExitFact {
 
 /// What is named at one entry: the [`MAX_NAMED`] that sort first, in that order, and whether there were more.
 #[derive(Debug, Clone)]
-pub(crate) struct Named<K, V = ()> {
-    /// Most have one or two. One more than the limit says that there were more.
-    entries: SmallVec<[(K, V); 2]>,
+pub(crate) struct Named<K, V = (), const IN_PLACE: usize = 2> {
+    /// Most have one or two, and these lie in place. One more than the limit says that there were more.
+    entries: SmallVec<[(K, V); IN_PLACE]>,
 }
 
-impl<K, V> Default for Named<K, V> {
+impl<K, V, const IN_PLACE: usize> Default for Named<K, V, IN_PLACE> {
     fn default() -> Self {
         Self { entries: SmallVec::new() }
     }
 }
 
-impl<K: Ord, V: Default> Named<K, V> {
+impl<K: Ord, V: Default, const IN_PLACE: usize> Named<K, V, IN_PLACE> {
     pub(crate) fn change(&mut self, key: K, change: impl FnOnce(&mut V)) {
         // Processes come in about the order in which they sort.
         let at = match self.entries.last_mut() {
@@ -208,7 +208,7 @@ impl<K: Ord, V: Default> Named<K, V> {
     }
 }
 
-impl<K: Ord> Named<K> {
+impl<K: Ord, const IN_PLACE: usize> Named<K, (), IN_PLACE> {
     pub(crate) fn insert(&mut self, key: K) {
         self.change(key, |()| ());
     }

@@ -135,14 +135,14 @@ pub(crate) struct ChangeFacts {
     pub(crate) deletes: u64,
     pub(crate) renames: u64,
     pub(crate) exchanges: u64,
-    pub(crate) renamed_to: Named<Path>,
-    pub(crate) renamed_from: Named<Path>,
-    pub(crate) changes: BTreeMap<FileChange, u64>,
-    pub(crate) modes: Named<u16>,
-    pub(crate) linked_to: Named<Path>,
-    pub(crate) linked_from: Named<Path>,
-    pub(crate) symlink_targets: Named<Path>,
-    pub(crate) mounted_from: Named<Path>,
+    pub(crate) renamed_to: Named<Path, (), 1>,
+    pub(crate) renamed_from: Named<Path, (), 1>,
+    pub(crate) changes: Few<FileChange, u64>,
+    pub(crate) modes: Named<u16, (), 1>,
+    pub(crate) linked_to: Named<Path, (), 1>,
+    pub(crate) linked_from: Named<Path, (), 1>,
+    pub(crate) symlink_targets: Named<Path, (), 1>,
+    pub(crate) mounted_from: Named<Path, (), 1>,
 }
 
 /// A map that mostly has one entry, which lies in place. Its order depends on which came first, its content does not.
@@ -266,7 +266,7 @@ impl FileFacts {
             return;
         }
         let facts = self.changes();
-        add(facts.changes.entry(change.change).or_default(), change.count);
+        add(facts.changes.entry(change.change), change.count);
         match (change.change, other) {
             // The type bits of the mode are not chmod's to set.
             (FileChange::Mode, _) => facts.modes.insert((change.value & 0o7777) as u16),

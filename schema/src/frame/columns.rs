@@ -294,13 +294,43 @@ impl<'a> Reader<'a> {
     }
 
     /// As many byte strings.
-    pub(super) fn strings(&mut self, count: usize) -> Result<Vec<&'a [u8]>, DecodeError> {
+    pub(super) fn strings(&mut self, count: usize) -> Result<Strings<'a>, DecodeError> {
         if count > self.bytes.len() {
             return Err(CUT);
         }
-        let lengths: Vec<u64> = (0..count).map(|_| self.number()).collect::<Result<_, _>>()?;
-        let string =
-            |length: u64| usize::try_from(length).map_err(|_| CUT).and_then(|length| self.take(length));
-        lengths.into_iter().map(string).collect()
+        let lengths = Self { bytes: self.bytes };
+        let mut all = 0usize;
+        for _ in 0..count {
+            all = all.saturating_add(usize::try_from(self.number()?).unwrap_or(usize::MAX));
+        }
+        Ok(Strings { count, lengths, bytes: self.take(all)? })
+    }
+}
+
+/// Byte strings of which it is known that they are there.
+#[derive(Debug)]
+pub(super) struct Strings<'a> {
+    count: usize,
+    lengths: Reader<'a>,
+    bytes: &'a [u8],
+}
+
+impl Strings<'_> {
+    /// How many bytes those have that are still to come.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+impl<'a> Iterator for Strings<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        self.count = self.count.checked_sub(1)?;
+        let length = usize::try_from(self.lengths.number().ok()?).ok()?;
+        let (string, rest) = self.bytes.split_at_checked(length)?;
+        self.bytes = rest;
+        Some(string)
     }
 }

@@ -71,7 +71,7 @@ macro_rules! packed {
             true
         })?;
         let all = counts.iter().fold(0u64, |all, count| all.saturating_add(*count));
-        let mut strings = $input.strings(usize::try_from(all).unwrap_or(usize::MAX))?.into_iter().map(Bytes::new);
+        let mut strings = $input.strings(usize::try_from(all).unwrap_or(usize::MAX))?.map(Bytes::new);
         $list.iter_mut().zip(counts).for_each(|(entry, count)| {
             entry.$($field).+ = strings.by_ref().take(count as usize).collect();
         })
@@ -223,9 +223,7 @@ fn unpack_paths(input: &mut Reader<'_>) -> Result<Paths, DecodeError> {
     input.column(&mut told, |(told, _), number| set(&mut told.shared, number))?;
     input.column(&mut told, |(_, flags), number| Field::of(number).map(|known| *flags = known).is_some())?;
     let rests = input.strings(count)?;
-    let bytes = told.iter().zip(&rests).fold(0usize, |bytes, ((told, _), rest)| {
-        bytes.saturating_add(told.shared).saturating_add(rest.len())
-    });
+    let bytes = told.iter().fold(rests.bytes(), |bytes, (told, _)| bytes.saturating_add(told.shared));
     if bytes > MAX_FRAME_BYTES {
         return Err(DecodeError::MalformedBody(TOO_LONG));
     }

@@ -234,7 +234,7 @@ fn frames(id: ExecutionId, node: &NodeId, epoch: u64, shape: Shape) -> Vec<Encod
                 recorded.iter().map(|frame| Frame::decode(frame).unwrap()).collect();
             'full: for pass in 0.. {
                 for (process, fact) in recorded.iter().flat_map(|frame| facts(&frame.body)) {
-                    let process = ProcessKey { tgid: process.tgid + pass, ..process };
+                    let process = ProcessKey { tgid: process.tgid + 4_096 * pass, ..process };
                     frames.extend(push(&mut writer, process, fact));
                     if frames.len() == wanted {
                         break 'full;
