@@ -325,7 +325,7 @@ pub struct Prepared {
     /// How far it isolates.
     pub isolation: Isolation,
     /// What it runs on.
-    pub environment: Environment,
+    pub environment: Box<Environment>,
 }
 
 /// Details of `started`.

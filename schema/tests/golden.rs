@@ -128,7 +128,7 @@ fn phase(name: PhaseName) -> Phase {
         PhaseName::Prepared => Phase::Prepared(lifecycle::Prepared {
             backend: "process".into(),
             isolation: lifecycle::Isolation::Process,
-            environment: environment(),
+            environment: Box::new(environment()),
         }),
         PhaseName::Started => Phase::Started(lifecycle::Started { root_pid: Some(4242) }),
         PhaseName::Profiled => Phase::Profiled(lifecycle::Profiled {

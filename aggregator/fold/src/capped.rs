@@ -18,7 +18,7 @@ pub(crate) struct CappedMap<K, V> {
     index: HashTable<u32>,
     hasher: RandomState,
     /// The last of the keys that stayed when others fell out: what sorts behind it has no entry.
-    last: Option<K>,
+    last: Option<Box<K>>,
     events_left_out: u64,
 }
 
@@ -69,7 +69,7 @@ impl<K: Ord + Hash + Clone, V: Default> CappedMap<K, V> {
         if let Some(at) = known {
             return Some(*at);
         }
-        if self.last.as_ref().is_some_and(|last| last.borrow() < key) {
+        if self.last.as_deref().is_some_and(|last| last.borrow() < key) {
             return None;
         }
         let at = self.entries.len() as u32;
@@ -110,7 +110,7 @@ impl<K: Ord + Hash + Clone, V: Default> CappedMap<K, V> {
             return;
         }
         let (_, last, _) = self.entries.select_nth_unstable_by(self.limit - 1, |a, b| a.key.cmp(&b.key));
-        self.last = Some(last.key.clone());
+        self.last = Some(Box::new(last.key.clone()));
         let out = self.entries.drain(self.limit..);
         self.events_left_out = out.fold(self.events_left_out, |sum, entry| sum.saturating_add(entry.events));
         let Self { entries, index, .. } = self;

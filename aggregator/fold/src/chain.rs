@@ -8,6 +8,7 @@ use glasshouse_schema::frame::{Header, Seal};
 use glasshouse_schema::ids::{Digest, NodeId, Vantage};
 
 use crate::facts::Facts;
+use crate::few::Few;
 
 /// What makes a chain one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +29,7 @@ impl ChainKey {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Chain {
     /// Number -> digest -> digest of the frame before.
-    links: BTreeMap<u64, BTreeMap<Digest, Digest>>,
+    links: BTreeMap<u64, Box<Few<Digest, Digest>>>,
     /// Every number below this one has a frame.
     contiguous: u64,
     /// Counters and clock offset of the frame with the highest (number, digest).
@@ -100,7 +101,7 @@ impl Chain {
     pub(crate) fn head(&self) -> (Digest, u64) {
         let mut head = Digest::ZERO;
         for (expected, (seq, frames)) in self.links.iter().enumerate() {
-            match frames.first_key_value() {
+            match frames.iter().next() {
                 Some((digest, prev)) if *seq == expected as u64 && *prev == head && frames.len() == 1 => {
                     head = *digest;
                 }
@@ -125,9 +126,9 @@ impl Chain {
         if let Some((seq, _)) = self.links.iter().find(|(_, frames)| frames.len() > 1) {
             faults.push(("chain_broken", format!("there are several frames with number {seq}")));
         }
-        let mut before: Option<(u64, &BTreeMap<Digest, Digest>)> = None;
+        let mut before: Option<(u64, &Few<Digest, Digest>)> = None;
         for (seq, frames) in &self.links {
-            let prevs: BTreeSet<&Digest> = frames.values().collect();
+            let prevs: BTreeSet<&Digest> = frames.iter().map(|(_, prev)| prev).collect();
             let links = match before {
                 _ if *seq == 0 => prevs.iter().all(|prev| **prev == Digest::ZERO),
                 Some((number, digests)) if number + 1 == *seq => {

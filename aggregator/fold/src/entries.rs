@@ -114,8 +114,8 @@ pub(crate) fn processes(chains: &[(Vantage, &Chain)], budget: &mut Budget) -> Ve
 }
 
 /// The last of `execs` at or before a time.
-fn last_before(execs: &BTreeSet<ExecFact>, boot_ns: u64) -> Option<&ExecFact> {
-    execs.iter().rfind(|exec| exec.boot_ns <= boot_ns)
+fn last_before(execs: &BTreeSet<Box<ExecFact>>, boot_ns: u64) -> Option<&ExecFact> {
+    execs.iter().map(Box::as_ref).rfind(|exec| exec.boot_ns <= boot_ns)
 }
 
 /// About what a process takes in `process_tree` and `processes`.
@@ -141,7 +141,7 @@ fn process(
     inherited: Option<&ExecFact>,
 ) -> Process {
     let execs = facts.execs.facts();
-    let last = execs.last();
+    let last = execs.last().map(Box::as_ref);
     let program: Option<&ExecFact> = last.or(inherited);
     let parent = facts.fork.map(|(_, parent)| parent.tgid);
     let exit = facts.exit;
@@ -179,7 +179,7 @@ fn process(
         end_time: exit.map(|exit| rfc3339(chain.unix_ns(exit.boot_ns))),
         exit_code: code,
         signal,
-        execs: if execs.len() > 1 { execs.iter().map(exec).collect() } else { Vec::new() },
+        execs: if execs.len() > 1 { execs.iter().map(|fact| exec(fact)).collect() } else { Vec::new() },
         forked_only: last.is_none(),
         argv_truncated: program.is_some_and(|exec| exec.argv_truncated),
         exe_flags: program.map(|exec| flags(PathFlags(exec.exe_flags))).unwrap_or_default(),
@@ -188,7 +188,7 @@ fn process(
         exec_flags: exec_flags.names().map(str::to_owned).collect(),
         environment: environment.into_iter().map(|name| text(name)).collect(),
         environment_truncated: execs.iter().any(|exec| exec.env_truncated),
-        credentials: facts.credentials.facts().iter().map(credentials).collect(),
+        credentials: facts.credentials.facts().iter().map(|fact| credentials(fact)).collect(),
         usage: exit.and_then(|exit| usage(exit.usage)),
         vantage,
     }

@@ -25,7 +25,7 @@ pub(crate) const MAX_OPERATIONS: usize = 10_000;
 /// Processes, other names, modes or answers that are named at one entry.
 pub(crate) const MAX_NAMED: usize = 64;
 
-/// Most files that a first frame makes room for.
+/// Most entries that a first frame makes room for.
 const MAX_EXPECTED: usize = 1_024;
 
 /// Negated `MAX_ERRNO` (`include/linux/err.h`): no result is below it.
@@ -91,7 +91,8 @@ pub(crate) struct ProcessFacts {
 /// Facts in the order of their time: the first ones and the last, at most `LIMIT`.
 #[derive(Debug, Clone)]
 pub(crate) struct FirstAndLast<T, const LIMIT: usize> {
-    facts: BTreeSet<T>,
+    /// In boxes: a node of the set has room for eleven.
+    facts: BTreeSet<Box<T>>,
     events: u64,
 }
 
@@ -104,7 +105,7 @@ impl<T, const LIMIT: usize> Default for FirstAndLast<T, LIMIT> {
 impl<T: Ord, const LIMIT: usize> FirstAndLast<T, LIMIT> {
     fn insert(&mut self, fact: T) {
         self.events += 1;
-        self.facts.insert(fact);
+        self.facts.insert(Box::new(fact));
         // The last one stays, because it is what the process is in the end. Whatever the order of arrival, the
         // first LIMIT - 1 and the last are what remains.
         if self.facts.len() > LIMIT
@@ -114,7 +115,7 @@ impl<T: Ord, const LIMIT: usize> FirstAndLast<T, LIMIT> {
         }
     }
 
-    pub(crate) fn facts(&self) -> &BTreeSet<T> {
+    pub(crate) fn facts(&self) -> &BTreeSet<Box<T>> {
         &self.facts
     }
 
@@ -264,6 +265,7 @@ impl Facts {
         // Slots are known until then.
         self.files.make_room();
         self.files.expect(body.paths.len().min(MAX_EXPECTED));
+        self.processes.expect(body.processes.len().min(MAX_EXPECTED));
 
         for path in body.paths.iter().filter(|path| path.flags.contains(PathFlags::TRUNCATED)) {
             self.truncated_paths.insert(Digest::of(path.bytes));

@@ -1,11 +1,10 @@
 //! What is known of a file.
 
-use std::collections::BTreeMap;
-
 use glasshouse_schema::event::{FileChange, PathFlags};
 use glasshouse_schema::frame::{Change, Delete, Io, Open, Rename};
 
 use crate::facts::{LAST_ERRNO, Named, Path, add};
+use crate::few::Few;
 
 /// `O_*` bits that are the same on x86-64 and arm64 (`include/uapi/asm-generic/fcntl.h`).
 const O_ACCMODE: u32 = 0o3;
@@ -143,37 +142,6 @@ pub(crate) struct ChangeFacts {
     pub(crate) linked_from: Named<Path, (), 1>,
     pub(crate) symlink_targets: Named<Path, (), 1>,
     pub(crate) mounted_from: Named<Path, (), 1>,
-}
-
-/// A map that mostly has one entry, which lies in place. Its order depends on which came first, its content does not.
-#[derive(Debug, Clone)]
-pub(crate) struct Few<K, V> {
-    first: Option<(K, V)>,
-    #[allow(
-        clippy::box_collection,
-        reason = "there is hardly ever one, and a map has thrice the size of a box"
-    )]
-    more: Option<Box<BTreeMap<K, V>>>,
-}
-
-impl<K, V> Default for Few<K, V> {
-    fn default() -> Self {
-        Self { first: None, more: None }
-    }
-}
-
-impl<K: Ord, V: Default> Few<K, V> {
-    fn entry(&mut self, key: K) -> &mut V {
-        match self.first.as_ref().is_none_or(|(first, _)| *first == key) {
-            true => &mut self.first.get_or_insert_with(|| (key, V::default())).1,
-            false => self.more.get_or_insert_default().entry(key).or_default(),
-        }
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        let first = self.first.iter().map(|(key, value)| (key, value));
-        first.chain(self.more.iter().flat_map(|more| more.iter()))
-    }
 }
 
 impl FileFacts {

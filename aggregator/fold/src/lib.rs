@@ -17,6 +17,7 @@ mod capped;
 mod chain;
 mod entries;
 mod facts;
+mod few;
 mod files;
 mod receipt;
 mod sockets;
@@ -79,12 +80,12 @@ pub struct ExecutionFold {
     /// One event per phase. Two that differ cannot both be true: the one whose digest sorts first is kept and the
     /// receipt says that there was another.
     /// In boxes, as everything large in a map: a node of one has room for eleven entries, and most executions have one chain.
-    phases: BTreeMap<PhaseName, Box<(Digest, LifecycleEvent)>>,
+    phases: BTreeMap<PhaseName, Box<LifecycleEvent>>,
     conflicting_phases: BTreeSet<PhaseName>,
     /// Two `claimed` events name different nodes. No event can tell which is right, so neither node's frames count.
     claim_disputed: bool,
     /// Chains of every node until the claim is known, then the claimant's.
-    chains: BTreeMap<ChainKey, Box<Chain>>,
+    chains: BTreeMap<Box<ChainKey>, Box<Chain>>,
 }
 
 impl ExecutionFold {
@@ -102,22 +103,19 @@ impl ExecutionFold {
     /// Takes a lifecycle event.
     pub fn lifecycle(&mut self, event: &LifecycleEvent) -> Result<(), Rejected> {
         self.check_open(event.execution_id)?;
-        // An event came from JSON or goes to it, so it always has canonical bytes; without them it would still be
-        // one fixed digest.
-        let digest = event.encode().map_or(Digest::ZERO, |bytes| Digest::of(&bytes));
         let name = event.phase.name();
         if let Phase::Claimed(claimed) = &event.phase {
             self.claim(claimed);
         }
-        match self.phases.get(&name).map(|known| known.0) {
+        match self.phases.get(&name) {
             None => {
-                self.phases.insert(name, Box::new((digest, event.clone())));
+                self.phases.insert(name, Box::new(event.clone()));
             }
-            Some(known) if known == digest => {}
+            Some(known) if **known == *event => {}
             Some(known) => {
                 self.conflicting_phases.insert(name);
-                if digest < known {
-                    self.phases.insert(name, Box::new((digest, event.clone())));
+                if digest(event) < digest(known) {
+                    self.phases.insert(name, Box::new(event.clone()));
                 }
             }
         }
@@ -154,7 +152,7 @@ impl ExecutionFold {
         }
         let key = ChainKey::of(&frame.header);
         self.make_room(&key)?;
-        self.chains.entry(key).or_default().apply(&frame, Digest::of(bytes));
+        self.chains.entry(Box::new(key)).or_default().apply(&frame, Digest::of(bytes));
         Ok(())
     }
 
@@ -167,7 +165,7 @@ impl ExecutionFold {
         let of_node = self.chains.keys().filter(|other| other.node == key.node);
         let (count, last) = of_node.fold((0, None), |(count, _), other| (count + 1, Some(other)));
         match last.cloned() {
-            Some(last) if count >= MAX_CHAINS && *key < last => {
+            Some(last) if count >= MAX_CHAINS && *key < *last => {
                 self.chains.remove(&last);
                 Ok(())
             }
@@ -256,7 +254,7 @@ impl ExecutionFold {
     }
 
     fn event(&self, phase: PhaseName) -> Option<&LifecycleEvent> {
-        self.phases.get(&phase).map(|known| &known.1)
+        self.phases.get(&phase).map(Box::as_ref)
     }
 
     /// The claim, unless it is disputed.
@@ -307,4 +305,9 @@ impl ExecutionFold {
             _ => None,
         }
     }
+}
+
+/// An event came from JSON or goes to it, so it always has canonical bytes; without them it would still be one fixed digest.
+fn digest(event: &LifecycleEvent) -> Digest {
+    event.encode().map_or(Digest::ZERO, |bytes| Digest::of(&bytes))
 }

@@ -98,7 +98,7 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         filesystem: filesystem(&files),
         network: network(&chains, &sockets),
         syscalls: syscalls(&chains),
-        environment: prepared.map(|prepared| prepared.environment.clone()).unwrap_or_default(),
+        environment: prepared.map(|prepared| *prepared.environment.clone()).unwrap_or_default(),
         execution: Execution {
             backend: prepared.map_or_else(|| "unknown".into(), |prepared| prepared.backend.clone()),
             isolation: prepared.map_or("unknown", |prepared| prepared.isolation.as_str()).into(),
@@ -159,7 +159,7 @@ impl End {
             (None, None) => {
                 // Not the `closed` event: its time is that of the worker that gave the execution up.
                 let told = fold.phases.iter().filter(|(name, _)| **name != PhaseName::Closed);
-                let last = told.map(|(_, known)| &known.1).max_by_key(|event| event.unix_ns);
+                let last = told.map(|(_, event)| event.as_ref()).max_by_key(|event| event.unix_ns);
                 let error = Some("the outcome is unknown: the producer ended without saying".into());
                 let outcome = Outcome { exit_code: 125, error, ..Outcome::default() };
                 match last {

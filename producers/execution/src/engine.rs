@@ -295,7 +295,7 @@ impl Run<'_> {
         let prepared = Prepared {
             backend: backend.name().to_owned(),
             isolation: backend.isolation(),
-            environment: backend.environment(),
+            environment: Box::new(backend.environment()),
         };
         record.publish(Phase::Prepared(prepared)).await;
 

@@ -306,13 +306,13 @@ pub(crate) fn phase(name: PhaseName) -> Phase {
         PhaseName::Prepared => Phase::Prepared(Prepared {
             backend: "process".into(),
             isolation: Isolation::Process,
-            environment: Environment {
+            environment: Box::new(Environment {
                 runtime: "process".into(),
                 os: "linux".into(),
                 arch: "x86_64".into(),
                 kernel: "6.12.0".into(),
                 sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
-            },
+            }),
         }),
         PhaseName::Started => Phase::Started(Started { root_pid: Some(100) }),
         PhaseName::Profiled => {

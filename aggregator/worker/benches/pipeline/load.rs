@@ -180,7 +180,11 @@ fn begin(node: &NodeId, epoch: u64) -> Vec<Phase> {
         }),
         Phase::Admitted(Admitted::default()),
         Phase::Claimed(Claimed { node: node.clone(), epoch }),
-        Phase::Prepared(Prepared { backend: "process".into(), isolation: Isolation::Process, environment }),
+        Phase::Prepared(Prepared {
+            backend: "process".into(),
+            isolation: Isolation::Process,
+            environment: Box::new(environment),
+        }),
         Phase::Started(Started { root_pid: Some(1) }),
         Phase::Profiled(Profiled {
             attached: vec![Attached {

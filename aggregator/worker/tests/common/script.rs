@@ -65,13 +65,13 @@ pub(crate) fn beginning(epoch: u64) -> Vec<Phase> {
         Phase::Prepared(Prepared {
             backend: "process".into(),
             isolation: Isolation::Process,
-            environment: Environment {
+            environment: Box::new(Environment {
                 runtime: "process".into(),
                 os: "linux".into(),
                 arch: "x86_64".into(),
                 kernel: String::new(),
                 sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
-            },
+            }),
         }),
         Phase::Started(Started { root_pid: Some(1) }),
         Phase::Profiled(Profiled {
