@@ -10,7 +10,7 @@ cd "$ROOT"
 bash scripts/setup.sh --for bench
 use_rust || die "Rust $(wanted_rust) or newer is needed" "scripts/setup.sh"
 
-cargo build --release -p glasshouse
+cargo build --release -p glasshouse -p glasshouse-node-agent
 printf '\n=== what glasshouse run adds\n'
 cargo bench -q -p glasshouse-e2e --bench run
 printf '\n=== what watching costs\n'

@@ -130,6 +130,23 @@ impl Limits {
         *self == Self::default()
     }
 
+    /// The stricter of both, limit by limit.
+    pub fn strictest(self, other: Self) -> Self {
+        let of = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        Self {
+            wall_ms: of(self.wall_ms, other.wall_ms),
+            cpu_ms: of(self.cpu_ms, other.cpu_ms),
+            memory_bytes: of(self.memory_bytes, other.memory_bytes),
+            pids: of(self.pids, other.pids),
+            open_files: of(self.open_files, other.open_files),
+            output_bytes: of(self.output_bytes, other.output_bytes),
+            disk_bytes: of(self.disk_bytes, other.disk_bytes),
+        }
+    }
+
     /// The value of a limit in its unit: milliseconds, bytes, or a count.
     pub const fn get(&self, limit: Limit) -> Option<u64> {
         match limit {

@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +15,8 @@ use std::time::{Duration, Instant};
 use glasshouse_e2e::{cannot_watch, command, program};
 
 const RUNS: usize = 31;
+/// A user and a group without rights.
+const NOBODY: u32 = 65_534;
 
 struct Contestant {
     name: &'static str,
@@ -35,7 +40,7 @@ impl Contestant {
             None => String::new(),
         };
         println!(
-            "{:<18} {:>9.2} {:>9.2} {:>9.2} {:>9.2}  {goal}",
+            "{:<19} {:>9.2} {:>9.2} {:>9.2} {:>9.2}  {goal}",
             self.name,
             ms(*self.took.iter().min().unwrap()),
             ms(median(&self.took)),
@@ -79,6 +84,45 @@ fn glasshouse(dir: &Path, profile: &'static str) -> impl Fn() -> Command + use<>
     }
 }
 
+/// The agent whose socket commands are run through, its probe loaded; ended when this is dropped.
+struct Agent(std::process::Child);
+
+impl Agent {
+    fn start(dir: &Path) -> Self {
+        let mut agent = command("glasshouse-node-agent");
+        agent.args(["--local-only", "--profile", "host", "--socket-mode", "666", "--socket"]);
+        agent.arg(dir.join("agent.sock")).arg("--state").arg(dir.join("agent"));
+        let mut agent = agent.stderr(Stdio::piped()).spawn().expect("the agent starts");
+        let mut log = BufReader::new(agent.stderr.take().unwrap()).lines().map_while(Result::ok);
+        assert!(log.any(|line| line.contains("serving users")), "the agent serves users");
+        std::thread::spawn(move || log.for_each(|line| eprintln!("agent: {line}")));
+        Self(agent)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The command line as a user without rights runs it. Not in the build directory, which may not be open to all.
+fn by_agent(dir: &Path) -> impl Fn() -> Command + use<> {
+    let (socket, own) = (dir.join("agent.sock"), dir.join("glasshouse"));
+    std::fs::copy(program("glasshouse"), &own).unwrap();
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let work = dir.join("work");
+    std::fs::create_dir(&work).unwrap();
+    std::os::unix::fs::chown(&work, Some(NOBODY), Some(NOBODY)).unwrap();
+    move || {
+        let mut run = Command::new(&own);
+        run.args(["run", "--agent", "always", "--profile", "host", "--profile-required", "--socket"]);
+        run.arg(&socket).args(["--", "/bin/true"]).current_dir(&work).uid(NOBODY).gid(NOBODY);
+        run
+    }
+}
+
 fn main() {
     // `cargo test --benches` runs this too: one round shows that it works.
     let is_test = std::env::args().any(|argument| argument == "--test");
@@ -92,6 +136,10 @@ fn main() {
             contestants.push(Contestant::new("… --profile host", Some(120), glasshouse(dir.path(), "host")))
         }
     }
+    let agent = cannot_watch().is_none().then(|| Agent::start(dir.path()));
+    if agent.is_some() {
+        contestants.push(Contestant::new("… through the agent", Some(3), by_agent(dir.path())));
+    }
     match in_path("strace") {
         None => println!("skipped: strace: it is not installed"),
         Some(strace) => contestants.push(Contestant::new("strace -f", None, move || {
@@ -104,7 +152,7 @@ fn main() {
         "{} running /bin/true, medians of {rounds} rounds after one to warm up",
         program("glasshouse").display()
     );
-    println!("{:<18} {:>9} {:>9} {:>9} {:>9}  goal", "", "min ms", "median", "max", "over");
+    println!("{:<19} {:>9} {:>9} {:>9} {:>9}  goal", "", "min ms", "median", "max", "over");
     // Each beside a plain spawn of its own, taking turns with nothing else: a contestant that loads megabytes of kernel
     // types leaves cold caches to whoever comes next.
     for contestant in &mut contestants {

@@ -29,6 +29,8 @@ impl Fleet {
             "node-1",
             "--concurrency",
             "2",
+            "--socket",
+            "none",
             "--kill-grace",
             "1s",
             "--state",

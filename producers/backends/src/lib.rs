@@ -26,4 +26,6 @@ pub mod signals;
 pub mod signals;
 
 pub use fake::FakeBackend;
+#[cfg(target_os = "linux")]
+pub use process::LentStreams;
 pub use process::ProcessBackend;

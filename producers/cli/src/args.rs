@@ -115,6 +115,8 @@ Examples:
   sudo glasshouse run --profile host --policy deploy/policies/baseline.yaml --fail-on deny -- ./install.sh
   sudo glasshouse run --sandbox standard --limit memory=512MiB --limit wall=10s -- ./untrusted
   sudo glasshouse run --sandbox strict --allow-read /srv/model --workdir /srv/job -- python3 job.py
+  glasshouse run --profile host -- make test                   (through the node agent's socket, without root)
+  glasshouse run --agent always --profile host --sandbox standard -- ./untrusted
   sudo glasshouse run --profile host --nats nats://127.0.0.1:4222 --label job=42 -- ./build.sh
   sudo glasshouse run --profile host --nats nats://bus:4222 --spool /srv/ci/spool --spool-bytes 1GiB -- ./build.sh
 
@@ -182,12 +184,33 @@ pub(crate) struct RunArgs {
     /// Directory with compiled BPF objects to use instead of the built-in ones
     #[arg(long, env = "GLASSHOUSE_BPF_DIR", value_name = "DIR")]
     pub(crate) bpf_dir: Option<PathBuf>,
+    /// Whether this machine's node agent runs the command, as this user, so that it can be watched and limited without root
+    #[arg(long, value_enum, default_value_t = UseAgent::Auto, value_name = "WHEN", env = "GLASSHOUSE_AGENT")]
+    pub(crate) agent: UseAgent,
+    /// The node agent's socket
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "GLASSHOUSE_SOCKET",
+        default_value = "/run/glasshouse/agent.sock"
+    )]
+    pub(crate) socket: PathBuf,
     /// Print a summary of the execution on stderr as one JSON line
     #[arg(long)]
     pub(crate) json: bool,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UseAgent {
+    /// When this is not root, the socket is there, and profiling, a sandbox or a limit is asked for
+    Auto,
+    /// Always: without the agent the command does not run
+    Always,
+    /// Never
+    Never,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -25,4 +25,4 @@ pub use profiling::{
     Attachment, NoopController, ProfilingController, ProfilingError, ProfilingSession, ProfilingTarget,
 };
 pub use sink::{EventSink, SinkError};
-pub use spec::{ExecutionSpec, OutputTap, StdStreams};
+pub use spec::{ExecutionSpec, GivenStreams, OutputTap, RunAs, StdStreams};

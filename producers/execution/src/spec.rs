@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Component, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{PolicyRef, ProfilingMode, RedactionRules};
@@ -30,6 +31,45 @@ pub enum StdStreams {
         /// Takes the output.
         output: OutputTap,
     },
+    /// Somebody else's streams, given to the command as they are: nothing is copied, and nothing is hashed.
+    Given {
+        /// The streams.
+        streams: GivenStreams,
+        /// Standard input is a terminal that nobody controls yet: the command leads a session on it.
+        is_terminal: bool,
+    },
+}
+
+/// Three streams of somebody else, for one execution. Once the command has them nobody here does, so that whoever reads
+/// them sees their end.
+#[derive(Debug, Clone)]
+pub struct GivenStreams(Arc<Mutex<Option<[OwnedFd; 3]>>>);
+
+impl GivenStreams {
+    /// Standard input, output and error.
+    pub fn new(streams: [OwnedFd; 3]) -> Self {
+        Self(Arc::new(Mutex::new(Some(streams))))
+    }
+
+    /// Takes them; `None` the second time.
+    pub fn take(&self) -> Option<[OwnedFd; 3]> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The user that a command runs as, where that is not the one of this process. Root is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunAs {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// Resource limits, of which none may exceed this process's: number (RLIMIT_*), soft and hard value.
+    pub resources: Vec<(u32, u64, u64)>,
 }
 
 /// Takes what a command prints, from a plain thread per stream. While it blocks, the command can print no more than a pipe
@@ -72,6 +112,9 @@ pub struct ExecutionSpec {
     pub workdir: Option<PathBuf>,
     /// Standard streams.
     pub streams: StdStreams,
+    /// Who runs it; `None` for the user of this process. Another user's command gains no privileges by what it executes, as
+    /// under a tracer: what is watched is that user's alone.
+    pub run_as: Option<RunAs>,
     /// Which vantage points to watch from.
     pub profile: ProfilingMode,
     /// Refuse to run unobserved (fail closed).
@@ -134,6 +177,11 @@ pub enum SpecError {
     /// A command that prepares the machine is not kept from it.
     #[error("a command that prepares the machine (guest) cannot be in a sandbox")]
     GuestInSandbox,
+    /// What this process has is not another user's.
+    #[error(
+        "a command of another user needs an environment, an absolute working directory and streams of its own, and is not root's"
+    )]
+    InheritedByAnother,
 }
 
 impl ExecutionSpec {
@@ -169,6 +217,15 @@ impl ExecutionSpec {
         }
         if self.lossless && self.profile == ProfilingMode::Disabled {
             return Err(SpecError::LosslessButDisabled);
+        }
+        if let Some(user) = &self.run_as {
+            let has_own = self.env.is_some()
+                && self.workdir.as_ref().is_some_and(|dir| dir.is_absolute())
+                && !matches!(self.streams, StdStreams::Proxy)
+                && !self.guest_prep;
+            if !has_own || user.uid == 0 {
+                return Err(SpecError::InheritedByAnother);
+            }
         }
         self.limits.validate()?;
         self.validate_sandbox()

@@ -65,7 +65,17 @@ async fn run(requests: usize, concurrency: usize, profile: &str) -> Result<bool,
     let program =
         own.ancestors().nth(2).ok_or("this program has no directory")?.join("glasshouse-node-agent");
     let mut agent = Command::new(program)
-        .args(["--nats", server.url(), "--node", "load", "--profile", profile, "--concurrency"])
+        .args([
+            "--nats",
+            server.url(),
+            "--node",
+            "load",
+            "--socket",
+            "none",
+            "--profile",
+            profile,
+            "--concurrency",
+        ])
         .arg(concurrency.to_string())
         .arg("--state")
         .arg(dir.path().join("agent"))

@@ -15,9 +15,10 @@ use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::node::{AgentStatus, Machine};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::Error;
+use crate::local::{Local, Socket};
 use crate::machine::machine;
 use crate::registry::Registry;
 use crate::settings::{Layer, Settings};
@@ -47,7 +48,7 @@ pub(crate) struct Shared {
     pub(crate) node: NodeId,
     pub(crate) queue: RequestQueue,
     pub(crate) heartbeat: Heartbeat,
-    pub(crate) state: StateDir,
+    pub(crate) state: Arc<StateDir>,
     pub(crate) probe: Arc<EbpfController>,
     pub(crate) phase: watch::Sender<Phase>,
     settings: watch::Sender<Arc<Settings>>,
@@ -115,15 +116,6 @@ impl Shared {
         let in_hand = locked(&self.running).values().sum::<usize>();
         let error = locked(&self.probe_error).clone();
         self.heartbeat.tell(status(&self.settings(), &self.machine, in_hand, self.phase(), error));
-    }
-
-    /// Loads the probe once for all executions. Fail-open: without it, requests run unwatched and say why.
-    async fn load_probe(&self) {
-        if let Err(error) = self.probe.ready().await {
-            tracing::warn!(%error, "nothing can be watched from the host");
-            *locked(&self.probe_error) = Some(error.to_string());
-        }
-        self.tell();
     }
 
     /// One slot: takes a request, sees to it, takes the next.
@@ -207,52 +199,18 @@ impl Slots {
 pub async fn run(line: Layer, file: Option<PathBuf>) -> Result<(), Error> {
     let systemd = Systemd::from_environment();
     let settings = Settings::load(&line, file.as_deref())?;
-    let registry = Registry::new(&settings.backends)?;
     let listen = |kind| signal(kind).map_err(|source| Error::System { what: "listen for signals", source });
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hangup = listen(SignalKind::hangup())?;
-    let state = StateDir::open(&settings.state)?;
-    end_orphans().await;
-    let options = ConnectOptions::new(&settings.nats, format!("glasshouse-node-agent {}", settings.node));
-    let bus = glasshouse_nats::connect(options.credentials(settings.creds.clone())).await?;
-    send_leftovers(&bus, &state.spool()).await;
-
-    let machine = machine();
-    let status = status(&settings, &machine, 0, Phase::Serving, None);
-    let heartbeat = Heartbeat::start_agent(&bus, &settings.node, status).await?;
-    state.begin(heartbeat.instance())?;
-    let queue = RequestQueue::join(&bus, &settings.pool, settings.ack_wait).await?;
-    if queue.ack_wait() != settings.ack_wait {
-        tracing::warn!(ack_wait = ?queue.ack_wait(), "another agent of the pool decided how long requests may be in hand");
-    }
-    let probe = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
-    let shared = Arc::new(Shared {
-        bus,
-        node: settings.node.clone(),
-        queue,
-        heartbeat,
-        state,
-        probe: Arc::new(EbpfController::new(probe)),
-        phase: watch::Sender::new(Phase::Serving),
-        registry: RwLock::new(registry),
-        running: Mutex::default(),
-        gone: Mutex::default(),
-        probe_error: Mutex::default(),
-        machine,
-        settings: watch::Sender::new(Arc::new(settings)),
-    });
-    if shared.settings().profile != ProfilingMode::Disabled {
-        // Every system call of the machine costs a little more once it is loaded: not before anybody wants it.
-        shared.load_probe().await;
-    }
+    let state = Arc::new(StateDir::open(&settings.state)?);
+    let agent = Agent::start(settings, state).await?;
     let mut slots = Slots::default();
-    slots.fill(&shared);
+    if let Some(shared) = &agent.shared {
+        slots.fill(shared);
+    }
     systemd.notify("READY=1");
-    tracing::info!(
-        node_id = %shared.node, pool = %shared.settings().pool, slots = shared.settings().concurrency, instance = shared.heartbeat.instance(),
-        "taking requests"
-    );
+    agent.say_ready();
     let mut alive = tokio::time::interval(systemd.every().unwrap_or(Duration::from_secs(3600)));
     let ended = loop {
         tokio::select! {
@@ -261,31 +219,39 @@ pub async fn run(line: Layer, file: Option<PathBuf>) -> Result<(), Error> {
             _ = interrupt.recv() => break Ok(()),
             _ = hangup.recv() => {
                 systemd.notify("RELOADING=1");
-                shared.reload(&line, file.as_deref());
-                slots.fill(&shared);
+                agent.reload(&line, file.as_deref());
+                if let Some(shared) = &agent.shared {
+                    slots.fill(shared);
+                }
                 systemd.notify("READY=1");
             }
             _ = alive.tick() => systemd.notify("WATCHDOG=1"),
-            Some(ended) = slots.ended() => match ended {
+            Some(ended) = slots.ended() => match (ended, &agent.shared) {
                 // A smaller concurrency ended it, and there may be a larger one meanwhile.
-                Ok(()) => slots.fill(&shared),
-                Err(error) => break Err(error),
+                (Ok(()), Some(shared)) => slots.fill(shared),
+                (ended, _) => break ended,
             },
         }
     };
     systemd.notify("STOPPING=1");
-    shared.enter(Phase::Draining);
-    tracing::info!(running = locked(&shared.running).len(), "stopping: what runs may end");
+    agent.enter(Phase::Draining);
+    tracing::info!("stopping: what runs may end");
+    let grace = agent.settings.borrow().drain_grace;
+    let Agent { shared, phase, local, .. } = agent;
     let all = async {
         while let Some(ended) = slots.ended().await {
             if let Err(error) = ended {
                 tracing::warn!(%error, "a slot failed");
             }
         }
+        if let Some(local) = local
+            && let Err(error) = local.await
+        {
+            tracing::error!(%error, "the socket failed");
+        }
     };
     let mut all = std::pin::pin!(all);
-    let grace = tokio::time::sleep(shared.settings().drain_grace);
-    let mut grace = std::pin::pin!(grace);
+    let mut grace = std::pin::pin!(tokio::time::sleep(grace));
     let is_empty = loop {
         tokio::select! {
             () = &mut all => break true,
@@ -297,20 +263,80 @@ pub async fn run(line: Layer, file: Option<PathBuf>) -> Result<(), Error> {
         }
     };
     if !is_empty {
-        tracing::warn!(running = locked(&shared.running).len(), "what runs is ended");
-        shared.enter(Phase::Killing);
+        tracing::warn!("what runs is ended");
+        phase.send_replace(Phase::Killing);
         if tokio::time::timeout(KILLED_WITHIN, all).await.is_err() {
             tracing::error!("executions are left; the next start sees to them");
         }
     }
-    shared.heartbeat.end().await;
+    if let Some(shared) = shared {
+        shared.heartbeat.end().await;
+    }
     ended
 }
 
-impl Shared {
+/// What an agent serves: the queue of its pool, users of its machine, or both.
+struct Agent {
+    settings: watch::Sender<Arc<Settings>>,
+    phase: watch::Sender<Phase>,
+    /// Of the queue.
+    shared: Option<Arc<Shared>>,
+    /// Of the socket.
+    local: Option<JoinHandle<()>>,
+    /// Ours as long as we live.
+    _state: Arc<StateDir>,
+}
+
+impl Agent {
+    async fn start(settings: Settings, state: Arc<StateDir>) -> Result<Self, Error> {
+        let registry = Registry::new(&settings.backends)?;
+        let socket = listen_locally(&settings)?;
+        end_orphans().await;
+        let options = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
+        let probe = Arc::new(EbpfController::new(options));
+        let phase = watch::Sender::new(Phase::Serving);
+        let settings = watch::Sender::new(Arc::new(settings));
+        let shared = match settings.borrow().clone() {
+            set if set.local_only => None,
+            set => Some(Shared::join(&set, registry, Arc::clone(&state), &probe, &phase, &settings).await?),
+        };
+        if settings.borrow().profile != ProfilingMode::Disabled {
+            // Every system call of the machine costs a little more once it is loaded: not before anybody wants it.
+            let loaded = probe.ready().await;
+            if let Err(error) = &loaded {
+                tracing::warn!(%error, "nothing can be watched from the host");
+            }
+            if let Some(shared) = &shared {
+                *locked(&shared.probe_error) = loaded.err().map(|error| error.to_string());
+                shared.tell();
+            }
+        }
+        let local = socket.map(|socket| {
+            let settings = settings.subscribe();
+            let local = Local { probe, settings, phase: phase.subscribe(), users: Mutex::default() };
+            tokio::spawn(Arc::new(local).serve(socket))
+        });
+        Ok(Self { settings, phase, shared, local, _state: state })
+    }
+
+    fn say_ready(&self) {
+        let settings = self.settings.borrow();
+        if let Some(socket) = settings.socket.as_ref().filter(|_| self.local.is_some()) {
+            tracing::info!(socket = %socket.display(), "serving users of this machine");
+        }
+        if let Some(shared) = &self.shared {
+            tracing::info!(
+                node_id = %settings.node, pool = %settings.pool, slots = settings.concurrency,
+                instance = shared.heartbeat.instance(), "taking requests"
+            );
+        }
+    }
+
     fn enter(&self, phase: Phase) {
         self.phase.send_replace(phase);
-        self.tell();
+        if let Some(shared) = &self.shared {
+            shared.tell();
+        }
     }
 
     /// Takes new settings, as far as they can change while the agent runs. What is wrong leaves the old ones.
@@ -322,19 +348,73 @@ impl Shared {
         });
         match loaded {
             Ok((mut settings, registry)) => {
-                let old = self.settings();
+                let old = self.settings.borrow().clone();
                 let fixed = settings.fixed_differences(&old);
                 if !fixed.is_empty() {
                     tracing::warn!(settings = fixed.join(", "), "changed, and counts from the next start on");
                 }
                 settings.pool = old.pool.clone();
-                *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
                 self.settings.send_replace(Arc::new(settings));
-                self.tell();
+                if let Some(shared) = &self.shared {
+                    *shared.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
+                    shared.tell();
+                }
                 tracing::info!("settings read again");
             }
             Err(error) => tracing::error!(error, "the settings are wrong: the old ones stay"),
         }
+    }
+}
+
+/// The socket for users of this machine. One that nobody asked for may be missing.
+fn listen_locally(settings: &Settings) -> Result<Option<Socket>, Error> {
+    let Some(path) = &settings.socket else { return Ok(None) };
+    match Socket::bind(path, settings) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if settings.socket_required || settings.local_only => Err(error),
+        Err(error) => {
+            tracing::info!(%error, "users of this machine are not served");
+            Ok(None)
+        }
+    }
+}
+
+impl Shared {
+    /// Joins the queue of the pool.
+    async fn join(
+        settings: &Settings,
+        registry: Registry,
+        state: Arc<StateDir>,
+        probe: &Arc<EbpfController>,
+        phase: &watch::Sender<Phase>,
+        shared: &watch::Sender<Arc<Settings>>,
+    ) -> Result<Arc<Self>, Error> {
+        let options = ConnectOptions::new(&settings.nats, format!("glasshouse-node-agent {}", settings.node));
+        let bus = glasshouse_nats::connect(options.credentials(settings.creds.clone())).await?;
+        send_leftovers(&bus, &state.spool()).await;
+        let machine = machine();
+        let status = status(settings, &machine, 0, Phase::Serving, None);
+        let heartbeat = Heartbeat::start_agent(&bus, &settings.node, status).await?;
+        state.begin(heartbeat.instance())?;
+        let queue = RequestQueue::join(&bus, &settings.pool, settings.ack_wait).await?;
+        if queue.ack_wait() != settings.ack_wait {
+            tracing::warn!(ack_wait = ?queue.ack_wait(), "another agent of the pool decided how long requests may be in hand");
+        }
+        Ok(Arc::new(Self {
+            bus,
+            node: settings.node.clone(),
+            queue,
+            heartbeat,
+            state,
+            probe: Arc::clone(probe),
+            phase: phase.clone(),
+            registry: RwLock::new(registry),
+            running: Mutex::default(),
+            gone: Mutex::default(),
+            probe_error: Mutex::default(),
+            machine,
+            settings: shared.clone(),
+        }))
     }
 }
 

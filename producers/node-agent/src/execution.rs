@@ -250,6 +250,7 @@ impl Shared {
             env: Some(env.into_iter().collect()),
             workdir: Some(PathBuf::from(request.workdir.as_deref().unwrap_or("/"))),
             streams: StdStreams::Handed { stdin: request.stdin_base64.0.as_slice().into(), output: tap },
+            run_as: None,
             profile: request.profile.unwrap_or(settings.profile),
             profile_required: request.profile_required,
             lossless: false,

@@ -23,6 +23,7 @@
 
 mod agent;
 mod execution;
+mod local;
 mod machine;
 mod registry;
 mod settings;

@@ -6,17 +6,23 @@ use std::time::Duration;
 
 use clap::Args;
 use glasshouse_nats::SpoolOptions;
+use glasshouse_runner::local::DEFAULT_SOCKET;
 use glasshouse_schema::ids::{NodeId, PoolName};
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::time::parse_duration;
+use glasshouse_schema::{Limits, SandboxLevel};
 use serde::{Deserialize, Deserializer};
 
 /// Where the settings are read from unless somebody says otherwise; it may be missing.
 const DEFAULT_FILE: &str = "/etc/glasshouse/node-agent.toml";
+/// In place of a socket's path.
+const NO_SOCKET: &str = "none";
 /// Largest file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Most slots of one agent.
 const MAX_CONCURRENCY: u32 = 4_096;
+/// Most commands of one user at a time.
+const MAX_PER_USER: u32 = 4_096;
 /// A shorter time to acknowledge would be over while a healthy agent is busy.
 const MIN_ACK_WAIT: Duration = Duration::from_secs(1);
 
@@ -82,6 +88,28 @@ pub struct Layer {
     /// Directory with compiled BPF objects to use instead of the built-in ones
     #[arg(long, env = "GLASSHOUSE_BPF_DIR", value_name = "DIR")]
     pub bpf_dir: Option<PathBuf>,
+    /// Unix socket on which it runs commands of this machine's users, each as whoever asks; `none` for no socket (default:
+    /// /run/glasshouse/agent.sock, if this is root)
+    #[arg(long, env = "GLASSHOUSE_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// The group that may use the socket (default: root's)
+    #[arg(long, env = "GLASSHOUSE_SOCKET_GROUP", value_name = "NAME")]
+    pub socket_group: Option<String>,
+    /// Who may use the socket, as the mode of a file: 660 for the group, 666 for everybody (default: 660)
+    #[arg(long, env = "GLASSHOUSE_SOCKET_MODE", value_name = "OCTAL")]
+    pub socket_mode: Option<String>,
+    /// How many commands of one user it runs at a time (default: 32)
+    #[arg(long, env = "GLASSHOUSE_SOCKET_PER_USER", value_name = "N")]
+    pub socket_per_user: Option<u32>,
+    /// The least sandbox of a user's command: none, standard or strict (default: none)
+    #[arg(long, env = "GLASSHOUSE_SOCKET_SANDBOX", value_name = "LEVEL")]
+    pub socket_sandbox: Option<SandboxLevel>,
+    /// The most that a user's command may use, such as memory=1GiB,pids=200 (default: no limit)
+    #[arg(long, env = "GLASSHOUSE_SOCKET_LIMITS", value_name = "LIMITS")]
+    pub socket_limits: Option<String>,
+    /// Serve the socket only: no NATS server, no requests
+    #[arg(long, env = "GLASSHOUSE_LOCAL_ONLY", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub local_only: Option<bool>,
 }
 
 /// How an agent runs.
@@ -104,6 +132,16 @@ pub struct Settings {
     pub drain_grace: Duration,
     pub kill_grace: Duration,
     pub bpf_dir: Option<PathBuf>,
+    /// `None` for no socket.
+    pub socket: Option<PathBuf>,
+    /// Somebody asked for the socket: without it there is no agent.
+    pub socket_required: bool,
+    pub socket_group: Option<String>,
+    pub socket_mode: u32,
+    pub socket_per_user: u32,
+    pub socket_sandbox: SandboxLevel,
+    pub socket_limits: Limits,
+    pub local_only: bool,
 }
 
 /// Why settings cannot be used: everything that is wrong, a line each.
@@ -138,6 +176,18 @@ impl Settings {
         labels.extend(over.label);
         let node = over.node.or(under.node).map_or_else(host_name, Ok);
         let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().try_into().unwrap_or(1));
+        let socket = over.socket.or(under.socket);
+        let mode = over.socket_mode.or(under.socket_mode).unwrap_or_else(|| "660".into());
+        let socket_mode = u32::from_str_radix(&mode, 8).ok().filter(|mode| *mode <= 0o777);
+        if socket_mode.is_none() {
+            problems.push(format!("socket-mode is `{mode}`: it is octal, such as 660"));
+        }
+        let limits = over.socket_limits.or(under.socket_limits).unwrap_or_default();
+        let socket_limits = if limits.is_empty() { Ok(Limits::default()) } else { limits.parse() };
+        let socket_limits = socket_limits.unwrap_or_else(|error| {
+            problems.push(format!("socket-limits: {error}"));
+            Limits::default()
+        });
         let settings = Self {
             nats: over.nats.or(under.nats).unwrap_or_else(|| "nats://127.0.0.1:4222".into()),
             creds: over.creds.or(under.creds),
@@ -158,7 +208,26 @@ impl Settings {
             drain_grace: over.drain_grace.or(under.drain_grace).unwrap_or(Duration::from_secs(30)),
             kill_grace: over.kill_grace.or(under.kill_grace).unwrap_or(Duration::from_secs(5)),
             bpf_dir: over.bpf_dir.or(under.bpf_dir),
+            socket_required: socket.as_ref().is_some_and(|path| path != Path::new(NO_SOCKET)),
+            socket: Some(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
+                .filter(|path| path != Path::new(NO_SOCKET)),
+            socket_group: over.socket_group.or(under.socket_group),
+            socket_mode: socket_mode.unwrap_or_default(),
+            socket_per_user: over.socket_per_user.or(under.socket_per_user).unwrap_or(32),
+            socket_sandbox: over.socket_sandbox.or(under.socket_sandbox).unwrap_or_default(),
+            socket_limits,
+            local_only: over.local_only.or(under.local_only).unwrap_or_default(),
         };
+        if !(1..=MAX_PER_USER).contains(&settings.socket_per_user) {
+            let count = settings.socket_per_user;
+            problems.push(format!("socket-per-user is {count}: it is 1 to {MAX_PER_USER}"));
+        }
+        if settings.socket_limits.output_bytes.is_some() {
+            problems.push("socket-limits holds `output`: a user's command has the user's own streams".into());
+        }
+        if settings.local_only && settings.socket.is_none() {
+            problems.push("local-only without a socket leaves nothing to do".into());
+        }
         if !(1..=MAX_CONCURRENCY).contains(&settings.concurrency) {
             problems.push(format!("concurrency is {}: it is 1 to {MAX_CONCURRENCY}", settings.concurrency));
         }
@@ -189,6 +258,10 @@ impl Settings {
             ("state", self.state != other.state),
             ("ack-wait", self.ack_wait != other.ack_wait),
             ("bpf-dir", self.bpf_dir != other.bpf_dir),
+            ("socket", self.socket != other.socket),
+            ("socket-group", self.socket_group != other.socket_group),
+            ("socket-mode", self.socket_mode != other.socket_mode),
+            ("local-only", self.local_only != other.local_only),
         ];
         differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }
@@ -254,10 +327,12 @@ mod tests {
 
     #[test]
     fn everything_that_is_wrong_is_said_at_once() {
-        let bad =
-            file("node = \"n1\"\nconcurrency = 0\nbackend = \"qemu\"\nspool-bytes = 1\nack-wait = \"1ms\"");
+        let bad = file(
+            "node = \"n1\"\nconcurrency = 0\nbackend = \"qemu\"\nspool-bytes = 1\nack-wait = \"1ms\"\n\
+                  socket-mode = \"9\"\nsocket-limits = \"memory\"",
+        );
         let error = Settings::merge(Layer::default(), bad).unwrap_err().to_string();
-        for part in ["concurrency", "qemu", "spool-bytes", "ack-wait"] {
+        for part in ["concurrency", "qemu", "spool-bytes", "ack-wait", "socket-mode", "socket-limits"] {
             assert!(error.contains(part), "{error}");
         }
         assert!(toml::from_str::<Layer>("concurency = 1").unwrap_err().to_string().contains("concurency"));

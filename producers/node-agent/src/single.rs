@@ -31,6 +31,7 @@ pub async fn run_one(
         env: None,
         workdir: None,
         streams: StdStreams::Proxy,
+        run_as: None,
         profile: settings.profile,
         profile_required: false,
         lossless: false,

@@ -4,6 +4,7 @@
 //! - [`bus`]: claims, and one execution's events in order, by way of a spool while the bus does not take them.
 //! - [`sink`]: the fold in this process, the bus, or both.
 //! - [`spool`]: the directories of what could not be published.
+//! - [`local`]: what is said over a node agent's Unix socket.
 //! - [`receipt_file`]: the file that a run writes its receipt to.
 
 #![cfg_attr(
@@ -12,6 +13,8 @@
 )]
 
 pub mod bus;
+#[cfg(target_os = "linux")]
+pub mod local;
 pub mod receipt_file;
 pub mod sink;
 pub mod spool;

@@ -82,6 +82,7 @@ pub fn spec<Argument: Into<std::ffi::OsString>>(argv: impl IntoIterator<Item = A
         env: None,
         workdir: None,
         streams: StdStreams::Capture,
+        run_as: None,
         profile: ProfilingMode::Disabled,
         profile_required: false,
         lossless: false,

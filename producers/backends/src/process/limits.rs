@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use glasshouse_execution::spec::RunAs;
 use glasshouse_schema::ids::ExecutionId;
 use glasshouse_schema::limits::{Limit, Limits};
 
 use super::cgroup::{Cgroup, PARENT};
+use super::user::with_rights_of;
 
 /// How often is looked. What is exceeded between two looks is over the limit by as much as can be had in that time.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
@@ -57,6 +59,8 @@ pub(super) struct Enforced {
     events: Vec<(Limit, PathBuf, &'static str)>,
     cpu: Option<(PathBuf, u64)>,
     disk: Option<(PathBuf, u64)>,
+    /// Whose working directory it is.
+    user: Option<RunAs>,
     pub(super) output: Option<Arc<OutputBudget>>,
     /// What is not held, and why.
     pub(super) not_applied: Vec<String>,
@@ -69,12 +73,14 @@ impl Enforced {
         limits: &Limits,
         cgroup: Option<&Cgroup>,
         workdir: &Path,
+        user: Option<&RunAs>,
     ) -> Self {
         let mut enforced = Self {
+            user: user.cloned(),
             output: limits.output_bytes.map(|limit| Arc::new(OutputBudget::new(limit))),
             disk: limits
                 .disk_bytes
-                .map(|limit| (workdir.to_owned(), limit.saturating_add(used_bytes(workdir)))),
+                .map(|limit| (workdir.to_owned(), limit.saturating_add(used_by(user, workdir)))),
             ..Self::default()
         };
         if let Some(bytes) = limits.memory_bytes {
@@ -189,7 +195,9 @@ impl Enforced {
             }
             if let Some((dir, limit)) = self.disk.clone().filter(|_| Instant::now() >= next_walk) {
                 let begin = Instant::now();
-                let used = tokio::task::spawn_blocking(move || used_bytes(&dir)).await.unwrap_or(0);
+                let user = self.user.clone();
+                let looking = tokio::task::spawn_blocking(move || used_by(user.as_ref(), &dir));
+                let used = looking.await.unwrap_or(0);
                 if used > limit {
                     return Limit::Disk;
                 }
@@ -250,6 +258,11 @@ fn own_v1(controller: &str) -> Option<PathBuf> {
     })?;
     let below = Path::new(own).strip_prefix(&root).unwrap_or(Path::new(""));
     Some(mount.join(below))
+}
+
+/// [`used_bytes`], as far as the user can look.
+fn used_by(user: Option<&RunAs>, dir: &Path) -> u64 {
+    with_rights_of(user, || used_bytes(dir)).unwrap_or(0)
 }
 
 /// What a directory takes on disk. What cannot be read counts nothing; other file systems below are not looked at.

@@ -18,6 +18,7 @@ mod resolve;
 mod sandbox;
 mod spawn;
 mod streams;
+mod user;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -30,7 +31,7 @@ use glasshouse_execution::backend::{
     BackendError, ExecutionBackend, ExitReport, ExitStatus, OutputReport, StartedProcess, StopSignal,
 };
 use glasshouse_execution::profiling::TargetIdentity;
-use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_execution::spec::{ExecutionSpec, RunAs, StdStreams};
 use glasshouse_schema::lifecycle::{self, Environment, Isolation, Rusage};
 use glasshouse_schema::limits::Limit;
 use glasshouse_schema::sandbox::SandboxLevel;
@@ -46,7 +47,7 @@ use self::sandbox::{Init, Sandbox};
 use self::spawn::{Failure, Held, Placement, Plan, Stage};
 use self::streams::{Prepared, Running};
 
-pub use self::streams::CAPTURE_BYTES;
+pub use self::streams::{CAPTURE_BYTES, LentStreams};
 use crate::fd::watch;
 
 /// How long cleanup waits for killed processes to be gone before it reports them.
@@ -71,6 +72,7 @@ struct State {
     limits: Arc<Enforced>,
     /// Ends after the root was waited for.
     init: Option<Init>,
+    user: Option<RunAs>,
     /// A signal that came before there was a process.
     pending: Option<i32>,
     rest: Rest,
@@ -101,6 +103,8 @@ struct Child {
     pidfd: AsyncFd<OwnedFd>,
     program: Program,
     shares_group: bool,
+    /// What a terminal would send goes to its whole group.
+    is_given: bool,
     /// Where there is no cgroup: its group or session is its own, so that its descendants can be found by it. It stays
     /// a zombie until they are gone, so that its id stays its.
     leads: bool,
@@ -145,11 +149,14 @@ impl ProcessBackend {
         cgroup: &mut Option<Arc<Cgroup>>,
         sandbox: &Sandbox,
     ) -> Result<(Held, Child), BackendError> {
-        let program = Program::find(spec)?;
+        let program = user::with_rights_of(spec.run_as.as_ref(), || Program::find(spec))??;
         let failed = |error: io::Error| BackendError::failed("making the command's process", error);
         let plan = Plan::new(spec, program.path(), sandbox).map_err(failed)?;
         let own_terminal = streams.has_own_terminal();
-        let placement = Placement { streams: streams.fds(), own_terminal, ..Placement::default() };
+        let is_given = matches!(spec.streams, StdStreams::Given { .. });
+        let own_session = is_given && !own_terminal;
+        let placement =
+            Placement { streams: streams.fds(), own_terminal, own_session, ..Placement::default() };
         if let Some(found) = cgroup.clone() {
             let placed =
                 spawn::spawn(&plan, Placement { cgroup: Some(found.fd()), ..placement }).and_then(|held| {
@@ -163,7 +170,8 @@ impl ProcessBackend {
                 });
             match placed {
                 Ok(held) => {
-                    let child = Child::new(&held, program, !own_terminal, false).map_err(failed)?;
+                    let shares_group = !own_terminal && !is_given;
+                    let child = Child::new(&held, program, shares_group, false, is_given).map_err(failed)?;
                     return Ok((held, child));
                 }
                 Err(error) => {
@@ -173,15 +181,15 @@ impl ProcessBackend {
                 }
             }
         }
-        let own_group = !own_terminal && !pty::is_terminal(0);
+        let own_group = !own_terminal && !is_given && !pty::is_terminal(0);
         let held = spawn::spawn(&plan, Placement { own_group, ..placement }).map_err(failed)?;
-        let leads = own_group || own_terminal;
+        let leads = own_group || own_terminal || is_given;
         if !leads {
             tracing::warn!(
                 "without a cgroup v2, processes that outlive the command on this terminal are not found"
             );
         }
-        let child = Child::new(&held, program, !leads, leads).map_err(failed)?;
+        let child = Child::new(&held, program, !leads, leads, is_given).map_err(failed)?;
         Ok((held, child))
     }
 
@@ -253,10 +261,16 @@ fn still_there() -> io::Error {
 }
 
 impl Child {
-    fn new(held: &Held, program: Program, shares_group: bool, leads: bool) -> io::Result<Self> {
+    fn new(
+        held: &Held,
+        program: Program,
+        shares_group: bool,
+        leads: bool,
+        is_given: bool,
+    ) -> io::Result<Self> {
         let gate = Gate { barrier: None, report: None, exit: None, root: Some(guest::Root::new(held.pid)) };
         let pidfd = watch(held.pidfd.try_clone()?, Interest::READABLE)?;
-        Ok(Self { pid: held.pid, pidfd, program, shares_group, leads, gate: Mutex::new(gate) })
+        Ok(Self { pid: held.pid, pidfd, program, shares_group, is_given, leads, gate: Mutex::new(gate) })
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
@@ -266,6 +280,16 @@ impl Child {
     /// Whether the root has ended, noticed by `wait` or not: a signal to a zombie is lost without a word.
     fn has_ended(&self) -> bool {
         matches!(self.exit(false), Ok(Some(_)))
+    }
+
+    /// A signal that somebody's key would send: to the root's group where the terminal is not ours to do it.
+    fn interrupt(&self, number: i32) -> io::Result<()> {
+        let is_key = matches!(number, libc::SIGINT | libc::SIGQUIT);
+        if self.is_given && is_key && self.gate().root.is_some() {
+            group::send(-self.pid, number);
+            return Ok(());
+        }
+        self.signal(number)
     }
 
     /// A signal to the root. One that has ended takes none, which is no error.
@@ -388,9 +412,13 @@ impl ExecutionBackend for ProcessBackend {
             }
         };
         self.state().cgroup.clone_from(&cgroup);
-        let sandbox = Sandbox::plan(spec)?;
+        let user = spec.run_as.as_ref();
+        let sandbox = user::with_rights_of(user, || Sandbox::plan(spec))??;
         let workdir = sandbox.workdir().or(spec.workdir.as_deref()).unwrap_or(Path::new("."));
-        let limits = Enforced::prepare(spec.id, &spec.limits, cgroup.as_deref(), workdir);
+        let mut limits = Enforced::prepare(spec.id, &spec.limits, cgroup.as_deref(), workdir, user);
+        if matches!(spec.streams, StdStreams::Given { .. }) && limits.output.take().is_some() {
+            limits.not_applied.push("the limit `output`: the command has its caller's own streams".into());
+        }
         let not_applied = [sandbox.not_applied(), &limits.not_applied].concat();
         let mut state = self.state();
         // From here on `cleanup` removes what the limits are held by.
@@ -411,6 +439,7 @@ impl ExecutionBackend for ProcessBackend {
             not_applied,
         };
         state.sandbox = sandbox;
+        state.user.clone_from(&spec.run_as);
         Ok(())
     }
 
@@ -463,7 +492,11 @@ impl ExecutionBackend for ProcessBackend {
         match spawn::read_report(&bytes) {
             None => Ok(()),
             Some(Failure { stage: Stage::Exec, errno, .. }) => {
-                Err(child.program.exec_error(errno, self.state().told.level))
+                let (level, user) = {
+                    let state = self.state();
+                    (state.told.level, state.user.clone())
+                };
+                Err(user::with_rights_of(user.as_ref(), || child.program.exec_error(errno, level))?)
             }
             Some(Failure { stage: Stage::Sandbox, errno, step }) => {
                 Err(self.state().sandbox.step_error(step, errno))
@@ -542,7 +575,7 @@ impl ExecutionBackend for ProcessBackend {
             StopSignal::Terminate | StopSignal::Number(_) if child.has_ended() => {
                 state.end_rest(&child, number)
             }
-            StopSignal::Terminate | StopSignal::Number(_) => child.signal(number),
+            StopSignal::Terminate | StopSignal::Number(_) => child.interrupt(number),
         };
         killed.map_err(|error| BackendError::failed(format!("sending signal {number} to the command"), error))
     }

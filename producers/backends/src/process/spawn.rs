@@ -72,6 +72,8 @@ pub(super) struct Plan<'a> {
     env: Vec<CString>,
     workdir: Option<CString>,
     sandbox: &'a Sandbox,
+    /// What we have open is not the command's.
+    closes_all: bool,
 }
 
 /// How the child is placed.
@@ -81,6 +83,8 @@ pub(super) struct Placement<'a> {
     pub(super) streams: [Option<RawFd>; 3],
     /// It leads a session of its own whose terminal is its standard input.
     pub(super) own_terminal: bool,
+    /// It leads a session of its own, without a terminal.
+    pub(super) own_session: bool,
     /// It leads a process group of its own.
     pub(super) own_group: bool,
     /// It starts in this cgroup.
@@ -145,7 +149,8 @@ impl<'a> Plan<'a> {
         };
         let workdir = sandbox.workdir().or(spec.workdir.as_deref());
         let workdir = workdir.map(|dir| text(dir.as_os_str())).transpose()?;
-        Ok(Self { path: text(path.as_os_str())?, argv, shell_argv, env, workdir, sandbox })
+        let closes_all = sandbox.has_namespaces() || spec.run_as.is_some();
+        Ok(Self { path: text(path.as_os_str())?, argv, shell_argv, env, workdir, sandbox, closes_all })
     }
 }
 
@@ -158,10 +163,11 @@ struct Raw<'a> {
     workdir: *const libc::c_char,
     streams: [RawFd; 3],
     own_terminal: bool,
+    own_session: bool,
     own_group: bool,
     steps: &'a [Step],
     descriptors: Descriptors,
-    /// What others left open for programs in general is not for one in a sandbox.
+    /// What others left open for programs in general is not for one in a sandbox, nor for another user's.
     closes_all: bool,
     barrier: RawFd,
     report: RawFd,
@@ -196,13 +202,14 @@ fn spawn_here(plan: &Plan<'_>, placement: Placement<'_>, init: Option<Init>) -> 
         workdir: plan.workdir.as_ref().map_or(ptr::null(), |dir| dir.as_ptr()),
         streams: placement.streams.map(|stream| stream.unwrap_or(-1)),
         own_terminal: placement.own_terminal,
+        own_session: placement.own_session,
         own_group: placement.own_group,
         steps: plan.sandbox.steps(),
         descriptors: Descriptors {
             init: init.as_ref().map_or(-1, Init::pidfd),
             ruleset: plan.sandbox.ruleset(),
         },
-        closes_all: plan.sandbox.has_namespaces(),
+        closes_all: plan.closes_all,
         barrier: barrier_read.as_raw_fd(),
         report: report_write.as_raw_fd(),
     };
@@ -273,7 +280,7 @@ fn child(raw: &Raw<'_>) -> ! {
         if raw.own_group {
             libc::setpgid(0, 0);
         }
-        if raw.own_terminal && libc::setsid() < 0 {
+        if (raw.own_terminal || raw.own_session) && libc::setsid() < 0 {
             fail(raw, Stage::Terminal);
         }
         for (to, from) in raw.streams.iter().enumerate() {

@@ -6,6 +6,7 @@
 //! | proxy, caller on a terminal in the foreground | one pty for all that are terminals | the same pty, copied and hashed |
 //! | proxy, else | the caller's | a pipe each, copied and hashed; a pty of its own in place of a terminal |
 //! | capture | /dev/null | a pipe each, hashed and kept up to [`CAPTURE_BYTES`] |
+//! | given | somebody else's | likewise: nothing is copied, nothing has a hash |
 //! | handed | a file in memory with the given bytes | a pipe each, hashed and handed to the caller's tap |
 //!
 //! On one pty both outputs are one stream: it is hashed as standard output and standard error has no hash.
@@ -75,6 +76,8 @@ pub(super) struct Prepared {
     child: [Option<OwnedFd>; 3],
     sources: [Option<Source>; 2],
     proxy: Option<Proxy>,
+    /// The first is a terminal that was given to the command.
+    is_given_terminal: bool,
     resized: Vec<OwnedFd>,
     budget: Option<Arc<OutputBudget>>,
 }
@@ -93,15 +96,40 @@ struct Copied {
     kept: Vec<u8>,
 }
 
+/// The caller's streams for a command that somebody else starts for it: its terminal by way of a pty, the rest as they are.
+pub struct LentStreams(Running);
+
+impl LentStreams {
+    /// What to give to the command, and whether the first is a terminal for it to lead a session on. Has to be called in a
+    /// tokio runtime.
+    pub fn new() -> io::Result<(Self, [OwnedFd; 3], bool)> {
+        let mut prepared = Prepared::lent()?;
+        let is_terminal = prepared.has_own_terminal();
+        let child = std::mem::take(&mut prepared.child).map(|fd| fd.ok_or(Errno::EBADF));
+        let [stdin, stdout, stderr] = child;
+        Ok((Self(prepared.run()?), [stdin?, stdout?, stderr?], is_terminal))
+    }
+
+    /// Shows what the command left in its terminal, once it has ended; gives up soon after `abort` is true.
+    pub async fn finish(mut self, abort: watch::Receiver<bool>) -> Result<(), BackendError> {
+        self.0.finish(abort).await.map(drop)
+    }
+}
+
 impl Prepared {
-    pub(super) fn new(spec: &ExecutionSpec, budget: Option<Arc<OutputBudget>>) -> io::Result<Self> {
-        let mut prepared = Self {
+    fn empty(budget: Option<Arc<OutputBudget>>) -> Self {
+        Self {
             child: [None, None, None],
             sources: [None, None],
             proxy: None,
+            is_given_terminal: false,
             resized: Vec::new(),
             budget,
-        };
+        }
+    }
+
+    pub(super) fn new(spec: &ExecutionSpec, budget: Option<Arc<OutputBudget>>) -> io::Result<Self> {
+        let mut prepared = Self::empty(budget);
         match &spec.streams {
             StdStreams::Capture => {
                 prepared.child[0] = Some(File::open("/dev/null")?.into());
@@ -113,6 +141,12 @@ impl Prepared {
                 prepared.child[0] = Some(file_with(stdin)?);
                 prepared.pipe(1, Target::Tap(output.clone(), OutputStream::Stdout))?;
                 prepared.pipe(2, Target::Tap(output.clone(), OutputStream::Stderr))?;
+            }
+            StdStreams::Given { streams, is_terminal } => {
+                let streams =
+                    streams.take().ok_or_else(|| io::Error::other("they were given away before"))?;
+                prepared.child = streams.map(Some);
+                prepared.is_given_terminal = *is_terminal;
             }
             // Nothing is to be counted, and no terminal of ours to be kept from a sandbox.
             StdStreams::Proxy
@@ -128,32 +162,64 @@ impl Prepared {
         let is_terminal: [bool; 3] = [0, 1, 2].map(pty::is_terminal);
         let whole = is_terminal[0] && is_terminal[1] && pty::is_foreground();
         if whole {
-            let pty = Pty::like(0)?;
-            self.child[0] = Some(pty.slave.try_clone()?);
-            self.child[1] = Some(pty.slave.try_clone()?);
-            if is_terminal[2] {
-                self.child[2] = Some(pty.slave);
-            }
-            self.proxy = Some(Proxy::new(pty.master.try_clone()?));
-            self.resized.push(pty.master.try_clone()?);
-            self.source(1, pty.master, true, Target::Caller(1))?;
+            self.own_terminal(is_terminal[2])?;
         }
         for stream in [1, 2] {
             if self.child[stream].is_some() {
                 continue;
             }
-            let target = Target::Caller(stream as RawFd);
             match is_terminal[stream] {
-                true => {
-                    let pty = Pty::plain(stream as RawFd)?;
-                    self.child[stream] = Some(pty.slave);
-                    self.resized.push(pty.master.try_clone()?);
-                    self.source(stream, pty.master, true, target)?;
-                }
-                false => self.pipe(stream, target)?,
+                true => self.output_terminal(stream)?,
+                false => self.pipe(stream, Target::Caller(stream as RawFd))?,
             }
         }
         Ok(())
+    }
+
+    /// The streams for a command that somebody else starts: what is no terminal is the caller's own.
+    fn lent() -> io::Result<Self> {
+        let mut lent = Self::empty(None);
+        let is_terminal: [bool; 3] = [0, 1, 2].map(pty::is_terminal);
+        let is_foreground = pty::is_foreground();
+        if is_terminal[0] && is_terminal[1] && is_foreground {
+            lent.own_terminal(is_terminal[2])?;
+        }
+        for (stream, is_terminal) in is_terminal.into_iter().enumerate() {
+            if lent.child[stream].is_some() {
+                continue;
+            }
+            lent.child[stream] = Some(match (stream, is_terminal) {
+                // Nobody would stop it from reading what is typed for others.
+                (0, true) if !is_foreground => File::open("/dev/null")?.into(),
+                (0, _) | (_, false) => own(stream as RawFd)?,
+                (_, true) => {
+                    lent.output_terminal(stream)?;
+                    continue;
+                }
+            });
+        }
+        Ok(lent)
+    }
+
+    /// A pty for all of the caller's streams that are terminals; the first two are.
+    fn own_terminal(&mut self, is_error_too: bool) -> io::Result<()> {
+        let pty = Pty::like(0)?;
+        self.child[0] = Some(pty.slave.try_clone()?);
+        self.child[1] = Some(pty.slave.try_clone()?);
+        if is_error_too {
+            self.child[2] = Some(pty.slave);
+        }
+        self.proxy = Some(Proxy::new(pty.master.try_clone()?));
+        self.resized.push(pty.master.try_clone()?);
+        self.source(1, pty.master, true, Target::Caller(1))
+    }
+
+    /// A pty in place of a terminal that is printed to.
+    fn output_terminal(&mut self, stream: usize) -> io::Result<()> {
+        let pty = Pty::plain(stream as RawFd)?;
+        self.child[stream] = Some(pty.slave);
+        self.resized.push(pty.master.try_clone()?);
+        self.source(stream, pty.master, true, Target::Caller(stream as RawFd))
     }
 
     fn pipe(&mut self, stream: usize, target: Target) -> io::Result<()> {
@@ -178,12 +244,12 @@ impl Prepared {
 
     /// Whether the command gets a terminal, and so a session, of its own.
     pub(super) fn has_own_terminal(&self) -> bool {
-        self.proxy.is_some()
+        self.proxy.is_some() || self.is_given_terminal
     }
 
     /// Closes the child's ends on our side and starts to copy.
     pub(super) fn run(self) -> io::Result<Running> {
-        let Self { child, sources, proxy, resized, budget: _ } = self;
+        let Self { child, sources, proxy, resized, is_given_terminal: _, budget: _ } = self;
         drop(child);
         let finish = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let terminal = match (proxy, resized.is_empty()) {
@@ -323,6 +389,19 @@ impl Source {
                 Ok(())
             }
         }
+    }
+}
+
+/// One of the caller's streams, or nothing in place of one that is closed.
+fn own(stream: RawFd) -> io::Result<OwnedFd> {
+    #[allow(unsafe_code, reason = "the caller's streams have numbers, not owners")]
+    // SAFETY: it is copied at once; a closed one answers EBADF.
+    let own = unsafe { BorrowedFd::borrow_raw(stream) };
+    match own.try_clone_to_owned() {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
+            Ok(File::options().read(true).write(true).open("/dev/null")?.into())
+        }
+        own => own,
     }
 }
 

@@ -4,6 +4,11 @@ pub(crate) mod batch;
 pub(crate) mod dead;
 pub(crate) mod doctor;
 pub(crate) mod executions;
+#[cfg(target_os = "linux")]
+pub(crate) mod local;
+#[cfg(not(target_os = "linux"))]
+#[path = "local_stub.rs"]
+pub(crate) mod local;
 pub(crate) mod nats;
 pub(crate) mod policy;
 pub(crate) mod receipt;

@@ -59,6 +59,16 @@ pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode
 
 async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let spec = spec(&args, &policies)?;
+    if super::local::is_wanted(&args)? {
+        let file = watches(&args).then(|| ReceiptFile::open(&args.receipt)).transpose()?;
+        let (report, receipt) = super::local::run(&args, &spec).await?;
+        let mut end = End { receipt, ..End::default() };
+        end.write(file);
+        for error in &report.cleanup_errors {
+            say(format_args!("glasshouse: error: {error}"));
+        }
+        return Ok(conclude(&args, &policies, &report, end));
+    }
     let execution = spec.id;
     let mut leftovers = None;
     let bus = match &args.bus.nats {
@@ -81,7 +91,7 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     };
     let bus_failed = args.bus.nats.is_some() && bus.is_none();
     // Found out now and not after the command ran: that the receipt can be written.
-    let watches = spec.profile != ProfilingMode::Disabled;
+    let watches = watches(&args);
     let file = watches.then(|| ReceiptFile::open(&args.receipt)).transpose()?;
     let local = watches.then(|| LocalFold::new(execution));
     let sink = Arc::new(RunSink { local, bus });
@@ -102,9 +112,7 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
         Ok(receipt) => end.receipt = receipt.flatten(),
         Err(error) => end.receipt_error = Some(format!("the receipt cannot be made: {error:#}")),
     }
-    if let (Some(receipt), Some(file)) = (&end.receipt, file) {
-        end.receipt_error = file.write(&receipt.bytes).err().map(|error| format!("{error:#}"));
-    }
+    end.write(file);
     for error in &report.sink_errors {
         say(format_args!("glasshouse: error: {error}"));
         end.published = false;
@@ -116,13 +124,22 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
         end.spooled = flushed.left.map(|(left, _)| left);
     }
     drop(signals);
-    say_what_went_unwatched(&args, &report);
-    match verdicts(&policies, execution, end.receipt.as_ref(), &report) {
+    Ok(conclude(&args, &policies, &report, end))
+}
+
+pub(crate) fn watches(args: &RunArgs) -> bool {
+    ProfilingMode::from(args.profile) != ProfilingMode::Disabled
+}
+
+/// Says what became of the execution; gives the exit code.
+fn conclude(args: &RunArgs, policies: &[Policy], report: &EngineReport, mut end: End) -> ExitCode {
+    say_what_went_unwatched(args, report);
+    match verdicts(policies, report.id, end.receipt.as_ref(), report) {
         Ok(verdicts) => end.verdicts = verdicts,
         Err(error) => end.verdict_error = Some(format!("no verdict: {error:#}")),
     }
     match args.json {
-        true => say(summary(&args, &report, &end)),
+        true => say(summary(args, report, &end)),
         false => end.verdicts.iter().for_each(|verdict| {
             let text = render::verdict(verdict);
             say(text.strip_suffix('\n').unwrap_or(&text));
@@ -137,9 +154,9 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     }
     if !failed.is_empty() {
         say(format_args!("glasshouse: the command ended with {}", report.outcome.exit_code));
-        return Ok(ExitCode::from(EXIT_GLASSHOUSE_FAILED));
+        return ExitCode::from(EXIT_GLASSHOUSE_FAILED);
     }
-    Ok(exit_code(&args, &report, &end.verdicts))
+    exit_code(args, report, &end.verdicts)
 }
 
 /// What is there once the command has ended.
@@ -154,6 +171,16 @@ struct End {
     published: bool,
     /// What waits on disk for the bus.
     spooled: Option<Leftover>,
+}
+
+impl End {
+    /// Writes the receipt, if there is one and there is to be one.
+    fn write(&mut self, file: Option<ReceiptFile>) {
+        if let (Some(receipt), Some(file)) = (&self.receipt, file) {
+            let failed = file.write(&receipt.bytes).err();
+            self.receipt_error = failed.map(|error| format!("{error:#}")).or(self.receipt_error.take());
+        }
+    }
 }
 
 /// The spool of this run. Fail-open, as with the bus: the command runs without one.
@@ -205,6 +232,7 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
         env: None,
         workdir: args.workdir.clone(),
         streams: StdStreams::Proxy,
+        run_as: None,
         profile: args.profile.into(),
         profile_required: args.profile_required,
         lossless: args.lossless,
@@ -233,7 +261,7 @@ fn controllers(args: &RunArgs) -> Vec<Arc<dyn ProfilingController>> {
 
 /// A command that was to be watched and was not says so on stderr; so does a vantage point that is missing.
 fn say_what_went_unwatched(args: &RunArgs, report: &EngineReport) {
-    if ProfilingMode::from(args.profile) == ProfilingMode::Disabled {
+    if !watches(args) {
         return;
     }
     if let Some(unprofiled) = &report.unprofiled {

@@ -181,7 +181,7 @@ fn spawn(url: &str, state: &Path, name: &str, options: &[String]) -> Child {
             command.env_remove(&key);
         }
     }
-    command.args(["--nats", url, "--node", name, "--state"]).arg(state).args(options);
+    command.args(["--nats", url, "--node", name, "--socket", "none", "--state"]).arg(state).args(options);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let log = child.stderr.take().unwrap();

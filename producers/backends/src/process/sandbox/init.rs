@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::OFlag;
 
+use super::step::Ids;
 use crate::fd::owned;
 use crate::process::guest::Root;
 
@@ -30,14 +31,14 @@ pub(in crate::process) struct Init {
 }
 
 impl Init {
-    /// Starts one, in a user namespace of its own if asked to, which then holds our ids as they are.
-    pub(super) fn start(in_user_namespace: bool) -> io::Result<Self> {
+    /// Starts one, in a user namespace of its own if asked to, which then holds our ids as they are, and the user's.
+    pub(super) fn start(in_user_namespace: bool, user: Option<Ids>) -> io::Result<Self> {
         let (read, lifeline) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let mut pidfd: RawFd = -1;
         // SAFETY: clone_args is plain data, for which all zeroes is valid and means "nothing asked for".
         let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-        let user = if in_user_namespace { libc::CLONE_NEWUSER } else { 0 };
-        args.flags = CLONE_PIDFD | CLONE_CLEAR_SIGHAND | (libc::CLONE_NEWPID | user) as u64;
+        let new_user = if in_user_namespace { libc::CLONE_NEWUSER } else { 0 };
+        args.flags = CLONE_PIDFD | CLONE_CLEAR_SIGHAND | (libc::CLONE_NEWPID | new_user) as u64;
         args.pidfd = &raw mut pidfd as u64;
         args.exit_signal = libc::SIGCHLD as u64;
         // SAFETY: without CLONE_VM this is a fork; the child goes on into `run` and never returns from it.
@@ -47,7 +48,7 @@ impl Init {
             1.. => {
                 let init = Self { pidfd: owned(pidfd)?, _lifeline: lifeline, _root: Root::new(pid as i32) };
                 if in_user_namespace {
-                    map_ids(pid as i32)?;
+                    map_ids(pid as i32, user)?;
                 }
                 Ok(init)
             }
@@ -83,11 +84,16 @@ impl Init {
     }
 }
 
-/// Our user and group, as themselves.
-fn map_ids(pid: i32) -> io::Result<()> {
-    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    fs::write(format!("/proc/{pid}/uid_map"), format!("{user} {user} 1"))?;
-    fs::write(format!("/proc/{pid}/gid_map"), format!("{group} {group} 1"))
+/// Our user and group as themselves, and those that the command runs as.
+fn map_ids(pid: i32, user: Option<Ids>) -> io::Result<()> {
+    let map = |own: u32, other: Option<u32>| {
+        let mut ids = vec![own];
+        ids.extend(other.filter(|other| *other != own));
+        ids.iter().map(|id| format!("{id} {id} 1\n")).collect::<String>()
+    };
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    fs::write(format!("/proc/{pid}/uid_map"), map(uid, user.map(|user| user.uid)))?;
+    fs::write(format!("/proc/{pid}/gid_map"), map(gid, user.map(|user| user.gid)))
 }
 
 /// The init's life. It is a copy of us, so that nobody else may look into it: it is not dumpable, which closes its

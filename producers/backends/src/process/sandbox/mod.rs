@@ -19,12 +19,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use glasshouse_execution::backend::BackendError;
-use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_execution::spec::{ExecutionSpec, RunAs};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel};
 
 use self::landlock::{Allowed, Domain};
-use self::step::{NO_DEVICES, NO_SETUID, READ_ONLY};
+use self::step::{Ids, NO_DEVICES, NO_SETUID, READ_ONLY};
 
 pub(super) use self::init::Init;
 pub(super) use self::step::{Descriptors, Step, carry_out};
@@ -86,6 +86,8 @@ pub(super) struct Sandbox {
     steps: Vec<Step>,
     ruleset: Option<OwnedFd>,
     workdir: Option<PathBuf>,
+    /// Who the command runs as, where that is not us.
+    user: Option<Ids>,
     not_applied: Vec<String>,
 }
 
@@ -94,8 +96,16 @@ impl Sandbox {
     /// [`Sandbox::not_applied`].
     pub(super) fn plan(spec: &ExecutionSpec) -> Result<Self, BackendError> {
         let level = spec.sandbox.level;
-        let mut sandbox = Self { level, steps: resource_limits(&spec.limits), ..Self::default() };
+        let user = spec.run_as.as_ref();
+        let ids = user.map(|user| Ids { uid: user.uid, gid: user.gid });
+        let steps = resource_limits(&spec.limits, user);
+        let mut sandbox = Self { level, steps, user: ids, ..Self::default() };
         if level == SandboxLevel::None {
+            if let (Some(user), Some(ids)) = (user, ids) {
+                let groups = Step::Groups(user.groups.clone());
+                let umask = Step::Umask(user.umask);
+                sandbox.steps.extend([groups, umask, Step::NoNewPrivileges, Step::Become(ids)]);
+            }
             return Ok(sandbox);
         }
         sandbox
@@ -111,7 +121,7 @@ impl Sandbox {
 
     /// Starts the init, and makes this thread's children members of its namespace.
     pub(super) fn enter_init(&self) -> io::Result<Init> {
-        let init = Init::start(self.level == SandboxLevel::Strict)?;
+        let init = Init::start(self.level == SandboxLevel::Strict, self.user)?;
         init.adopt()?;
         Ok(init)
     }
@@ -162,8 +172,12 @@ impl Sandbox {
         check(&paths)?;
 
         let domain = self.domain(is_strict, &paths)?;
+        if let Some(user) = &spec.run_as {
+            // What is made for the command has the modes that it is made with.
+            self.steps.extend([Step::Groups(user.groups.clone()), Step::Umask(0)]);
+        }
         if is_strict {
-            self.steps.extend([Step::LeaveGroups, Step::JoinUserNamespace]);
+            self.steps.extend([Step::Groups(Vec::new()), Step::JoinUserNamespace]);
         }
         let mut namespaces =
             libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
@@ -179,7 +193,8 @@ impl Sandbox {
         if let Some(domain) = domain {
             self.seal(domain, is_strict)?;
         }
-        self.steps.extend([Step::DropCapabilities, Step::NoNewPrivileges]);
+        self.steps.extend(spec.run_as.as_ref().map(|user| Step::Umask(user.umask)));
+        self.steps.extend([Step::DropCapabilities(self.user), Step::NoNewPrivileges]);
         if self.ruleset.is_some() {
             self.steps.push(Step::Landlock);
         }
@@ -271,6 +286,8 @@ impl Sandbox {
         }
 
         self.steps.push(Step::Detach);
+        // A path that leads elsewhere by now leads to what is the user's to see, too.
+        self.steps.extend(self.user.map(Step::FilesOf));
         for (slot, (path, allowed)) in moved.iter().enumerate() {
             let mut attributes = NO_SETUID;
             if *allowed == Allowed::Read {
@@ -281,6 +298,7 @@ impl Sandbox {
             }
             self.steps.push(Step::Take { path: text(path)?, slot, attributes });
         }
+        self.steps.extend(self.user.map(|_| Step::FilesOf(Ids { uid: 0, gid: 0 })));
         for (number, path) in devices.iter().enumerate() {
             let slot = moved.len() + number;
             self.steps.push(Step::Take { path: text(path)?, slot, attributes: 0 });
@@ -368,17 +386,22 @@ impl Sandbox {
     }
 }
 
-/// Limits that the kernel holds every process to by itself.
-fn resource_limits(limits: &Limits) -> Vec<Step> {
-    let limit = |resource, value: Option<u64>, name| value.map(|value| Step::Limit { resource, value, name });
-    [
-        limit(libc::RLIMIT_NOFILE, limits.open_files, "the limit of open files"),
-        // One file alone cannot pass what all of them may have.
-        limit(libc::RLIMIT_FSIZE, limits.disk_bytes, "the limit of a file's size"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+/// Limits that the kernel holds every process to by itself: another user's own first, which none of ours exceeds.
+fn resource_limits(limits: &Limits, user: Option<&RunAs>) -> Vec<Step> {
+    let of_user = user.map(|user| user.resources.as_slice()).unwrap_or_default();
+    let mut steps: Vec<Step> = of_user
+        .iter()
+        .map(|&(resource, soft, hard)| Step::Limit { resource, soft, hard, name: "a resource limit" })
+        .collect();
+    let limit = |resource, value: Option<u64>, name| {
+        let most = of_user.iter().find(|of| of.0 == resource).map_or(u64::MAX, |of| of.2);
+        let value = value?.min(most);
+        Some(Step::Limit { resource, soft: value, hard: value, name })
+    };
+    steps.extend(limit(libc::RLIMIT_NOFILE, limits.open_files, "the limit of open files"));
+    // One file alone cannot pass what all of them may have.
+    steps.extend(limit(libc::RLIMIT_FSIZE, limits.disk_bytes, "the limit of a file's size"));
+    steps
 }
 
 /// Without symbolic links: what is mounted is mounted where the path leads.

@@ -28,10 +28,14 @@ pub(super) const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 /// One step. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::process) enum Step {
-    /// Sets both values of a resource limit.
-    Limit { resource: libc::c_uint, value: u64, name: &'static str },
-    /// Gives up every supplementary group.
-    LeaveGroups,
+    /// Sets a resource limit.
+    Limit { resource: libc::c_uint, soft: u64, hard: u64, name: &'static str },
+    /// Has these supplementary groups and no others.
+    Groups(Vec<libc::gid_t>),
+    /// Sets the file mode creation mask.
+    Umask(libc::mode_t),
+    /// Looks files up as this user, until it is the first one again.
+    FilesOf(Ids),
     /// Enters the init's user namespace.
     JoinUserNamespace,
     /// Enters namespaces of its own.
@@ -58,8 +62,10 @@ pub(in crate::process) enum Step {
     Cover { at: CString },
     /// Allows accesses (of linux/landlock.h) below a path that exists only here.
     Allow { path: CString, accesses: u64 },
-    /// Gives up every capability, for good.
-    DropCapabilities,
+    /// Gives up every capability, for good, and becomes a user on the way.
+    DropCapabilities(Option<Ids>),
+    /// Becomes a user.
+    Become(Ids),
     /// No program gains privileges by being executed.
     NoNewPrivileges,
     /// Confines itself to what was allowed.
@@ -68,12 +74,21 @@ pub(in crate::process) enum Step {
     Seccomp(&'static [sock_filter]),
 }
 
+/// A user and its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::process) struct Ids {
+    pub(in crate::process) uid: libc::uid_t,
+    pub(in crate::process) gid: libc::gid_t,
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |path: &CStr| path.to_string_lossy().into_owned();
         match self {
-            Self::Limit { name, value, .. } => write!(out, "setting {name} to {value}"),
-            Self::LeaveGroups => out.write_str("leaving supplementary groups"),
+            Self::Limit { name, hard, .. } => write!(out, "setting {name} to {hard}"),
+            Self::Groups(_) => out.write_str("setting supplementary groups"),
+            Self::Umask(_) => out.write_str("setting the file mode creation mask"),
+            Self::FilesOf(Ids { uid, .. }) => write!(out, "looking files up as user {uid}"),
             Self::JoinUserNamespace => out.write_str("entering a user namespace"),
             Self::Unshare(_) => out.write_str("entering namespaces"),
             Self::Loopback => out.write_str("bringing up the loopback interface"),
@@ -86,7 +101,8 @@ impl fmt::Display for Step {
             Self::Put { at, .. } => write!(out, "showing {} in the sandbox", text(at)),
             Self::Cover { at } => write!(out, "hiding {}", text(at)),
             Self::Allow { path, .. } => write!(out, "allowing {} (Landlock)", text(path)),
-            Self::DropCapabilities => out.write_str("dropping capabilities"),
+            Self::DropCapabilities(_) => out.write_str("dropping capabilities"),
+            Self::Become(Ids { uid, .. }) => write!(out, "becoming user {uid}"),
             Self::NoNewPrivileges => out.write_str("setting no_new_privs"),
             Self::Landlock => out.write_str("entering the Landlock domain"),
             Self::Seccomp(_) => out.write_str("loading the seccomp filter"),
@@ -130,11 +146,27 @@ unsafe fn one(step: &Step, slots: &mut [RawFd], descriptors: Descriptors) -> lib
     // SAFETY: plain system calls; every pointer is to a string with its NUL or to a value on this stack, for its size.
     unsafe {
         match step {
-            Step::Limit { resource, value, .. } => {
-                let limit = libc::rlimit64 { rlim_cur: *value, rlim_max: *value };
+            Step::Limit { resource, soft, hard, .. } => {
+                let limit = libc::rlimit64 { rlim_cur: *soft, rlim_max: *hard };
                 libc::syscall(libc::SYS_prlimit64, 0, *resource, &raw const limit, ptr::null_mut::<()>())
             }
-            Step::LeaveGroups => libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()),
+            Step::Groups(groups) => libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()),
+            Step::Umask(mask) => {
+                libc::umask(*mask);
+                0
+            }
+            Step::FilesOf(Ids { uid, gid }) => {
+                libc::syscall(libc::SYS_setfsgid, *gid);
+                libc::syscall(libc::SYS_setfsuid, *uid);
+                // It tells nobody that it failed; what is no user changes nothing and gives the one that is set.
+                match libc::syscall(libc::SYS_setfsuid, libc::uid_t::MAX) == libc::c_long::from(*uid) {
+                    true => 0,
+                    false => {
+                        *libc::__errno_location() = libc::EPERM;
+                        -1
+                    }
+                }
+            }
             Step::JoinUserNamespace => libc::syscall(libc::SYS_setns, descriptors.init, libc::CLONE_NEWUSER),
             Step::Unshare(flags) => libc::unshare(*flags).into(),
             Step::Loopback => loopback(),
@@ -182,7 +214,12 @@ unsafe fn one(step: &Step, slots: &mut [RawFd], descriptors: Descriptors) -> lib
                     .into()
             }
             Step::Allow { path, accesses } => allow(descriptors.ruleset, path, *accesses),
-            Step::DropCapabilities => drop_capabilities(),
+            Step::DropCapabilities(user) => drop_capabilities(*user),
+            Step::Become(user) => match become_user(*user) {
+                // Those that files could have given back go too.
+                0 => no_capabilities(),
+                failed => failed,
+            },
             Step::NoNewPrivileges => libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into(),
             Step::Landlock => libc::syscall(libc::SYS_landlock_restrict_self, descriptors.ruleset, 0),
             Step::Seccomp(program) => {
@@ -270,16 +307,8 @@ unsafe fn allow(ruleset: RawFd, path: &CStr, accesses: u64) -> libc::c_long {
 
 /// # Safety
 /// As [`carry_out`].
-unsafe fn drop_capabilities() -> libc::c_long {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: libc::c_int,
-    }
-    let header = Header { version: CAPABILITY_VERSION, pid: 0 };
-    // Effective, permitted and inheritable, in two halves.
-    let none = [[0_u32; 3]; 2];
-    // SAFETY: header and sets have the kernel's layout and are read only.
+unsafe fn drop_capabilities(user: Option<Ids>) -> libc::c_long {
+    // SAFETY: plain system calls.
     unsafe {
         for capability in 0..=MOST_CAPABILITIES {
             if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 {
@@ -293,6 +322,42 @@ unsafe fn drop_capabilities() -> libc::c_long {
         if libc::prctl(libc::PR_SET_SECUREBITS, SECURE_BITS, 0, 0, 0) < 0 {
             return -1;
         }
-        libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr())
+        // With these bits a change of user takes no capability away, so it comes before the last of them goes.
+        if let Some(user) = user
+            && become_user(user) < 0
+        {
+            return -1;
+        }
+        no_capabilities()
+    }
+}
+
+/// # Safety
+/// As [`carry_out`].
+unsafe fn no_capabilities() -> libc::c_long {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    let header = Header { version: CAPABILITY_VERSION, pid: 0 };
+    // Effective, permitted and inheritable, in two halves.
+    let none = [[0_u32; 3]; 2];
+    // SAFETY: header and sets have the kernel's layout and are read only.
+    unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) }
+}
+
+/// # Safety
+/// As [`carry_out`].
+unsafe fn become_user(Ids { uid, gid }: Ids) -> libc::c_long {
+    // SAFETY: plain system calls, of the kernel itself: the C library's would signal threads that are not here.
+    unsafe {
+        if libc::syscall(libc::SYS_setresgid, gid, gid, gid) < 0
+            || libc::syscall(libc::SYS_setresuid, uid, uid, uid) < 0
+        {
+            return -1;
+        }
+        // Until the exec it is a copy of us, which is not the user's to look into.
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0).into()
     }
 }

@@ -1,0 +1,18 @@
+//! `run` by way of a node agent, where there is none: agents of a machine's users need Linux.
+
+use glasshouse_execution::{EngineReport, ExecutionSpec};
+use glasshouse_runner::sink::LocalReceipt;
+
+use crate::args::{RunArgs, UseAgent};
+
+pub(crate) fn is_wanted(args: &RunArgs) -> anyhow::Result<bool> {
+    anyhow::ensure!(args.agent != UseAgent::Always, "a node agent's socket needs Linux");
+    Ok(false)
+}
+
+pub(crate) async fn run(
+    _: &RunArgs,
+    _: &ExecutionSpec,
+) -> anyhow::Result<(EngineReport, Option<LocalReceipt>)> {
+    anyhow::bail!("a node agent's socket needs Linux")
+}
