@@ -6,7 +6,7 @@
 #   scripts/setup.sh --for demo       build and run, without the tools that only tests need
 #   scripts/setup.sh --for build      build only: no nats-server, no mounts
 #   scripts/setup.sh --for bench      as build, with the peers that benches compare with
-#   scripts/setup.sh --for kernels    as build, with what boots and unpacks other kernels
+#   scripts/setup.sh --for kernels    as build, with what boots other kernels
 #
 # Run as root or as a user with sudo. Exit 0: everything required is there. Exit 1: something required is missing; the
 # lines above say what and what to do. What is optional and missing is said too, and test.sh reports it as skipped.
@@ -74,12 +74,6 @@ if is_for demo test; then
 fi
 if [ "$purpose" = test ]; then
     have shellcheck || need shellcheck
-fi
-if [ "$purpose" = kernels ]; then
-    # Each kernel is packed by one of these.
-    have xz || need xz-utils
-    have zstd || need zstd
-    have lz4 || need lz4
 fi
 if ! have rustup && ! use_rust && ! have curl; then
     need curl

@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("glasshouse-execution", Some(&["glasshouse-schema"])),
     ("glasshouse-backends", Some(&["glasshouse-schema", "glasshouse-execution"])),
     ("glasshouse-host-probe", Some(&["glasshouse-schema", "glasshouse-bpf", "glasshouse-execution"])),
+    ("glasshouse-images", Some(&[])),
     ("glasshouse-fold", Some(&["glasshouse-schema"])),
     (
         "glasshouse-aggregator",
@@ -41,7 +42,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
             "glasshouse-telemetry",
         ]),
     ),
-    ("glasshouse-kernels", Some(&["glasshouse-bpf"])),
+    ("glasshouse-kernels", Some(&["glasshouse-bpf", "glasshouse-images"])),
     ("glasshouse", None),
     ("glasshouse-node-agent", None),
     ("glasshouse-e2e", None),

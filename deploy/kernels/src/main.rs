@@ -9,7 +9,6 @@
 mod catalogue;
 mod facts;
 mod image;
-mod initramfs;
 mod machine;
 mod object_types;
 mod programs;
@@ -23,6 +22,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use glasshouse_images::Initramfs;
 use serde_json::Value;
 
 use crate::catalogue::{Arch, Catalogue, Kernel};
@@ -280,11 +280,11 @@ fn on_this_machine(programs: &Programs) -> Result<Seen> {
 fn write_initramfs(programs: &Programs, path: &Path) -> Result<()> {
     let read =
         |program: &Path| std::fs::read(program).with_context(|| format!("cannot read {}", program.display()));
-    let (glasshouse, init, workload) =
-        (read(&programs.glasshouse)?, read(&programs.init)?, read(&programs.workload)?);
-    let mut archive = Vec::new();
-    initramfs::write(&mut archive, &[("init", &init), ("workload", &workload), ("glasshouse", &glasshouse)])?;
-    std::fs::write(path, archive).with_context(|| format!("cannot write {}", path.display()))
+    let mut archive = Initramfs::new(read(&programs.init)?);
+    archive.file("workload", 0o755, read(&programs.workload)?)?;
+    archive.file("glasshouse", 0o755, read(&programs.glasshouse)?)?;
+    let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(archive.write(std::io::BufWriter::new(file))?)
 }
 
 fn host_row(host: &Seen, objects: &[(String, Vec<u8>)]) -> Row {

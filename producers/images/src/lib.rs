@@ -1,0 +1,19 @@
+//! What a microVM boots from.
+//!
+//! ```text
+//!   /boot, /lib/modules, or an unpacked package ──► kernel ──► vmlinux, modules in load order
+//!                                                                  │
+//!   a static /init ────────────────────────────────────────► initramfs ──► cpio archive
+//! ```
+//!
+//! All bytes that come out are a function of the bytes that go in: no times, owners or orders of this machine.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
+mod decompress;
+pub mod initramfs;
+pub mod kernel;
+
+pub use decompress::UnpackError;
+pub use initramfs::Initramfs;
+pub use kernel::{Kernel, KernelError, Module};
