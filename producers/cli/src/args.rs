@@ -12,6 +12,7 @@ use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::time::parse_duration;
 
 use crate::client::{BatchArgs, CancelArgs, LogsArgs, NodesArgs, PsArgs, SubmitArgs, WaitExecutionArgs};
+use crate::image::ImageCommand;
 use crate::sandbox::SandboxArgs;
 use crate::spool::{RunSpoolArgs, SpoolCommand};
 
@@ -67,6 +68,8 @@ pub(crate) enum Command {
     Nats(NatsCommand),
     /// List or send what earlier runs could not publish
     Spool(SpoolCommand),
+    /// Make or look at root filesystem images for microVMs
+    Image(ImageCommand),
     /// Run a command on a node of a pool, and show what it prints
     Submit(Box<SubmitArgs>),
     /// Run many commands on the nodes of a pool

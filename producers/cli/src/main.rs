@@ -11,6 +11,7 @@
 mod args;
 mod client;
 mod commands;
+mod image;
 mod leftovers;
 mod render;
 mod sandbox;
@@ -48,8 +49,8 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     use commands::{
-        batch, dead, doctor, executions, nats, policy, receipt, run, shell, spool, submit, up, verdict,
-        verify,
+        batch, dead, doctor, executions, image, nats, policy, receipt, run, shell, spool, submit, up,
+        verdict, verify,
     };
     let log = cli.log;
     match cli.command {
@@ -57,6 +58,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { dir } => shell::man(dir.as_deref()),
         Command::Policy(args) => policy::main(args),
+        Command::Image(args) => image::main(args),
         Command::Receipt(args::ReceiptCommand { action: args::ReceiptAction::Show(args) }) => {
             receipt::show(args)
         }
@@ -84,6 +86,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                     Command::Nodes(args) => executions::nodes(args).await,
                     Command::Completions { .. }
                     | Command::Man { .. }
+                    | Command::Image(_)
                     | Command::Policy(_)
                     | Command::Run(_) => Ok(ExitCode::SUCCESS),
                 };

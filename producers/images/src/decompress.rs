@@ -1,6 +1,6 @@
 //! Compressed bytes of the forms that kernels, modules and layers come in, told apart by how they begin.
 
-use std::io::Read;
+use std::io::{self, BufRead, Read};
 
 /// The window of `zstd -22 --ultra`, which kernels are packed with, and so also what a decoder may take in memory.
 const ZSTD_WINDOW_LOG: u32 = 27;
@@ -18,7 +18,7 @@ pub enum UnpackError {
     Form(Vec<u8>),
     /// It ends too early or is damaged.
     #[error("it is cut or damaged: {0}")]
-    Damaged(#[source] std::io::Error),
+    Damaged(#[source] io::Error),
     /// Unpacked it would be larger than it may be.
     #[error("unpacked it is larger than {0} bytes")]
     TooLarge(u64),
@@ -46,6 +46,23 @@ impl Form {
             _ => None,
         }
     }
+}
+
+/// All streams of a gzip file.
+pub(crate) fn gzip(packed: impl Read) -> impl Read {
+    flate2::read::MultiGzDecoder::new(packed)
+}
+
+/// All streams of an xz file.
+pub(crate) fn xz(packed: impl Read) -> impl Read {
+    lzma_rust2::XzReader::new_mem_limit(packed, true, XZ_MEMORY_KIB)
+}
+
+/// All frames of a zstd file.
+pub(crate) fn zstd(packed: impl BufRead) -> io::Result<impl Read> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
+    decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+    Ok(decoder)
 }
 
 /// Unpacks the first stream of `packed`. What follows it is not looked at: builds append a length.
@@ -79,14 +96,14 @@ pub(crate) fn bounded(reader: impl Read, limit: u64) -> Result<Vec<u8>, UnpackEr
 fn lz4_legacy(mut blocks: &[u8], limit: u64) -> Result<Vec<u8>, UnpackError> {
     let mut bytes = Vec::new();
     let mut buffer = vec![0; LZ4_LEGACY_BLOCK_BYTES];
-    let cut = || UnpackError::Damaged(std::io::ErrorKind::UnexpectedEof.into());
+    let cut = || UnpackError::Damaged(io::ErrorKind::UnexpectedEof.into());
     while let Some((length, rest)) = blocks.split_first_chunk::<4>()
         && !rest.is_empty()
     {
         let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
         let (block, rest) = rest.split_at_checked(length).ok_or_else(cut)?;
         let written = lz4_flex::block::decompress_into(block, &mut buffer)
-            .map_err(|error| UnpackError::Damaged(std::io::Error::other(error)))?;
+            .map_err(|error| UnpackError::Damaged(io::Error::other(error)))?;
         bytes.extend_from_slice(buffer.get(..written).unwrap_or_default());
         if bytes.len() as u64 > limit {
             return Err(UnpackError::TooLarge(limit));
@@ -98,7 +115,7 @@ fn lz4_legacy(mut blocks: &[u8], limit: u64) -> Result<Vec<u8>, UnpackError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use io::Write as _;
 
     use super::*;
 

@@ -4,6 +4,7 @@
 //!   /boot, /lib/modules, or an unpacked package ──► kernel ──► vmlinux, modules in load order
 //!                                                                  │
 //!   a static /init ────────────────────────────────────────► initramfs ──► cpio archive
+//!   a folder, a tar archive, an OCI layout ────────────────► rootfs ──► EROFS image
 //! ```
 //!
 //! All bytes that come out are a function of the bytes that go in: no times, owners or orders of this machine.
@@ -13,6 +14,7 @@
 mod decompress;
 pub mod initramfs;
 pub mod kernel;
+pub mod rootfs;
 
 pub use decompress::UnpackError;
 pub use initramfs::Initramfs;

@@ -4,6 +4,7 @@ pub(crate) mod batch;
 pub(crate) mod dead;
 pub(crate) mod doctor;
 pub(crate) mod executions;
+pub(crate) mod image;
 #[cfg(target_os = "linux")]
 pub(crate) mod local;
 #[cfg(not(target_os = "linux"))]
