@@ -21,6 +21,18 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("glasshouse-execution", Some(&["glasshouse-schema"])),
     ("glasshouse-backends", Some(&["glasshouse-schema", "glasshouse-execution"])),
     ("glasshouse-host-probe", Some(&["glasshouse-schema", "glasshouse-bpf", "glasshouse-execution"])),
+    ("glasshouse-guest-link", Some(&["glasshouse-schema"])),
+    // The whole of what runs and watches inside a virtual machine: a composition root of its own, without the bus.
+    (
+        "glasshouse-guest-probe",
+        Some(&[
+            "glasshouse-schema",
+            "glasshouse-execution",
+            "glasshouse-backends",
+            "glasshouse-host-probe",
+            "glasshouse-guest-link",
+        ]),
+    ),
     ("glasshouse-images", Some(&[])),
     ("glasshouse-fold", Some(&["glasshouse-schema"])),
     (

@@ -31,6 +31,13 @@ pub enum StdStreams {
         /// Takes the output.
         output: OutputTap,
     },
+    /// Standard input is read from a descriptor; output is hashed and handed over as it comes.
+    Connected {
+        /// Standard input. Who else holds it keeps its writer from being told that nobody reads.
+        stdin: Arc<OwnedFd>,
+        /// Takes the output.
+        output: OutputTap,
+    },
     /// Somebody else's streams, given to the command as they are: nothing is copied, and nothing is hashed.
     Given {
         /// The streams.

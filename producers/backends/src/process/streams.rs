@@ -8,6 +8,7 @@
 //! | capture | /dev/null | a pipe each, hashed and kept up to [`CAPTURE_BYTES`] |
 //! | given | somebody else's | likewise: nothing is copied, nothing has a hash |
 //! | handed | a file in memory with the given bytes | a pipe each, hashed and handed to the caller's tap |
+//! | connected | the given descriptor | a pipe each, hashed and handed to the caller's tap |
 //!
 //! On one pty both outputs are one stream: it is hashed as standard output and standard error has no hash.
 //!
@@ -139,8 +140,11 @@ impl Prepared {
             }
             StdStreams::Handed { stdin, output } => {
                 prepared.child[0] = Some(file_with(stdin)?);
-                prepared.pipe(1, Target::Tap(output.clone(), OutputStream::Stdout))?;
-                prepared.pipe(2, Target::Tap(output.clone(), OutputStream::Stderr))?;
+                prepared.tapped(output)?;
+            }
+            StdStreams::Connected { stdin, output } => {
+                prepared.child[0] = Some(stdin.try_clone()?);
+                prepared.tapped(output)?;
             }
             StdStreams::Given { streams, is_terminal } => {
                 let streams =
@@ -220,6 +224,11 @@ impl Prepared {
         self.child[stream] = Some(pty.slave);
         self.resized.push(pty.master.try_clone()?);
         self.source(stream, pty.master, true, Target::Caller(stream as RawFd))
+    }
+
+    fn tapped(&mut self, output: &OutputTap) -> io::Result<()> {
+        self.pipe(1, Target::Tap(output.clone(), OutputStream::Stdout))?;
+        self.pipe(2, Target::Tap(output.clone(), OutputStream::Stderr))
     }
 
     fn pipe(&mut self, stream: usize, target: Target) -> io::Result<()> {

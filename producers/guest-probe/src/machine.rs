@@ -1,0 +1,171 @@
+//! What PID 1 does with its machine: mounts, modules, loopback, the command's root filesystem, and the end.
+
+#![allow(unsafe_code, reason = "two system calls have no safe API: interface flags, and the reboot's")]
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount};
+
+/// The modules of the initramfs, and in which order they are loaded (`glasshouse-images` writes both).
+const MODULES: &str = "/lib/modules";
+const MODULES_LIST: &str = "/lib/modules/load";
+/// How long the device of the root filesystem may take to appear.
+const DEVICE_WITHIN: Duration = Duration::from_secs(10);
+/// What the root filesystem may be. Which one it is the kernel finds out.
+const FILESYSTEMS: [&str; 3] = ["ext4", "erofs", "squashfs"];
+
+/// Makes the machine ready; gives what did not work, in words. What is really needed fails later, with its own words.
+pub(crate) fn prepare() -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut note = |what: &str, result: anyhow::Result<()>| {
+        if let Err(error) = result {
+            problems.push(format!("{what}: {error:#}"));
+        }
+    };
+    note("proc", mount_new("proc", "/proc"));
+    note("sysfs", mount_new("sysfs", "/sys"));
+    note("devtmpfs", mount_new("devtmpfs", "/dev"));
+    note("modules", load_modules());
+    note("loopback", loopback_up());
+    note("hostname", nix::unistd::sethostname("guest").map_err(Into::into));
+    problems
+}
+
+/// Loads what the initramfs brought. One that is loaded or built in is no error.
+fn load_modules() -> anyhow::Result<()> {
+    let list = match fs::read_to_string(MODULES_LIST) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        list => list.context(MODULES_LIST)?,
+    };
+    let mut failed = Vec::new();
+    for name in list.lines() {
+        let file = fs::File::open(Path::new(MODULES).join(name)).with_context(|| name.to_owned())?;
+        match finit_module(&file, c"", ModuleInitFlags::empty()) {
+            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Err(error) => failed.push(format!("{name}: {error}")),
+        }
+    }
+    anyhow::ensure!(failed.is_empty(), "{}", failed.join("; "));
+    Ok(())
+}
+
+/// Sets the loopback interface up, which gives it its addresses.
+fn loopback_up() -> anyhow::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: an ifreq of zeroes is valid; the name is shorter than its field; both calls take a pointer to it.
+    let result = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request)
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error().into()),
+    }
+}
+
+/// Goes over to the command's root filesystem, as a writable layer that is gone with the machine; without a device it stays
+/// in the initramfs. Then mounts what a command and the probe expect to find.
+pub(crate) fn enter_root(device: Option<&Path>) -> anyhow::Result<()> {
+    if std::process::id() != 1 {
+        return Ok(());
+    }
+    if let Some(device) = device {
+        await_device(device)?;
+        for dir in ["/lower", "/rw", "/root"] {
+            fs::create_dir_all(dir)?;
+        }
+        mount_lower(device)?;
+        mount(Some("tmpfs"), "/rw", Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .context("mounting a tmpfs")?;
+        fs::create_dir("/rw/upper")?;
+        fs::create_dir("/rw/work")?;
+        let layers = "lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work";
+        mount(Some("overlay"), "/root", Some("overlay"), MsFlags::empty(), Some(layers))
+            .context("mounting the overlay over the root filesystem")?;
+        for dir in ["proc", "sys", "dev"] {
+            let to = format!("/root/{dir}");
+            fs::create_dir_all(&to)?;
+            mount(
+                Some(format!("/{dir}").as_str()),
+                to.as_str(),
+                None::<&str>,
+                MsFlags::MS_MOVE,
+                None::<&str>,
+            )
+            .with_context(|| format!("moving /{dir}"))?;
+        }
+        nix::unistd::chdir("/root")?;
+        mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("moving the root")?;
+        nix::unistd::chroot(".").context("entering the root filesystem")?;
+        nix::unistd::chdir("/")?;
+    }
+    // Each is optional: a command that needs one that is missing says so.
+    for (kind, at) in [
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
+        ("cgroup2", "/sys/fs/cgroup"),
+        ("bpf", "/sys/fs/bpf"),
+        ("tracefs", "/sys/kernel/tracing"),
+    ] {
+        if let Err(error) = mount_new(kind, at) {
+            eprintln!("glasshouse-guest-probe: {kind} at {at}: {error:#}");
+        }
+    }
+    for (link, to) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        let _ = std::os::unix::fs::symlink(to, Path::new("/dev").join(link));
+    }
+    Ok(())
+}
+
+fn mount_lower(device: &Path) -> anyhow::Result<()> {
+    let mut reasons = Vec::new();
+    for kind in FILESYSTEMS {
+        match mount(Some(device), "/lower", Some(kind), MsFlags::MS_RDONLY, None::<&str>) {
+            Ok(()) => return Ok(()),
+            Err(error) => reasons.push(format!("{kind}: {error}")),
+        }
+    }
+    anyhow::bail!("the root filesystem {} cannot be mounted: {}", device.display(), reasons.join(", "))
+}
+
+/// Waits for a device, which its driver makes a moment after it was loaded.
+fn await_device(device: &Path) -> anyhow::Result<()> {
+    let end = Instant::now() + DEVICE_WITHIN;
+    while !device.exists() {
+        anyhow::ensure!(Instant::now() < end, "there is no {} within {DEVICE_WITHIN:?}", device.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn mount_new(kind: &str, at: &str) -> anyhow::Result<()> {
+    fs::create_dir_all(at)?;
+    mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>)?;
+    if at == "/tmp" || at == "/dev/shm" {
+        fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
+    }
+    Ok(())
+}
+
+/// Ends the machine. A restart ends every VMM that is told not to do it; a power-off would hang where there is no ACPI.
+pub(crate) fn power_off() -> ! {
+    // SAFETY: plain system calls without pointers.
+    unsafe {
+        libc::sync();
+        libc::reboot(libc::RB_AUTOBOOT);
+    }
+    // Returns only if the kernel refused; then its panic ends the machine.
+    std::process::exit(125)
+}

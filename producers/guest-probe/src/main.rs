@@ -1,0 +1,48 @@
+//! `glasshouse-guest-probe`: runs and watches one command inside a virtual machine, for the host at the other end of a link.
+//!
+//! As PID 1 it first makes the machine ready ([`machine`]) and takes its settings from the kernel's command line; at the
+//! end it powers the machine off. As a service it is told where the host is:
+//!
+//! ```text
+//! glasshouse-guest-probe --transport virtio-serial:NAME|vsock:PORT|unix:PATH
+//! glasshouse-guest-probe --transport jsonl[:FILE] [--watch] -- COMMAND…     no host: what it would be told, as JSON lines
+//! ```
+//! It is the engine of nothing: the host drives it step by step (`glasshouse-guest-link` has the order), and the parts
+//! that run and watch are those of the host, the backend `process` and the controller `ebpf`.
+
+#![deny(clippy::print_stdout)]
+
+#[cfg(target_os = "linux")]
+mod command;
+#[cfg(target_os = "linux")]
+mod link;
+#[cfg(target_os = "linux")]
+mod machine;
+#[cfg(target_os = "linux")]
+mod settings;
+
+#[cfg(target_os = "linux")]
+fn main() -> std::process::ExitCode {
+    let is_init = std::process::id() == 1;
+    let problems = if is_init { machine::prepare() } else { Vec::new() };
+    let done = settings::read(is_init)
+        .and_then(|settings| machine::enter_root(settings.root.as_deref()).map(|()| settings))
+        .and_then(|settings| command::serve(&settings, is_init, problems));
+    if let Err(error) = &done {
+        // On a machine of its own this is the console, which the host keeps.
+        eprintln!("glasshouse-guest-probe: error: {error:#}");
+    }
+    if is_init {
+        machine::power_off();
+    }
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(_) => std::process::ExitCode::from(125),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() -> std::process::ExitCode {
+    eprintln!("glasshouse-guest-probe: error: it runs inside Linux virtual machines");
+    std::process::ExitCode::from(125)
+}

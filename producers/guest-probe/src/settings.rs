@@ -1,0 +1,107 @@
+//! Where the host is: from the kernel's command line, or from our own.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use glasshouse_guest_link::loopback::Loopback;
+use glasshouse_guest_link::message::Bytes;
+use glasshouse_guest_link::{Address, Attach, Spec, Transport};
+use glasshouse_schema::ids::{ExecutionId, NodeId};
+use glasshouse_schema::lifecycle::RedactionRules;
+use glasshouse_schema::limits::Limits;
+
+/// What PID 1 is told by the kernel's command line.
+const TRANSPORT: &str = "glasshouse.transport=";
+const ROOT: &str = "glasshouse.root=";
+
+/// How the probe runs.
+pub(crate) struct Settings {
+    pub(crate) transport: Box<dyn Transport>,
+    /// The device with the command's root filesystem; without it the command has ours.
+    pub(crate) root: Option<PathBuf>,
+}
+
+pub(crate) fn read(is_init: bool) -> anyhow::Result<Settings> {
+    match is_init {
+        true => of_kernel(&std::fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?),
+        false => of_arguments(std::env::args_os().skip(1)),
+    }
+}
+
+fn of_kernel(line: &str) -> anyhow::Result<Settings> {
+    let word = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key));
+    let transport: Address =
+        word(TRANSPORT).with_context(|| format!("the kernel's command line has no {TRANSPORT}"))?.parse()?;
+    Ok(Settings { transport: Box::new(transport), root: word(ROOT).map(PathBuf::from) })
+}
+
+fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Settings> {
+    let (mut transport, mut watch, mut command) = (None, false, Vec::new());
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--transport") => transport = arguments.next(),
+            Some("--watch") => watch = true,
+            Some("--") => command.extend(arguments.by_ref()),
+            _ => anyhow::bail!("unknown argument {argument:?}"),
+        }
+    }
+    let transport = transport.and_then(|text| text.into_string().ok()).context("--transport is missing")?;
+    let transport: Box<dyn Transport> = match transport.strip_prefix("jsonl") {
+        Some(file) => {
+            anyhow::ensure!(!command.is_empty(), "without a host there must be a command: -- COMMAND…");
+            let file = file.strip_prefix(':').map(PathBuf::from);
+            Box::new(alone(file, watch, command)?)
+        }
+        None => {
+            anyhow::ensure!(command.is_empty(), "the command is the host's to say");
+            Box::new(transport.parse::<Address>()?)
+        }
+    };
+    Ok(Settings { transport, root: None })
+}
+
+/// A command that no host asked for.
+fn alone(file: Option<PathBuf>, watch: bool, command: Vec<OsString>) -> anyhow::Result<Loopback> {
+    let bytes = |text: OsString| Bytes(text.into_vec());
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let mut random = [0; 10];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut random)?;
+    Ok(Loopback {
+        file,
+        spec: Spec {
+            execution: ExecutionId::from_parts(u64::try_from(since.as_millis())?, random),
+            argv: command.into_iter().map(bytes).collect(),
+            env: std::env::vars_os().map(|(name, value)| (bytes(name), bytes(value))).collect(),
+            workdir: bytes(std::env::current_dir()?.into_os_string()),
+            watch,
+            limits: Limits::default(),
+            redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },
+            redaction_key: Bytes(vec![0; 32]),
+            unix_ns: i64::try_from(since.as_nanos())?,
+        },
+        attach: Attach { node: NodeId::new("loopback")?, epoch: 1, lossless: false },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn settings_are_read_from_either_command_line() {
+        let found =
+            of_kernel("quiet glasshouse.transport=vsock:7 glasshouse.root=/dev/vda panic=-1\n").unwrap();
+        assert_eq!(found.root, Some("/dev/vda".into()));
+        assert!(of_kernel("quiet").is_err());
+        assert!(of_kernel("glasshouse.transport=smoke:signals").is_err());
+        let of = |line: &str| of_arguments(line.split(' ').map(OsString::from));
+        assert!(of("--transport unix:/run/host").is_ok());
+        assert!(of("--transport unix:/run/host -- true").is_err());
+        assert!(of("--transport jsonl:/tmp/x --watch -- true").is_ok());
+        assert!(of("--transport jsonl").is_err());
+        assert!(of("--loud").is_err());
+    }
+}
