@@ -240,6 +240,7 @@ fn execution(spec: Spec, link: &mut Link, is_init: bool) -> anyhow::Result<Execu
         guest_prep: is_init,
         wait_for_descendants: false,
         sandbox: Default::default(),
+        run_as: None,
         limits: spec.limits,
         labels: Default::default(),
         policies: Vec::new(),
