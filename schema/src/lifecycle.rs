@@ -551,14 +551,19 @@ pub fn version_of(bytes: &[u8]) -> Option<u32> {
 }
 
 impl LifecycleEvent {
-    /// Reads a document, its size and version checked first.
+    /// Reads a document, its size checked first. That it is newer explains why it could not be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, LifecycleError> {
         if bytes.len() > MAX_LIFECYCLE_BYTES {
             return Err(LifecycleError::TooLarge(bytes.len()));
         }
-        match serde_json::from_slice::<Versioned>(bytes)?.schema_version {
-            version if version > crate::version::LIFECYCLE => Err(LifecycleError::TooNew(version)),
-            _ => Ok(serde_json::from_slice(bytes)?),
+        let read = serde_json::from_slice::<Self>(bytes);
+        let version = match &read {
+            Ok(event) => event.schema_version,
+            Err(_) => serde_json::from_slice::<Versioned>(bytes)?.schema_version,
+        };
+        match version > crate::version::LIFECYCLE {
+            true => Err(LifecycleError::TooNew(version)),
+            false => Ok(read?),
         }
     }
 

@@ -3,14 +3,13 @@
 use futures::{StreamExt, TryStreamExt, stream};
 use glasshouse_nats::{Bus, ClaimOutcome, Claims, Publisher};
 use glasshouse_schema::frame::{Body, FrameWriterConfig, Io, Open, Seal, SealTotals};
-use glasshouse_schema::lifecycle::{
-    Admitted, Attached, Claimed, Cleaned, Environment, Exited, Isolation, Outcome, Prepared, Profiled,
-    ProfilingMode, Requested, Sandbox, Sealed, SealedVantage, Started,
-};
+use glasshouse_schema::lifecycle::{Cleaned, Sealed, SealedVantage};
 use glasshouse_schema::{
-    EncodedFrame, Event, ExecFlags, ExecutionId, Fact, Frame, FrameWriter, LifecycleEvent, NodeId, PathRef,
-    Phase, ProcessKey, Usage, Vantage, version,
+    EncodedFrame, Event, ExecutionId, Fact, Frame, FrameWriter, LifecycleEvent, NodeId, PathRef, Phase,
+    ProcessKey, Usage, Vantage, version,
 };
+
+use crate::script::{beginning_on, exec, exited};
 
 const UNIX_NS: i64 = 1_700_000_000_000_000_000;
 /// How many claims are taken at a time.
@@ -83,16 +82,7 @@ impl Script {
             unix_ns: UNIX_NS,
             phase,
         };
-        let begin = begin(node, epoch).into_iter().map(event).collect();
-        let outcome = Outcome::default();
-        let exited = Phase::Exited(Exited {
-            outcome,
-            start_unix_ns: UNIX_NS,
-            end_unix_ns: UNIX_NS + 1_000_000_000,
-            rusage: None,
-            stdout_hash: None,
-            stderr_hash: None,
-        });
+        let begin = beginning_on(node.clone(), epoch).into_iter().map(event).collect();
         let head = frames.last().unwrap().digest;
         let vantages = vec![SealedVantage { vantage: Vantage::Host, frames: frames.len() as u64, head }];
         let sealed = Phase::Sealed(Sealed { vantages, missing: Vec::new() });
@@ -100,7 +90,7 @@ impl Script {
             id,
             node: node.clone(),
             begin,
-            exited: event(exited),
+            exited: event(exited()),
             sealed: event(sealed),
             cleaned: event(Phase::Cleaned(Cleaned::default())),
             frames,
@@ -160,44 +150,6 @@ impl Script {
     }
 }
 
-fn begin(node: &NodeId, epoch: u64) -> Vec<Phase> {
-    let environment = Environment {
-        runtime: "process".into(),
-        os: "linux".into(),
-        arch: "x86_64".into(),
-        kernel: "6.12.0".into(),
-        sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
-    };
-    vec![
-        Phase::Requested(Requested {
-            argv: ["cc", "-O2", "-c", "src/main.c"].map(Into::into).to_vec(),
-            workdir: "/srv/build".into(),
-            backend: "process".into(),
-            profile: ProfilingMode::Host,
-            profile_required: false,
-            labels: Default::default(),
-            trace_id: None,
-        }),
-        Phase::Admitted(Admitted::default()),
-        Phase::Claimed(Claimed { node: node.clone(), epoch }),
-        Phase::Prepared(Prepared {
-            backend: "process".into(),
-            isolation: Isolation::Process,
-            environment: Box::new(environment),
-        }),
-        Phase::Started(Started { root_pid: Some(1) }),
-        Phase::Profiled(Profiled {
-            attached: vec![Attached {
-                vantage: Vantage::Host,
-                controller: "ebpf".into(),
-                hooks: Vec::new(),
-                blind_spots: Vec::new(),
-            }],
-            unavailable: Vec::new(),
-        }),
-    ]
-}
-
 fn frames(id: ExecutionId, node: &NodeId, epoch: u64, shape: Shape) -> Vec<EncodedFrame> {
     let process = ProcessKey { tgid: 1, start_boot_ns: 1_000 };
     let mut config = FrameWriterConfig::new(id, node.clone(), Vantage::Host, epoch, UNIX_NS);
@@ -210,19 +162,9 @@ fn frames(id: ExecutionId, node: &NodeId, epoch: u64, shape: Shape) -> Vec<Encod
         boot_ns += 1_000;
         writer.push(&Event { boot_ns, process, fact })
     };
-    let exec = Fact::Exec {
-        ppid: 0,
-        exe: PathRef::resolved(b"/usr/bin/cc"),
-        cwd: PathRef::resolved(b"/srv/build"),
-        argv: &[b"cc", b"-O2", b"-c", b"src/main.c"],
-        argv_truncated: false,
-        uid: 0,
-        gid: 0,
-        env: &[],
-        env_truncated: false,
-        flags: ExecFlags::default(),
-    };
-    let mut frames: Vec<EncodedFrame> = push(&mut writer, process, exec).into_iter().collect();
+    let argv: [&[u8]; 4] = [b"cc", b"-O2", b"-c", b"src/main.c"];
+    let mut frames: Vec<EncodedFrame> =
+        push(&mut writer, process, exec("/usr/bin/cc", &argv)).into_iter().collect();
     match shape {
         Shape::Opens(files) => {
             for n in 0..files {

@@ -18,6 +18,8 @@ mod host;
 mod load;
 mod raw;
 mod scale;
+#[path = "../../tests/common/script.rs"]
+mod script;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -50,6 +50,11 @@ pub(crate) async fn claim(bus: &Bus, execution: ExecutionId) -> u64 {
 
 /// The events of an execution up to `profiled`.
 pub(crate) fn beginning(epoch: u64) -> Vec<Phase> {
+    beginning_on(node(), epoch)
+}
+
+/// The same, of an execution on some node. The benches play it too.
+pub(crate) fn beginning_on(node: NodeId, epoch: u64) -> Vec<Phase> {
     vec![
         Phase::Requested(Requested {
             argv: vec!["true".into()],
@@ -61,7 +66,7 @@ pub(crate) fn beginning(epoch: u64) -> Vec<Phase> {
             trace_id: None,
         }),
         Phase::Admitted(Admitted::default()),
-        Phase::Claimed(Claimed { node: node(), epoch }),
+        Phase::Claimed(Claimed { node, epoch }),
         Phase::Prepared(Prepared {
             backend: "process".into(),
             isolation: Isolation::Process,
