@@ -39,6 +39,10 @@ impl Mapping {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        // A fork would copy the entry of every page, twice over for the data, and an exec take them down again: that is most of
+        // what starting a command costs. No child has any use for it. A kernel that does not know it only takes longer.
+        // SAFETY: the range that mmap has just given.
+        unsafe { libc::madvise(start, bytes, libc::MADV_DONTFORK) };
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok(Self { start, bytes })
     }

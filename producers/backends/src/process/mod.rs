@@ -149,7 +149,10 @@ impl ProcessBackend {
         cgroup: &mut Option<Arc<Cgroup>>,
         sandbox: &Sandbox,
     ) -> Result<(Held, Child), BackendError> {
-        let program = user::with_rights_of(spec.run_as.as_ref(), || Program::find(spec))??;
+        let program = match Program::named(spec) {
+            Some(program) => program,
+            None => user::with_rights_of(spec.run_as.as_ref(), || Program::search(spec))??,
+        };
         let failed = |error: io::Error| BackendError::failed("making the command's process", error);
         let plan = Plan::new(spec, program.path(), sandbox).map_err(failed)?;
         let own_terminal = streams.has_own_terminal();
@@ -412,8 +415,10 @@ impl ExecutionBackend for ProcessBackend {
             }
         };
         self.state().cgroup.clone_from(&cgroup);
+        // Without a sandbox no path is looked up.
         let user = spec.run_as.as_ref();
-        let sandbox = user::with_rights_of(user, || Sandbox::plan(spec))??;
+        let of_paths = user.filter(|_| spec.sandbox.level > SandboxLevel::None);
+        let sandbox = user::with_rights_of(of_paths, || Sandbox::plan(spec))??;
         let workdir = sandbox.workdir().or(spec.workdir.as_deref()).unwrap_or(Path::new("."));
         let mut limits = Enforced::prepare(spec.id, &spec.limits, cgroup.as_deref(), workdir, user);
         if matches!(spec.streams, StdStreams::Given { .. }) && limits.output.take().is_some() {

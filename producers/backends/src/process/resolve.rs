@@ -24,22 +24,31 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Finds it. A name with a slash is taken as it is: the kernel says at the exec whether it exists.
-    pub(super) fn find(spec: &ExecutionSpec) -> Result<Self, BackendError> {
-        let program: &OsStr = spec.argv.first().map_or(OsStr::new(""), OsString::as_os_str);
+    /// A name with a slash is taken as it is: the kernel says at the exec whether it exists. `None` for any other.
+    pub(super) fn named(spec: &ExecutionSpec) -> Option<Self> {
+        let program = Self::written(spec);
+        program.as_bytes().contains(&b'/').then(|| Self::at(spec, program.into()))
+    }
+
+    fn written(spec: &ExecutionSpec) -> &OsStr {
+        spec.argv.first().map_or(OsStr::new(""), OsString::as_os_str)
+    }
+
+    fn at(spec: &ExecutionSpec, path: PathBuf) -> Self {
+        let name = Self::written(spec).to_string_lossy().into_owned();
+        let here = spec.workdir.as_ref().map_or_else(|| path.clone(), |dir| dir.join(&path));
+        Self { name, path, here }
+    }
+
+    /// Searches for what has no slash.
+    pub(super) fn search(spec: &ExecutionSpec) -> Result<Self, BackendError> {
+        let program = Self::written(spec);
         let name = program.to_string_lossy().into_owned();
-        let at = |path: PathBuf| {
-            let here = spec.workdir.as_ref().map_or_else(|| path.clone(), |dir| dir.join(&path));
-            Self { name: name.clone(), path, here }
-        };
-        if program.as_bytes().contains(&b'/') {
-            return Ok(at(program.into()));
-        }
         let mut found_but_denied = false;
         for dir in search_path(spec).as_bytes().split(|byte| *byte == b':') {
             // An empty entry is the working directory.
             let dir = if dir.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(dir)) };
-            let candidate = at(dir.join(program));
+            let candidate = Self::at(spec, dir.join(program));
             if !candidate.here.is_file() {
                 continue;
             }
