@@ -51,10 +51,6 @@ pub struct Request {
     /// Labels for the receipt.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// How long the command may run, in milliseconds; without end if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 9_007_199_254_740_991_u64))]
-    pub timeout_ms: Option<u64>,
     /// How far the command is kept from the node; not at all if absent. Paths are the node's.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sandbox: SandboxRequest,
@@ -166,12 +162,6 @@ pub enum RequestError {
     /// The working directory depends on where the agent stands.
     #[error("the working directory `{0}` is not an absolute path")]
     RelativeWorkdir(String),
-    /// The command would be over before it began.
-    #[error("a timeout of 0 leaves no time to run")]
-    NoTime,
-    /// A number that JSON does not hold.
-    #[error("a timeout of {0} ms is longer than a document can say")]
-    TooLong(u64),
 }
 
 impl Request {
@@ -188,7 +178,6 @@ impl Request {
             profile: None,
             profile_required: false,
             labels: BTreeMap::new(),
-            timeout_ms: None,
             sandbox: SandboxRequest::default(),
             limits: Limits::default(),
             retries: 0,
@@ -244,11 +233,7 @@ impl Request {
         if let Some(dir) = self.workdir.as_ref().filter(|dir| !dir.starts_with('/')) {
             return Err(RequestError::RelativeWorkdir(dir.chars().take(256).collect()));
         }
-        match self.timeout_ms {
-            Some(0) => Err(RequestError::NoTime),
-            Some(long) if long > canonical::MAX_INTEGER => Err(RequestError::TooLong(long)),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// The request that repeats this one, if it may be repeated. Its id follows from this one's, so whoever asks for it,
@@ -280,7 +265,7 @@ mod tests {
     fn what_is_written_is_read() {
         let mut all = request();
         all.stdin_base64 = Stdin(vec![0, 255, b'a']);
-        all.timeout_ms = Some(1500);
+        all.limits.wall_ms = Some(1500);
         all.retries = 2;
         for request in [request(), all] {
             assert_eq!(Request::decode(&request.encode().unwrap()).unwrap(), request);
@@ -305,12 +290,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_run_is_refused_by_writer_and_reader() {
-        let bad: [fn(&mut Request); 6] = [
+        let bad: [fn(&mut Request); 4] = [
             |request| request.argv.clear(),
             |request| request.argv[0].clear(),
             |request| request.workdir = Some("tmp".into()),
-            |request| request.timeout_ms = Some(0),
-            |request| request.timeout_ms = Some(u64::MAX),
             |request| request.stdin_base64 = Stdin(vec![0; MAX_STDIN_BYTES + 1]),
         ];
         for make_bad in bad {

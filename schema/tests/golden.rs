@@ -502,7 +502,6 @@ fn request() -> Request {
     request.profile = Some(ProfilingMode::Host);
     request.profile_required = true;
     request.labels.insert("job".into(), "42".into());
-    request.timeout_ms = Some(1500);
     request.sandbox.level = glasshouse_schema::SandboxLevel::Standard;
     request.limits.set_text("memory=512MiB").unwrap();
     request.retries = 1;

@@ -23,7 +23,7 @@ Exit codes:
 
 Examples:
   glasshouse submit -- make test
-  glasshouse submit --pool build --profile host --label job=42 --timeout 10m -- ./build.sh
+  glasshouse submit --pool build --profile host --label job=42 --limit wall=10m -- ./build.sh
   glasshouse submit --sandbox standard --limit memory=512MiB --limit pids=64 -- ./untrusted
   echo hello | glasshouse submit --stdin -- cat
   id=$(glasshouse submit --detach -- ./long.sh) && glasshouse logs -f $id && glasshouse wait $id";
@@ -55,9 +55,6 @@ pub(crate) struct SubmitArgs {
     pub(crate) workdir: String,
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
-    /// End the command after this time
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) timeout: Option<Duration>,
     /// Run it again, so often at most, when nobody knows how it ended: it may then have run twice
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) retries: u32,

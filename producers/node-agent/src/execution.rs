@@ -124,8 +124,7 @@ impl Shared {
         };
         let engine = Engine { controllers, ..Engine::new(backend.clone(), sink.clone()) };
         let ended_because = Arc::clone(&engine.ended_because);
-        let timeout = request.timeout_ms.map(Duration::from_millis);
-        let ending = Ending { backend, ended_because, timeout, kill_grace: settings.kill_grace };
+        let ending = Ending { backend, ended_because, kill_grace: settings.kill_grace };
 
         let report = {
             let run = engine.run(spec, traceparent);
@@ -178,10 +177,7 @@ impl Shared {
         let mut progress = tokio::time::interval(self.queue.ack_wait() / 3);
         progress.reset();
         let mut phase = self.phase.subscribe();
-        let late = tokio::time::sleep(ending.timeout.unwrap_or(NEVER));
-        let killing = tokio::time::sleep(NEVER);
-        let (mut late, mut killing) = (std::pin::pin!(late), std::pin::pin!(killing));
-        let mut is_late = ending.timeout.is_none();
+        let mut killing = std::pin::pin!(tokio::time::sleep(NEVER));
         let mut is_killed = false;
         let mut is_open = true;
         loop {
@@ -200,12 +196,6 @@ impl Shared {
                     None => is_open = false,
                 },
                 _ = progress.tick() => self.keep(delivery).await,
-                () = &mut late, if !is_late => {
-                    is_late = true;
-                    let after = ending.timeout.unwrap_or_default().as_millis();
-                    ending.end(&format!("it ran longer than its timeout of {after} ms"), StopSignal::Terminate).await;
-                    killing.as_mut().reset(Instant::now() + ending.kill_grace);
-                }
                 () = &mut killing => {
                     ending.end("", StopSignal::Kill).await;
                     killing.as_mut().reset(Instant::now() + NEVER);
@@ -277,7 +267,6 @@ async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
 struct Ending {
     backend: Arc<dyn ExecutionBackend>,
     ended_because: Arc<std::sync::OnceLock<String>>,
-    timeout: Option<Duration>,
     kill_grace: Duration,
 }
 

@@ -81,7 +81,7 @@ pub struct Layer {
     #[arg(long, env = "GLASSHOUSE_DRAIN_GRACE", value_name = "TIME", value_parser = parse_duration)]
     #[serde(default, deserialize_with = "duration_text")]
     pub drain_grace: Option<Duration>,
-    /// How long a command that is cancelled or late may take to end after SIGTERM, before SIGKILL (default: 5s)
+    /// How long a command that is cancelled may take to end after SIGTERM, before SIGKILL (default: 5s)
     #[arg(long, env = "GLASSHOUSE_KILL_GRACE", value_name = "TIME", value_parser = parse_duration)]
     #[serde(default, deserialize_with = "duration_text")]
     pub kill_grace: Option<Duration>,

@@ -134,10 +134,10 @@ async fn a_running_command_is_cancelled_at_once_and_has_its_end() {
         assert!(outcome.error.is_some(), "{outcome:?}");
     }
     let mut late = request("exec sleep 1000");
-    late.timeout_ms = Some(50);
+    late.limits.wall_ms = Some(50);
     broker.submit(&late).await;
     let outcome = broker.outcome(late.execution_id).await;
-    assert!(outcome.error.as_ref().is_some_and(|error| error.contains("timeout")), "{outcome:?}");
+    assert_eq!(outcome.limit_exceeded, Some(glasshouse_schema::Limit::Wall), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

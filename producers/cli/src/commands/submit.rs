@@ -70,7 +70,6 @@ fn request(args: &SubmitArgs) -> anyhow::Result<Request> {
             .read_to_end(&mut stdin)
             .context("cannot read standard input")?;
     }
-    let millis = |timeout: Duration| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     Ok(Request {
         env: args.env.iter().cloned().collect(),
         workdir: Some(args.workdir.clone()),
@@ -79,7 +78,6 @@ fn request(args: &SubmitArgs) -> anyhow::Result<Request> {
         profile: args.profile.map(Into::into),
         profile_required: args.profile_required,
         labels: args.label.iter().cloned().collect(),
-        timeout_ms: args.timeout.map(millis),
         sandbox: args.sandbox.elsewhere()?,
         limits: args.sandbox.limits()?,
         retries: args.retries,
