@@ -15,7 +15,8 @@ use glasshouse_runner::bus::BusSink;
 use glasshouse_runner::sink::RunSink;
 use glasshouse_schema::Request;
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
-use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules, Step};
+use glasshouse_schema::ids::ExecutionId;
+use glasshouse_schema::lifecycle::{PhaseName, ProfilingMode, RedactionRules, Step};
 use glasshouse_schema::request::{Action, RequestError};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -132,7 +133,7 @@ impl Shared {
             tokio::select! {
                 biased;
                 report = &mut run => report,
-                never = self.attend(&delivery, controls, ending) => match never {},
+                never = self.attend(execution, &delivery, controls, ending) => match never {},
             }
         };
         for error in report.sink_errors.iter().map(ToString::to_string).chain(report.cleanup_errors) {
@@ -170,6 +171,7 @@ impl Shared {
     /// Keeps the request ours and does what is asked meanwhile; ends with the execution, by being dropped.
     async fn attend(
         &self,
+        execution: ExecutionId,
         delivery: &Delivery,
         mut controls: Controls,
         ending: Ending,
@@ -180,6 +182,7 @@ impl Shared {
         let mut killing = std::pin::pin!(tokio::time::sleep(NEVER));
         let mut is_killed = false;
         let mut is_open = true;
+        let mut kept = Instant::now();
         loop {
             tokio::select! {
                 asked = controls.next(), if is_open => match asked {
@@ -195,7 +198,15 @@ impl Shared {
                     }
                     None => is_open = false,
                 },
-                _ = progress.tick() => self.keep(delivery).await,
+                _ = progress.tick() => {
+                    // Whoever did not say so in time was frozen: others may have ended the record meanwhile.
+                    let was_frozen = kept.elapsed() > self.queue.ack_wait();
+                    kept = Instant::now();
+                    if was_frozen && self.is_ended_elsewhere(execution).await {
+                        ending.end("it was given up while this agent was frozen", StopSignal::Kill).await;
+                    }
+                    self.keep(delivery).await;
+                }
                 () = &mut killing => {
                     ending.end("", StopSignal::Kill).await;
                     killing.as_mut().reset(Instant::now() + NEVER);
@@ -204,6 +215,19 @@ impl Shared {
                     is_killed = true;
                     ending.end("the node agent was stopped", StopSignal::Kill).await;
                 }
+            }
+        }
+    }
+
+    /// Whether somebody else has ended the record of an execution that we run.
+    async fn is_ended_elsewhere(&self, execution: ExecutionId) -> bool {
+        match self.bus.lifecycle_of(execution).await {
+            Ok(record) => record
+                .iter()
+                .any(|event| matches!(event.phase.name(), PhaseName::Cleaned | PhaseName::Closed)),
+            Err(error) => {
+                tracing::warn!(%error, "whether an execution was given up is not known");
+                false
             }
         }
     }

@@ -130,8 +130,8 @@ async fn two_agents_share_a_pool_and_one_that_was_frozen_runs_nothing_twice() {
     assert!(by_node.len() == 2 && by_node.values().all(|count| *count >= 5), "shared: {by_node:?}");
 
     // One holds a command of its own while it is frozen, and the server may hand it requests that it cannot take.
-    let go = work.join("go");
-    let held = traced(&work, &format!("while [ ! -e {} ]; do sleep 0.02; done", go.display()));
+    let held_by = format!("glasshouse-held-{}", std::process::id());
+    let held = traced(&work, &format!(": {held_by}; while :; do sleep 0.02; done"));
     other.signal(Signal::SIGSTOP);
     broker.submit(&held).await;
     until("it runs", || runs(&work, held.execution_id) == 1).await;
@@ -145,11 +145,73 @@ async fn two_agents_share_a_pool_and_one_that_was_frozen_runs_nothing_twice() {
     }
     let outcome = broker.outcome(held.execution_id).await;
     assert!(outcome.error.as_ref().is_some_and(|error| error.starts_with("outcome unknown")), "{outcome:?}");
+    // It is ended once its agent is back: whoever waited was told that nobody knows of it.
+    assert!(!processes(&held_by).is_empty());
     frozen.signal(Signal::SIGCONT);
-    std::fs::write(&go, "").unwrap();
+    until("what was given up is ended", || processes(&held_by).is_empty()).await;
     broker.queue_is_empty().await;
     assert_eq!((frozen.stop(), other.stop()), (Some(0), Some(0)));
     for request in requests.iter().chain([&held]) {
         assert_eq!(runs(&work, request.execution_id), 1, "{}", request.execution_id);
+    }
+}
+
+/// So many agents share one broker; more by GLASSHOUSE_TEST_AGENTS, such as the 24 that docs/node-agent.md tells of.
+const AGENTS: usize = 6;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_agents_share_a_pool_fairly_and_lose_nothing_when_one_is_frozen() {
+    const EACH: usize = 20;
+    let agents = std::env::var("GLASSHOUSE_TEST_AGENTS").ok();
+    let agents = agents.map_or(AGENTS, |text| text.parse().expect("a number of agents"));
+    let broker = broker().await;
+    let work = broker.work();
+    let options = ["--concurrency", "2", "--ack-wait", "1s", "--lost-after", "1s"];
+    let mut fleet: Vec<_> =
+        (0..agents).map(|number| broker.agent(&format!("node-{number}"), &options)).collect();
+    let requests: Vec<Request> = (0..2 * agents * EACH).map(|_| traced(&work, "sleep 0.1")).collect();
+    let (first, second) = requests.split_at(agents * EACH);
+    let began = std::time::Instant::now();
+    for request in first {
+        broker.submit(request).await;
+    }
+    let by_node = async |requests: &[Request]| {
+        let mut by_node: HashMap<String, usize> = HashMap::new();
+        let mut unknown = 0;
+        for request in requests {
+            let record = broker.record(request.execution_id).await;
+            *by_node.entry(record[0].node.as_ref().unwrap().to_string()).or_default() += 1;
+            let outcome = broker.outcome(request.execution_id).await;
+            let is_unknown = outcome.error.as_ref().is_some_and(|error| error.starts_with("outcome unknown"));
+            unknown += usize::from(is_unknown);
+            assert!(is_unknown || outcome.exit_code == 0, "{outcome:?}");
+        }
+        (by_node, unknown)
+    };
+    let (shared, unknown) = by_node(first).await;
+    let (least, most) = (shared.values().min().unwrap(), shared.values().max().unwrap());
+    eprintln!("{agents} agents, {} requests in {:?}: {least} to {most} each", first.len(), began.elapsed());
+    assert_eq!((shared.len(), unknown), (agents, 0));
+    assert!(*least >= EACH / 2 && *most <= EACH * 2, "{shared:?}");
+
+    // One is frozen in the middle, and comes back when all is done.
+    for request in &second[..second.len() / 2] {
+        broker.submit(request).await;
+    }
+    fleet[0].signal(Signal::SIGSTOP);
+    for request in &second[second.len() / 2..] {
+        broker.submit(request).await;
+    }
+    let (_, unknown) = by_node(second).await;
+    eprintln!("one frozen: {unknown} of {} ended as unknown", second.len());
+    // No more than it had slots.
+    assert!(unknown <= 2, "{unknown}");
+    fleet[0].signal(Signal::SIGCONT);
+    broker.queue_is_empty().await;
+    for agent in &mut fleet {
+        assert_eq!(agent.stop(), Some(0));
+    }
+    for request in &requests {
+        assert!(runs(&work, request.execution_id) <= 1, "{}", request.execution_id);
     }
 }
