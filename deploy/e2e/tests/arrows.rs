@@ -34,6 +34,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
         ]),
     ),
     ("glasshouse-images", Some(&[])),
+    ("glasshouse-firecracker", Some(&[])),
     ("glasshouse-fold", Some(&["glasshouse-schema"])),
     (
         "glasshouse-aggregator",
