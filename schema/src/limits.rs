@@ -183,7 +183,7 @@ impl Limits {
         let limit = Limit::parse(name).ok_or_else(|| LimitError::UnknownName(name.to_owned()))?;
         let value = match limit {
             Limit::Wall | Limit::Cpu => milliseconds(value)?,
-            Limit::Memory | Limit::Output | Limit::Disk => bytes(value)?,
+            Limit::Memory | Limit::Output | Limit::Disk => parse_size(value)?,
             Limit::Pids | Limit::Files => {
                 value.parse().map_err(|_| LimitError::BadNumber(value.to_owned()))?
             }
@@ -256,8 +256,8 @@ fn milliseconds(text: &str) -> Result<u64, LimitError> {
     read.ok_or_else(|| LimitError::BadDuration(text.to_owned()))
 }
 
-/// `4096`, `64KiB`, `512MiB`, `2GiB`, with `K`, `M` and `G` for short, `kB`, `MB` and `GB` by the thousand.
-fn bytes(text: &str) -> Result<u64, LimitError> {
+/// Reads a size in bytes: `4096`, `64KiB`, `512MiB`, `2GiB`, with `K`, `M` and `G` for short, `kB`, `MB` and `GB` by the thousand.
+pub fn parse_size(text: &str) -> Result<u64, LimitError> {
     let (number, unit) = split(text);
     let scale = match unit {
         "" | "B" => Some(1),

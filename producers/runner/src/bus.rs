@@ -142,7 +142,15 @@ impl BusSink {
         let trace = current.as_deref().or(self.traceparent.get().map(String::as_str));
         match &self.way {
             Way::Spooled(publisher) => self.count(publisher.publish_lifecycle(event, trace).await),
-            Way::Direct(publisher) => self.take(publisher.publish_lifecycle(event, trace)).await,
+            // Sent once everything before it is stored, as from a spool: what was sent behind a refused message may be stored
+            // before it, and an event that ends the record must not be.
+            Way::Direct(publisher) => {
+                let behind = async {
+                    publisher.flush().await?;
+                    publisher.publish_lifecycle(event, trace).await
+                };
+                self.take(behind).await;
+            }
         }
     }
 
