@@ -41,7 +41,9 @@ pub(super) fn add(tree: &mut Tree, root: &Path) -> Result<usize, ImageError> {
                 }
                 linked.insert(key, at.to_vec());
             }
-            let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
+            // Both types differ between systems.
+            let device = metadata.rdev() as libc::dev_t;
+            let (major, minor) = (libc::major(device) as u32, libc::minor(device) as u32);
             let kind = if kind.is_file() {
                 Kind::File(tree.store(open(&path)?)?)
             } else if kind.is_symlink() {
