@@ -35,6 +35,16 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ),
     ("glasshouse-images", Some(&[])),
     ("glasshouse-firecracker", Some(&[])),
+    (
+        "glasshouse-vm",
+        Some(&[
+            "glasshouse-schema",
+            "glasshouse-execution",
+            "glasshouse-backends",
+            "glasshouse-guest-link",
+            "glasshouse-images",
+        ]),
+    ),
     ("glasshouse-fold", Some(&["glasshouse-schema"])),
     (
         "glasshouse-aggregator",

@@ -120,6 +120,7 @@ Examples:
   sudo glasshouse run --sandbox strict --allow-read /srv/model --workdir /srv/job -- python3 job.py
   glasshouse run --profile host -- make test                   (through the node agent's socket, without root)
   glasshouse run --agent always --profile host --sandbox standard -- ./untrusted
+  sudo glasshouse run --backend qemu --image root.ext4 --profile combined -- /bin/sh -c 'ls /'
   sudo glasshouse run --profile host --nats nats://127.0.0.1:4222 --label job=42 -- ./build.sh
   sudo glasshouse run --profile host --nats nats://bus:4222 --spool /srv/ci/spool --spool-bytes 1GiB -- ./build.sh
 
@@ -147,8 +148,10 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) guest: bool,
     /// What runs the command
-    #[arg(long, default_value = "process", env = "GLASSHOUSE_BACKEND")]
-    pub(crate) backend: String,
+    #[arg(long, value_enum, default_value_t = Backend::Process, env = "GLASSHOUSE_BACKEND")]
+    pub(crate) backend: Backend,
+    #[command(flatten)]
+    pub(crate) machine: crate::machine::MachineArgs,
     #[command(flatten)]
     pub(crate) bus: OptionalBusArgs,
     #[command(flatten)]
@@ -214,6 +217,14 @@ pub(crate) enum UseAgent {
     Always,
     /// Never
     Never,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// A process of this node in its own cgroup
+    Process,
+    /// A virtual machine of its own, under KVM where that works, else emulated (see --image)
+    Qemu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

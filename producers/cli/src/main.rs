@@ -13,6 +13,7 @@ mod client;
 mod commands;
 mod image;
 mod leftovers;
+mod machine;
 mod render;
 mod sandbox;
 mod spool;

@@ -530,7 +530,8 @@ impl Run<'_> {
             return;
         }
         let mut sealed = Sealed::default();
-        for (vantage, session) in self.sessions.drain(..) {
+        // A guest is sealed before its machine ends, the host after: the last that was attached comes first.
+        for (vantage, session) in self.sessions.drain(..).rev() {
             let chain = match &undrained {
                 Some(error) => Err(format!("tasks of the execution may be left: {error}")),
                 None => match caught(session.seal()).await {
@@ -549,6 +550,8 @@ impl Run<'_> {
                 }
             }
         }
+        sealed.vantages.reverse();
+        sealed.missing.reverse();
         self.guard.record.publish(Phase::Sealed(sealed)).await;
     }
 

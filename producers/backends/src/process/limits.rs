@@ -28,13 +28,14 @@ const REMOVED_WITHIN: Duration = Duration::from_millis(500);
 
 /// Bytes that may still be printed.
 #[derive(Debug)]
-pub(super) struct OutputBudget {
+pub struct OutputBudget {
     limit: u64,
     used: AtomicU64,
 }
 
 impl OutputBudget {
-    pub(super) fn new(limit: u64) -> Self {
+    /// So many.
+    pub fn new(limit: u64) -> Self {
         Self { limit, used: AtomicU64::new(0) }
     }
 
@@ -45,7 +46,8 @@ impl OutputBudget {
         usize::try_from(room).unwrap_or(usize::MAX).min(bytes)
     }
 
-    fn is_exceeded(&self) -> bool {
+    /// Whether more was to be printed.
+    pub fn is_exceeded(&self) -> bool {
         self.used.load(Ordering::Relaxed) > self.limit
     }
 }

@@ -17,7 +17,7 @@ mod pty;
 mod resolve;
 mod sandbox;
 mod spawn;
-mod streams;
+pub mod streams;
 mod user;
 
 use std::io;
@@ -42,6 +42,7 @@ use tokio::sync::watch;
 
 use self::cgroup::Cgroup;
 use self::limits::Enforced;
+pub use self::limits::OutputBudget;
 use self::resolve::Program;
 use self::sandbox::{Init, Sandbox};
 use self::spawn::{Failure, Held, Placement, Plan, Stage};
@@ -59,6 +60,8 @@ const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 #[derive(Default)]
 pub struct ProcessBackend {
     state: Mutex<State>,
+    /// The command leads a process group of its own, so that no terminal's ^C reaches it.
+    own_group: bool,
 }
 
 #[derive(Default)]
@@ -126,6 +129,11 @@ impl ProcessBackend {
         Self::default()
     }
 
+    /// The same for a command that is part of ourselves and no child of the caller's terminal: ^C there is not for it.
+    pub fn detached() -> Self {
+        Self { state: Mutex::default(), own_group: true }
+    }
+
     /// Ends what executions left behind whose runner was killed, and removes it; gives what is left. A runner that lives keeps
     /// a lock on its execution, so nothing else is touched. It may take seconds and blocks.
     pub fn end_orphans() -> Result<Vec<String>, String> {
@@ -144,6 +152,7 @@ impl ProcessBackend {
     }
 
     fn hold(
+        &self,
         spec: &ExecutionSpec,
         streams: &Prepared,
         cgroup: &mut Option<Arc<Cgroup>>,
@@ -158,8 +167,14 @@ impl ProcessBackend {
         let own_terminal = streams.has_own_terminal();
         let is_given = matches!(spec.streams, StdStreams::Given { .. });
         let own_session = is_given && !own_terminal;
-        let placement =
-            Placement { streams: streams.fds(), own_terminal, own_session, ..Placement::default() };
+        let own_group = self.own_group;
+        let placement = Placement {
+            streams: streams.fds(),
+            own_terminal,
+            own_session,
+            own_group,
+            ..Placement::default()
+        };
         if let Some(found) = cgroup.clone() {
             let placed =
                 spawn::spawn(&plan, Placement { cgroup: Some(found.fd()), ..placement }).and_then(|held| {
@@ -173,7 +188,7 @@ impl ProcessBackend {
                 });
             match placed {
                 Ok(held) => {
-                    let shares_group = !own_terminal && !is_given;
+                    let shares_group = !own_terminal && !is_given && !own_group;
                     let child = Child::new(&held, program, shares_group, false, is_given).map_err(failed)?;
                     return Ok((held, child));
                 }
@@ -184,7 +199,7 @@ impl ProcessBackend {
                 }
             }
         }
-        let own_group = !own_terminal && !is_given && !pty::is_terminal(0);
+        let own_group = own_group || (!own_terminal && !is_given && !pty::is_terminal(0));
         let held = spawn::spawn(&plan, Placement { own_group, ..placement }).map_err(failed)?;
         let leads = own_group || own_terminal || is_given;
         if !leads {
@@ -453,7 +468,7 @@ impl ExecutionBackend for ProcessBackend {
         let mut state = self.state();
         let state = &mut *state;
         let streams = Prepared::new(spec, state.limits.output.clone()).map_err(connecting)?;
-        let (held, child) = Self::hold(spec, &streams, &mut state.cgroup, &state.sandbox)?;
+        let (held, child) = self.hold(spec, &streams, &mut state.cgroup, &state.sandbox)?;
         let placed = state.limits.join(held.pid).and_then(|()| held.set_up());
         let Held { pid, barrier, report, init, .. } = held;
         state.init = init;

@@ -72,7 +72,7 @@ struct Source {
 }
 
 /// Streams before the process exists.
-pub(super) struct Prepared {
+pub struct Prepared {
     /// The child's ends; `None` leaves the caller's.
     child: [Option<OwnedFd>; 3],
     sources: [Option<Source>; 2],
@@ -84,7 +84,7 @@ pub(super) struct Prepared {
 }
 
 /// Streams while the command runs.
-pub(super) struct Running {
+pub struct Running {
     copies: [Option<oneshot::Receiver<Copied>>; 2],
     finish: Arc<EventFd>,
     /// Restores the caller's terminal when it goes.
@@ -127,6 +127,24 @@ impl Prepared {
             resized: Vec::new(),
             budget,
         }
+    }
+
+    /// For a command that is elsewhere, so that no terminal here can be its: whoever speaks for it takes the child's ends.
+    /// Standard input is the caller's own where there is no end for it.
+    pub fn piped(spec: &ExecutionSpec, budget: Option<Arc<OutputBudget>>) -> io::Result<Self> {
+        if !matches!(spec.streams, StdStreams::Proxy) {
+            return Self::new(spec, budget);
+        }
+        let mut prepared = Self::empty(budget);
+        for stream in [1, 2] {
+            prepared.pipe(stream, Target::Caller(stream as RawFd))?;
+        }
+        Ok(prepared)
+    }
+
+    /// The child's ends, which are to be closed when the command has ended.
+    pub fn take_child(&mut self) -> [Option<OwnedFd>; 3] {
+        std::mem::take(&mut self.child)
     }
 
     pub(super) fn new(spec: &ExecutionSpec, budget: Option<Arc<OutputBudget>>) -> io::Result<Self> {
@@ -257,7 +275,7 @@ impl Prepared {
     }
 
     /// Closes the child's ends on our side and starts to copy.
-    pub(super) fn run(self) -> io::Result<Running> {
+    pub fn run(self) -> io::Result<Running> {
         let Self { child, sources, proxy, resized, is_given_terminal: _, budget: _ } = self;
         drop(child);
         let finish = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
@@ -278,10 +296,7 @@ impl Running {
     /// and a descriptor that somebody outside of the execution still holds does not matter.
     ///
     /// Once `abort` is true, what cannot be copied soon is given up.
-    pub(super) async fn finish(
-        &mut self,
-        mut abort: watch::Receiver<bool>,
-    ) -> Result<OutputReport, BackendError> {
+    pub async fn finish(&mut self, mut abort: watch::Receiver<bool>) -> Result<OutputReport, BackendError> {
         self.no_more();
         let mut report = OutputReport::default();
         let given_up = async {

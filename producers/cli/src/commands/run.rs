@@ -4,12 +4,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use glasshouse_backends::process::ProcessBackend;
 use glasshouse_backends::signals::SignalForwarder;
 use glasshouse_eval::Policy;
-use glasshouse_execution::{
-    Engine, EngineReport, ExecutionBackend, ExecutionSpec, ProfilingController, StdStreams,
-};
+use glasshouse_execution::{Engine, EngineReport, ExecutionSpec, ProfilingController, StdStreams};
 use glasshouse_host_probe::{EbpfController, LoadOptions};
 use glasshouse_nats::{Leftover, Spool, StreamPosition};
 use glasshouse_runner::bus::{BusSink, Flushed, connect_to_publish};
@@ -17,24 +14,20 @@ use glasshouse_runner::receipt_file::ReceiptFile;
 use glasshouse_runner::sink::{LocalFold, LocalReceipt, RunSink};
 use glasshouse_runner::{new_execution_id, random};
 use glasshouse_schema::Verdict;
-use glasshouse_schema::ids::{ExecutionId, NodeId};
+use glasshouse_schema::ids::{ExecutionId, NodeId, Vantage};
 use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules};
 use glasshouse_schema::verdict::Decision;
 use tracing::Instrument;
 
 use crate::args::{FailOn, LogArgs, RunArgs};
 use crate::leftovers::Leftovers;
+use crate::machine::Chosen;
 use crate::spool::human;
 use crate::{EXIT_GLASSHOUSE_FAILED, EXIT_VERDICT, render, say};
 
 pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode> {
     // What is wrong with the request is said before anything is started.
     let policies = super::read_policies(&args.policy)?;
-    anyhow::ensure!(
-        args.backend == "process",
-        "there is no backend `{}`: this build has `process` (see `glasshouse run --help`)",
-        args.backend
-    );
     // One thread is all that a command without a bus needs, and it starts fastest.
     let runtime = match args.bus.nats.is_some() || glasshouse_telemetry::is_enabled() {
         true => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?,
@@ -69,6 +62,7 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
         }
         return Ok(conclude(&args, &policies, &report, end));
     }
+    let Chosen { backend, inside } = args.machine.choose(args.backend, &spec)?;
     let execution = spec.id;
     let mut leftovers = None;
     let bus = match &args.bus.nats {
@@ -95,9 +89,8 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let file = watches.then(|| ReceiptFile::open(&args.receipt)).transpose()?;
     let local = watches.then(|| LocalFold::new(execution));
     let sink = Arc::new(RunSink { local, bus });
-    let backend: Arc<dyn ExecutionBackend> = Arc::new(ProcessBackend::new());
     let signals = SignalForwarder::install(Arc::clone(&backend)).context("cannot forward signals")?;
-    let engine = Engine { controllers: controllers(&args), ..Engine::new(backend, sink.clone()) };
+    let engine = Engine { controllers: controllers(&args, inside), ..Engine::new(backend, sink.clone()) };
     let trace = glasshouse_telemetry::current_traceparent();
     let report = engine.run(spec, trace).await;
     // Done by the time that our own events are.
@@ -249,14 +242,17 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
     Ok(spec)
 }
 
-fn controllers(args: &RunArgs) -> Vec<Arc<dyn ProfilingController>> {
-    match ProfilingMode::from(args.profile) {
-        ProfilingMode::Disabled | ProfilingMode::Guest => Vec::new(),
-        ProfilingMode::Host | ProfilingMode::Combined => {
-            let options = LoadOptions { object_dir: args.bpf_dir.clone(), ..LoadOptions::default() };
-            vec![Arc::new(EbpfController::new(options))]
-        }
-    }
+fn controllers(
+    args: &RunArgs,
+    inside: Option<Arc<dyn ProfilingController>>,
+) -> Vec<Arc<dyn ProfilingController>> {
+    let vantages = ProfilingMode::from(args.profile).vantages();
+    let host = || -> Arc<dyn ProfilingController> {
+        let options = LoadOptions { object_dir: args.bpf_dir.clone(), ..LoadOptions::default() };
+        Arc::new(EbpfController::new(options))
+    };
+    let host = vantages.contains(&Vantage::Host).then(host);
+    host.into_iter().chain(inside.filter(|_| vantages.contains(&Vantage::Guest))).collect()
 }
 
 /// A command that was to be watched and was not says so on stderr; so does a vantage point that is missing.

@@ -1,0 +1,62 @@
+//! The options of commands in virtual machines, and the backends they make.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use glasshouse_backends::ProcessBackend;
+use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController};
+use glasshouse_vm::qemu::{self, Qemu};
+use glasshouse_vm::{Parts, VmBackend};
+
+use crate::args::Backend;
+
+/// What a virtual machine is made of.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MachineArgs {
+    /// The root filesystem of a virtual machine: an image of ext4, erofs or squashfs, which the command sees writable and
+    /// which stays as it is
+    ///
+    /// Without it a machine holds nothing but the guest probe. What kernel is booted, GLASSHOUSE_GUEST_KERNEL says: an image,
+    /// or a folder with an unpacked kernel package; without it, the newest one installed.
+    #[arg(long, value_name = "FILE", env = "GLASSHOUSE_IMAGE")]
+    pub(crate) image: Option<PathBuf>,
+    /// Virtual processors of a virtual machine
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) vcpus: u32,
+}
+
+/// What runs the command, and what watches it from inside.
+pub(crate) struct Chosen {
+    pub(crate) backend: Arc<dyn ExecutionBackend>,
+    pub(crate) inside: Option<Arc<dyn ProfilingController>>,
+}
+
+impl MachineArgs {
+    pub(crate) fn choose(&self, backend: Backend, spec: &ExecutionSpec) -> anyhow::Result<Chosen> {
+        match backend {
+            Backend::Process => {
+                anyhow::ensure!(
+                    self.image.is_none(),
+                    "--image is of a virtual machine: choose --backend qemu, or leave it out"
+                );
+                Ok(Chosen { backend: Arc::new(ProcessBackend::new()), inside: None })
+            }
+            Backend::Qemu => {
+                let image = self.image.as_ref().map(|image| {
+                    image.canonicalize().with_context(|| format!("cannot read the image {}", image.display()))
+                });
+                let config = qemu::Config {
+                    parts: Parts::find()?,
+                    qemu: qemu::program().map_err(anyhow::Error::msg)?,
+                    image: image.transpose()?,
+                    vcpus: self.vcpus,
+                };
+                let backend = VmBackend::new(Qemu::new(config, spec.limits));
+                let inside: Arc<dyn ProfilingController> = Arc::new(backend.controller());
+                Ok(Chosen { backend: Arc::new(backend), inside: Some(inside) })
+            }
+        }
+    }
+}

@@ -1,0 +1,578 @@
+//! The backend around a [`Vmm`]: its process, its session, and the steps of an execution carried over both.
+//!
+//! ```text
+//!   prepare   the VMM's files, a private directory, the socket
+//!   start     the VMM's process, in the execution's cgroup, held before its first instruction
+//!   attach    the host watches the VMM; the guest's controller boots it (so the VMM's exec is seen) and attaches inside
+//!   release   boots it if nobody has, and lets the command go
+//!   drain     the command's rest inside; a machine that is not watched from inside powers off
+//!   seal      the guest's chain, then it powers off; after that the host's
+//! ```
+//! - The VMM is run by the backend `process`: in a cgroup of its own, ended whatever happens, swept by the next run if ours
+//!   was killed. A guest whose host is gone powers itself off.
+//! - Only the guest's word that the root exited is an exit. A VMM that ends before is an error, whatever its exit code says.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use glasshouse_backends::ProcessBackend;
+use glasshouse_backends::process::OutputBudget;
+use glasshouse_backends::process::streams::{Prepared, Running};
+use glasshouse_execution::backend::{
+    BackendError, ExecutionBackend, ExitReport, ExitStatus, OutputReport, StartedProcess, StopSignal,
+};
+use glasshouse_execution::spec::{ExecutionSpec, OutputTap, StdStreams};
+use glasshouse_guest_link::message::Bytes;
+use glasshouse_guest_link::{Failure, Spec, Status, ToGuest};
+use glasshouse_schema::ids::Vantage;
+use glasshouse_schema::lifecycle::{Environment, Isolation, ProfilingMode};
+use glasshouse_schema::limits::{Limit, Limits};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio::sync::{OnceCell, watch};
+
+use crate::guest::GuestController;
+use crate::session::{BOOTED_WITHIN, Delivered, Outputs, Session};
+use crate::vmm::Vmm;
+
+/// Most that is kept of a machine's console, from its end.
+const CONSOLE_BYTES: usize = 64 * 1024;
+/// Lines of it that an error shows.
+const CONSOLE_LINES: usize = 6;
+/// How long a machine may take to power off when it is asked to, or to end its command when it is told to.
+const OFF_WITHIN: Duration = Duration::from_secs(10);
+/// How long the end of a command may make no progress while nothing is in its way.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// How long to wait for the word of a VMM's end once its guest is gone.
+const END_TOLD_WITHIN: Duration = Duration::from_secs(2);
+/// How often is looked whether too much was printed.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
+const DOING: &str = "running the command in its virtual machine";
+
+/// Runs a command in a virtual machine of its own.
+pub struct VmBackend(pub(crate) Arc<Machine>);
+
+/// One machine.
+pub(crate) struct Machine {
+    vmm: Box<dyn Vmm>,
+    process: Arc<ProcessBackend>,
+    console: Arc<Mutex<VecDeque<u8>>>,
+    booted: OnceCell<Result<Session, BackendError>>,
+    /// How the VMM ended.
+    gone: watch::Sender<Option<String>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    dir: Option<Arc<TempDir>>,
+    listener: Option<UnixListener>,
+    spec: Option<ExecutionSpec>,
+    prepared: Option<Prepared>,
+    running: Option<Running>,
+    delivered: Option<Delivered>,
+    budget: Option<Arc<OutputBudget>>,
+    session: Option<Session>,
+    /// The command's process is in the guest, and signals can go there.
+    is_held: bool,
+    /// Signals that came before.
+    pending: Vec<StopSignal>,
+    is_killed: bool,
+    abort: watch::Sender<bool>,
+}
+
+impl VmBackend {
+    /// A backend for one execution.
+    pub fn new(vmm: impl Vmm) -> Self {
+        Self(Arc::new(Machine {
+            vmm: Box::new(vmm),
+            process: Arc::new(ProcessBackend::detached()),
+            console: Arc::default(),
+            booted: OnceCell::new(),
+            gone: watch::Sender::new(None),
+            state: Mutex::default(),
+        }))
+    }
+
+    /// The controller of the vantage point inside this machine.
+    pub fn controller(&self) -> GuestController {
+        GuestController(Arc::clone(&self.0))
+    }
+
+    /// What the guest's console said last, for tests and for whoever asks why it failed.
+    pub fn console(&self) -> String {
+        self.0.console_text()
+    }
+}
+
+fn failed(action: &str) -> impl FnOnce(std::io::Error) -> BackendError + '_ {
+    move |error| BackendError::failed(action, error)
+}
+
+impl Machine {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn session(&self) -> Result<Session, BackendError> {
+        let session = self.state().session.clone();
+        session.ok_or_else(|| BackendError::failed(DOING, "it was not started"))
+    }
+
+    fn console_text(&self) -> String {
+        let console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&console.iter().copied().collect::<Vec<u8>>()).into_owned()
+    }
+
+    /// Boots the guest, once: later callers get what came of it.
+    pub(crate) async fn boot(&self) -> Result<Session, BackendError> {
+        self.booted.get_or_init(|| self.boot_once()).await.clone()
+    }
+
+    async fn boot_once(&self) -> Result<Session, BackendError> {
+        let (dir, listener, spec, prepared) = {
+            let mut state = self.state();
+            (state.dir.clone(), state.listener.take(), state.spec.take(), state.prepared.take())
+        };
+        let (Some(dir), Some(listener), Some(spec), Some(mut prepared)) = (dir, listener, spec, prepared)
+        else {
+            return Err(BackendError::failed(DOING, "it was not started"));
+        };
+        self.process.release().await.map_err(not_the_command)?;
+        self.watch_vmm();
+        self.vmm.boot(dir.path()).await?;
+        let socket = tokio::select! {
+            accepted = listener.accept() => accepted.map_err(failed("waiting for the guest"))?.0,
+            _ = self.vmm_ended() => {
+                return Err(self.explained("the guest never spoke").await);
+            }
+            () = tokio::time::sleep(BOOTED_WITHIN) => {
+                return Err(self.explained(&format!("the guest did not speak within {BOOTED_WITHIN:?}")).await);
+            }
+        };
+        drop(listener);
+        // Nobody else is to connect, and nothing is to be left.
+        let _ = std::fs::remove_file(self.vmm.link(dir.path()));
+        let socket = socket.into_std().map_err(failed("speaking to the guest"))?;
+        let [stdin, stdout, stderr] = prepared.take_child();
+        let running = prepared.run().map_err(failed("connecting the standard streams"))?;
+        let (session, delivered) =
+            Session::begin(socket, Outputs { stdout, stderr }).map_err(failed("speaking to the guest"))?;
+        {
+            let mut state = self.state();
+            (state.running, state.delivered) = (Some(running), Some(delivered));
+            state.session = Some(session.clone());
+        }
+        let hello = self.told(&session, |state| state.hello.clone()).await?;
+        tracing::debug!(kernel = hello.kernel, probe = hello.probe, "the guest speaks");
+        session.specify(told_to_guest(&spec));
+        let is_held =
+            |state: &crate::session::State| state.failed.clone().map(Err).or(state.is_held.then_some(Ok(())));
+        self.told(&session, is_held).await?.map_err(of_failure)?;
+        let stdin = match stdin {
+            Some(stdin) => stdin,
+            None => own_stdin().map_err(failed("connecting the standard streams"))?,
+        };
+        session.send_stdin(stdin).map_err(failed("connecting the standard streams"))?;
+        let pending = {
+            let mut state = self.state();
+            state.is_held = true;
+            std::mem::take(&mut state.pending)
+        };
+        for signal in pending {
+            session.ask(signal_message(signal));
+        }
+        Ok(session)
+    }
+
+    /// Waits for the VMM's end, once, so that everybody hears of it.
+    fn watch_vmm(&self) {
+        let (process, gone) = (Arc::clone(&self.process), self.gone.clone());
+        tokio::spawn(async move {
+            let how = match process.wait().await {
+                Ok(ExitReport { status: ExitStatus::Code(code), .. }) => format!("exit code {code}"),
+                Ok(ExitReport { status: ExitStatus::Signal(signal), .. }) => {
+                    glasshouse_execution::outcome::signal_name(signal)
+                }
+                Err(error) => error.to_string(),
+            };
+            gone.send_replace(Some(how));
+        });
+    }
+
+    /// How the VMM ended, once it has.
+    async fn vmm_ended(&self) -> String {
+        let mut gone = self.gone.subscribe();
+        let how = gone.wait_for(Option::is_some).await.map(|how| how.clone());
+        match how {
+            Ok(how) => how.unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// What the guest says, or why it does not.
+    pub(crate) async fn told<T>(
+        &self,
+        session: &Session,
+        pick: impl Fn(&crate::session::State) -> Option<T>,
+    ) -> Result<T, BackendError> {
+        match session.until(pick).await {
+            Ok(found) => Ok(found),
+            Err(reason) => Err(self.explained(&reason).await),
+        }
+    }
+
+    /// A reason with what is known of the machine.
+    async fn explained(&self, reason: &str) -> BackendError {
+        let mut text = reason.to_owned();
+        if let Ok(how) = tokio::time::timeout(END_TOLD_WITHIN, self.vmm_ended()).await {
+            text.push_str(&format!("; its VMM ended with {how}"));
+        }
+        let console = self.console_text();
+        let lines: Vec<&str> = console.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let last = lines.get(lines.len().saturating_sub(CONSOLE_LINES)..).unwrap_or_default();
+        if !last.is_empty() {
+            let plain: String = last.join(" | ").chars().filter(|letter| !letter.is_control()).collect();
+            text.push_str(&format!("; its console ends with: {plain}"));
+        }
+        BackendError::failed(DOING, text)
+    }
+
+    /// Powers the machine off, or ends it when it does not do that soon.
+    pub(crate) async fn power_off(&self) -> Result<(), BackendError> {
+        let session = self.state().session.clone();
+        if let Some(session) = &session {
+            session.ask(ToGuest::Shutdown);
+        }
+        if session.is_none() || tokio::time::timeout(OFF_WITHIN, self.vmm_ended()).await.is_err() {
+            self.process.kill(StopSignal::Kill).await?;
+        }
+        self.process.drain(false).await.map(drop)
+    }
+}
+
+/// What the guest is told of the spec. Memory is the machine's, wall time the engine's, output counted here.
+fn told_to_guest(spec: &ExecutionSpec) -> Spec {
+    let bytes = |text: &std::ffi::OsStr| Bytes(text.as_bytes().to_vec());
+    let env = match &spec.env {
+        Some(env) => env.iter().map(|(name, value)| (bytes(name), bytes(value))).collect(),
+        // The caller's own is of another machine.
+        None => [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/")]
+            .map(|(name, value)| (bytes(name.as_ref()), bytes(value.as_ref())))
+            .to_vec(),
+    };
+    Spec {
+        execution: spec.id,
+        argv: spec.argv.iter().map(|argument| bytes(argument)).collect(),
+        env,
+        workdir: bytes(spec.workdir.as_deref().unwrap_or(Path::new("/")).as_os_str()),
+        watch: spec.profile.vantages().contains(&Vantage::Guest),
+        limits: Limits { wall_ms: None, output_bytes: None, ..spec.limits },
+        redaction: spec.redaction.clone(),
+        redaction_key: Bytes(spec.redaction_key.to_vec()),
+        unix_ns: glasshouse_execution::engine::system_unix_ns(),
+    }
+}
+
+/// A VMM that cannot be run is not a command that was not found.
+fn not_the_command(error: BackendError) -> BackendError {
+    match error {
+        BackendError::Failed { .. } => error,
+        error => BackendError::failed("running the VMM", error),
+    }
+}
+
+fn of_failure(failure: Failure) -> BackendError {
+    match failure {
+        Failure::NotFound { program } => BackendError::NotFound { program },
+        Failure::CannotExecute { program, reason } => BackendError::CannotExecute { program, reason },
+        Failure::Failed { action, reason } => {
+            BackendError::Failed { action: format!("in the guest, {action}"), reason }
+        }
+    }
+}
+
+fn own_stdin() -> std::io::Result<OwnedFd> {
+    use std::os::fd::AsFd;
+    std::io::stdin().as_fd().try_clone_to_owned()
+}
+
+fn signal_message(signal: StopSignal) -> ToGuest {
+    match signal {
+        StopSignal::Kill => ToGuest::Kill,
+        StopSignal::Terminate => ToGuest::Signal(libc::SIGTERM),
+        StopSignal::Number(number) => ToGuest::Signal(number),
+    }
+}
+
+#[async_trait]
+impl ExecutionBackend for VmBackend {
+    fn name(&self) -> &'static str {
+        self.0.vmm.name()
+    }
+
+    fn isolation(&self) -> Isolation {
+        Isolation::Vm
+    }
+
+    fn environment(&self) -> Environment {
+        self.0.vmm.environment()
+    }
+
+    fn guest_profiling(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn prepare(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
+        let machine = &self.0;
+        if !spec.sandbox.level.is_none() || spec.guest_prep {
+            return Err(BackendError::failed(
+                "preparing the virtual machine",
+                "the machine is the sandbox: leave out --sandbox and --guest",
+            ));
+        }
+        machine.vmm.check(spec)?;
+        let dir = tempfile::Builder::new()
+            .prefix("glasshouse-vm-")
+            .tempdir()
+            .map_err(failed("making the machine's directory"))?;
+        // From here on `cleanup` removes it.
+        let dir = Arc::new(dir);
+        machine.state().dir = Some(Arc::clone(&dir));
+        let launch = machine.vmm.command(spec, dir.path()).await?;
+        let listener =
+            UnixListener::bind(machine.vmm.link(dir.path())).map_err(failed("listening for the guest"))?;
+        let budget = spec.limits.output_bytes.map(|limit| Arc::new(OutputBudget::new(limit)));
+        let prepared =
+            Prepared::piped(spec, budget.clone()).map_err(failed("connecting the standard streams"))?;
+        let console = Arc::clone(&machine.console);
+        let keep = OutputTap::new(move |_, bytes| {
+            let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
+            console.extend(bytes);
+            let over = console.len().saturating_sub(CONSOLE_BYTES);
+            console.drain(..over);
+        });
+        let vmm = ExecutionSpec {
+            argv: launch.argv,
+            sandbox: launch.sandbox,
+            // A VMM needs nothing of ours, and its guest may come to know what it has.
+            env: Some(vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
+            workdir: Some(dir.path().to_owned()),
+            streams: StdStreams::Handed { stdin: Arc::from([]), output: keep },
+            profile: ProfilingMode::Disabled,
+            profile_required: false,
+            lossless: false,
+            limits: Limits::default(),
+            ..spec.clone()
+        };
+        machine.process.prepare(&vmm).await?;
+        let mut state = machine.state();
+        (state.listener, state.prepared, state.budget) = (Some(listener), Some(prepared), budget);
+        // The VMM's; the command's follows when it is started.
+        state.spec = Some(vmm);
+        Ok(())
+    }
+
+    async fn start(&self, spec: &ExecutionSpec) -> Result<StartedProcess, BackendError> {
+        let machine = &self.0;
+        let vmm = machine.state().spec.replace(spec.clone());
+        let vmm = vmm.ok_or_else(|| BackendError::failed(DOING, "it was not prepared"))?;
+        let started = machine.process.start(&vmm).await.map_err(not_the_command)?;
+        // Whoever watches the VMM has to see its exec; if nobody will, the machine boots before the clock runs.
+        if !spec.profile.vantages().contains(&Vantage::Host) {
+            machine.boot().await?;
+        }
+        Ok(started)
+    }
+
+    async fn release(&self) -> Result<(), BackendError> {
+        let machine = &self.0;
+        let session = machine.boot().await?;
+        session.ask(ToGuest::Release);
+        let released = |state: &crate::session::State| {
+            state.failed.clone().map(Err).or(state.is_running.then_some(Ok(())))
+        };
+        machine.told(&session, released).await?.map_err(of_failure)
+    }
+
+    async fn wait(&self) -> Result<ExitReport, BackendError> {
+        let machine = &self.0;
+        let session = machine.session()?;
+        let ended =
+            |state: &crate::session::State| state.exit.map(Ok).or_else(|| state.failed.clone().map(Err));
+        match machine.told(&session, ended).await {
+            Ok(exit) => {
+                let exit = exit.map_err(of_failure)?;
+                let status = match exit.status {
+                    Status::Code(code) => ExitStatus::Code(code),
+                    Status::Signal(number) => ExitStatus::Signal(number),
+                };
+                Ok(ExitReport { status, rusage: exit.rusage })
+            }
+            // The machine did not end its command when it was told to, so it was ended with it.
+            Err(_) if machine.state().is_killed => {
+                Ok(ExitReport { status: ExitStatus::Signal(libc::SIGKILL), rusage: None })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn drain(&self, wait_for_descendants: bool) -> Result<OutputReport, BackendError> {
+        let machine = &self.0;
+        let session = machine.session()?;
+        session.ask(ToGuest::Drain(wait_for_descendants));
+        let drained = tokio::select! {
+            drained = machine.told(&session, |state| state.drained.clone()) => drained,
+            () = stuck(&session, wait_for_descendants) => {
+                session.end("the guest does not end its command");
+                Err(BackendError::failed(DOING, "the guest does not end its command"))
+            }
+        };
+        let has_exited = session.now(|state| state.exit.is_some());
+        let ended = match drained {
+            Ok(drained) => drained.error.map_or(Ok(()), |error| Err(BackendError::failed(DOING, error))),
+            Err(error) => {
+                // With the machine everything in it has ended; what it printed may be cut.
+                machine.power_off().await?;
+                if has_exited && !machine.state().is_killed { Err(error) } else { Ok(()) }
+            }
+        };
+        let (running, delivered, abort, mut killed) = {
+            let mut state = machine.state();
+            (state.running.take(), state.delivered.take(), state.abort.subscribe(), state.abort.subscribe())
+        };
+        if let Some([stdout, stderr]) = delivered {
+            let all = async { (stdout.await.is_ok(), stderr.await.is_ok()) };
+            tokio::select! {
+                _ = all => {}
+                _ = killed.wait_for(|killed| *killed) => {}
+            }
+        }
+        let output = match running {
+            Some(mut running) => running.finish(abort).await?,
+            None => OutputReport::default(),
+        };
+        if !session.now(|state| matches!(state.attached, Some(Ok(_)))) {
+            machine.power_off().await?;
+        }
+        let is_whole = session.now(|state| state.drained.is_some());
+        ended.map(|()| match is_whole {
+            true => output,
+            false => OutputReport { stdout_hash: None, stderr_hash: None, ..output },
+        })
+    }
+
+    async fn kill(&self, signal: StopSignal) -> Result<(), BackendError> {
+        let machine = &self.0;
+        let session = {
+            let mut state = machine.state();
+            let has_exited =
+                state.session.as_ref().is_some_and(|session| session.now(|state| state.exit.is_some()));
+            if signal == StopSignal::Kill || has_exited {
+                state.abort.send_replace(true);
+            }
+            if !state.is_held {
+                state.pending.push(signal);
+            }
+            state.session.clone().filter(|_| state.is_held)
+        };
+        if let Some(session) = &session {
+            session.ask(signal_message(signal));
+        }
+        if signal == StopSignal::Kill {
+            // A guest is not trusted to end anything.
+            let machine = Arc::clone(machine);
+            tokio::spawn(async move {
+                let ended = async {
+                    match session {
+                        Some(session) => session.until(|state| state.exit.map(drop)).await.is_ok(),
+                        None => false,
+                    }
+                };
+                if !tokio::time::timeout(OFF_WITHIN, ended).await.unwrap_or(false) {
+                    machine.state().is_killed = true;
+                    let _ = machine.process.kill(StopSignal::Kill).await;
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn cleanup(&self) -> Vec<String> {
+        let machine = &self.0;
+        let (session, dir) = {
+            let mut state = machine.state();
+            (state.prepared, state.running, state.delivered) = (None, None, None);
+            state.listener = None;
+            (state.session.take(), state.dir.take())
+        };
+        if let Some(session) = session {
+            session.end("the execution is over");
+        }
+        let mut left = machine.process.cleanup().await;
+        // Others may hold it for a moment; then the last of them removes it.
+        if let Some(dir) = dir.and_then(Arc::into_inner) {
+            let path = dir.path().to_owned();
+            if let Err(error) = dir.close() {
+                left.push(format!("the directory {} is left: {error}", path.display()));
+            }
+        }
+        left
+    }
+
+    async fn exceeded(&self) -> Limit {
+        let budget = self.0.state().budget.clone();
+        let printed = async {
+            match budget {
+                Some(budget) => {
+                    while !budget.is_exceeded() {
+                        tokio::time::sleep(LOOK_AFTER).await;
+                    }
+                    Limit::Output
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let session = self.0.state().session.clone();
+        let told = async {
+            match session {
+                Some(session) => match session.until(|state| state.exceeded).await {
+                    Ok(limit) => limit,
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            limit = printed => limit,
+            limit = told => limit,
+        }
+    }
+
+    fn ran_into(&self) -> Option<Limit> {
+        let session = self.0.state().session.clone()?;
+        session.now(|state| state.drained.as_ref().and_then(|drained| drained.ran_into))
+    }
+}
+
+/// Returns once the end of the command makes no progress though the caller takes what is printed; never, if it is to be
+/// waited for.
+async fn stuck(session: &Session, may_take_its_time: bool) {
+    if may_take_its_time {
+        std::future::pending::<()>().await;
+    }
+    let mut before = session.delivered();
+    loop {
+        tokio::time::sleep(STUCK_AFTER).await;
+        let now = session.delivered();
+        if now == before && !session.is_held_up() {
+            return;
+        }
+        before = now;
+    }
+}

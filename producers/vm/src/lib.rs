@@ -1,0 +1,26 @@
+//! Commands in virtual machines, watched from inside, from outside, or both.
+//!
+//! - [`VmBackend`]: the backend around any VMM; [`Vmm`] is what a VMM has to do, [`qemu`] is one.
+//! - [`GuestController`]: the vantage point `guest` of such a backend.
+//! - `session`: the host's end of the link to a guest (`glasshouse-guest-link`), shared by all of them.
+//! - [`bridge`]: what a guest may put on the bus, which is frames of its own execution in one unbroken chain.
+//!
+//! [docs/vm.md](../../../docs/vm.md) says how it all goes together.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")
+)]
+
+mod backend;
+pub mod bridge;
+mod guest;
+mod parts;
+pub mod qemu;
+mod session;
+mod vmm;
+
+pub use backend::VmBackend;
+pub use guest::GuestController;
+pub use parts::{KERNEL_VARIABLE, PROBE_VARIABLE, Parts, PartsError};
+pub use vmm::{Launch, Vmm};

@@ -1,0 +1,204 @@
+//! The VMM `qemu`: a microVM without firmware, disks or network but what is named here.
+//!
+//! The machine is QEMU's `microvm`: a serial port for the console, one port of virtio-serial to the host, and the root
+//! filesystem as a read-only block device. It runs under KVM where that was seen to boot ([`accel`]), else emulated.
+//!
+//! QEMU itself is a user of its own on the node: it is given a seccomp filter by which it starts nothing, and if we are root
+//! either the sandbox `standard` of the backend `process` (emulated: no capabilities, no network, nothing to write but
+//! the machine's directory), or, because there is no /dev/kvm in there, a user id of its own.
+
+pub mod accel;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use async_trait::async_trait;
+use glasshouse_execution::backend::BackendError;
+use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_schema::lifecycle::{Environment, Sandbox};
+use glasshouse_schema::limits::Limits;
+use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
+
+use self::accel::Accel;
+use crate::parts::Parts;
+use crate::vmm::{Launch, Vmm};
+
+/// Names the QEMU program; without it, `qemu-system-x86_64` of the PATH.
+pub const QEMU_VARIABLE: &str = "GLASSHOUSE_QEMU";
+/// The name of our port of virtio-serial.
+const PORT: &str = "glasshouse";
+/// Memory of a machine whose command has no limit.
+const DEFAULT_MEMORY_MIB: u64 = 512;
+/// What kernel, probe and its maps take beside the command.
+const OWN_MEMORY_MIB: u64 = 192;
+/// User ids of VMMs begin here, 2^24 of them; far above those of people and containers.
+const FIRST_UID: u32 = 0x7000_0000;
+
+/// How machines are made.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Kernel and probe.
+    pub parts: Parts,
+    /// The QEMU program.
+    pub qemu: PathBuf,
+    /// The command's root filesystem: an image of ext4, erofs or squashfs. Without it the command sees the probe's own,
+    /// which holds nothing else.
+    pub image: Option<PathBuf>,
+    /// Virtual processors.
+    pub vcpus: u32,
+}
+
+/// The QEMU program of this node, if it runs.
+pub fn program() -> Result<PathBuf, String> {
+    let named = std::env::var_os(QEMU_VARIABLE).filter(|name| !name.is_empty());
+    let program = PathBuf::from(named.unwrap_or_else(|| "qemu-system-x86_64".into()));
+    let found = Command::new(&program).arg("--version").stdin(Stdio::null()).output();
+    match found {
+        Ok(output) if output.status.success() => Ok(program),
+        Ok(output) => Err(format!("{} --version ended with {}", program.display(), output.status)),
+        Err(error) => Err(format!(
+            "{} cannot be run: {error}; apt-get install --no-install-recommends qemu-system-x86, or name one in {QEMU_VARIABLE}",
+            program.display()
+        )),
+    }
+}
+
+/// One machine.
+#[derive(Debug)]
+pub struct Qemu {
+    config: Config,
+    limits: Limits,
+}
+
+impl Qemu {
+    /// A machine for a command with these limits.
+    pub fn new(config: Config, limits: Limits) -> Self {
+        Self { config, limits }
+    }
+
+    fn memory_mib(&self) -> u64 {
+        let asked = self.limits.memory_bytes.map(|bytes| bytes.div_ceil(1 << 20) + OWN_MEMORY_MIB);
+        asked.unwrap_or(DEFAULT_MEMORY_MIB)
+    }
+
+    fn arguments(&self, dir: &Path, vmlinux: &Path, accel: Accel, own_uid: Option<u32>) -> Vec<OsString> {
+        let mut text = format!(
+            "-M microvm -nodefaults -no-user-config -display none -no-reboot -smp {} -m {}M \
+             -sandbox on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny \
+             -chardev stdio,id=console,signal=off -serial chardev:console \
+             -device virtio-serial-device -device virtserialport,chardev=link,name={PORT} ",
+            self.config.vcpus,
+            self.memory_mib()
+        );
+        text.push_str(match accel {
+            Accel::Kvm => "-accel kvm -cpu host",
+            Accel::Tcg => "-accel tcg,thread=multi -cpu max",
+        });
+        if let Some(uid) = own_uid {
+            text.push_str(&format!(" -runas {uid}:{uid}"));
+        }
+        let mut arguments: Vec<OsString> = text.split(' ').map(OsString::from).collect();
+        arguments.extend(["-chardev".into(), option("socket,id=link,path=", &dir.join("link"))]);
+        if let Some(image) = &self.config.image {
+            arguments
+                .extend(["-drive".into(), option("id=root,if=none,format=raw,readonly=on,file=", image)]);
+            arguments.extend(["-device".into(), "virtio-blk-device,drive=root".into()]);
+        }
+        arguments.extend(["-kernel".into(), vmlinux.into(), "-initrd".into(), dir.join("initramfs").into()]);
+        arguments.extend(["-append".into(), self.kernel_line(accel).into()]);
+        arguments
+    }
+
+    fn sandbox(&self, vmlinux: &Path) -> SandboxRequest {
+        SandboxRequest {
+            level: SandboxLevel::Standard,
+            network: Some(NetworkAccess::None),
+            // Wherever they are, also in directories that are hidden inside.
+            read: self.config.image.iter().cloned().chain([vmlinux.to_owned()]).collect(),
+            write: Vec::new(),
+        }
+    }
+
+    fn kernel_line(&self, accel: Accel) -> String {
+        let mut line = format!(
+            "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=1 cryptomgr.notests 8250.nr_uarts=1 \
+             tsc=reliable no_timer_check glasshouse.transport=virtio-serial:{PORT}"
+        );
+        if accel == Accel::Tcg {
+            // Without the frequency one emulated boot in five hangs in the calibration against timers that are not there.
+            line.push_str(&format!(" tsc_early_khz={} mitigations=off nokaslr", accel::tsc_khz()));
+        }
+        if self.config.image.is_some() {
+            line.push_str(" glasshouse.root=/dev/vda");
+        }
+        line
+    }
+}
+
+/// An option that ends with a path: a comma in a value of QEMU's is written twice.
+fn option(begin: &str, path: &Path) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let doubled = |byte: &u8| std::iter::repeat_n(*byte, if *byte == b',' { 2 } else { 1 });
+    let path = path.as_os_str().as_bytes().iter().flat_map(doubled);
+    OsString::from_vec(begin.bytes().chain(path).collect())
+}
+
+/// A user that no other execution of this node has at the time, but for a chance of one in many millions.
+fn own_uid(spec: &ExecutionSpec) -> u32 {
+    let [.., a, b, c] = *spec.id.as_bytes();
+    FIRST_UID + u32::from_be_bytes([0, a, b, c])
+}
+
+#[async_trait]
+impl Vmm for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn environment(&self) -> Environment {
+        Environment {
+            runtime: "qemu".into(),
+            os: "linux".into(),
+            arch: "x86_64".into(),
+            kernel: self.config.parts.kernel.release.clone(),
+            sandbox: Sandbox { network: "none".into(), limits: self.limits, ..Sandbox::default() },
+        }
+    }
+
+    fn check(&self, _: &ExecutionSpec) -> Result<(), BackendError> {
+        match std::env::consts::ARCH {
+            "x86_64" => Ok(()),
+            arch => {
+                Err(BackendError::failed("preparing the virtual machine", format!("{arch} is not supported")))
+            }
+        }
+    }
+
+    async fn command(&self, spec: &ExecutionSpec, dir: &Path) -> Result<Launch, BackendError> {
+        let preparing = |error: String| BackendError::failed("preparing the virtual machine", error);
+        let config = self.config.clone();
+        let to = dir.join("initramfs");
+        let made = tokio::task::spawn_blocking(move || {
+            // Measured here, where blocking is allowed.
+            accel::tsc_khz();
+            let devices = ["virtio_mmio", "virtio_console"];
+            config.parts.initramfs(&to, &devices, config.image.as_deref())?;
+            config.parts.vmlinux()
+        });
+        let vmlinux = made
+            .await
+            .map_err(|error| preparing(error.to_string()))?
+            .map_err(|error| preparing(error.to_string()))?;
+        let accel = accel::choose(&self.config.qemu, &vmlinux, &self.config.parts).await;
+        let is_root = nix::unistd::geteuid().is_root();
+        let (sandbox, uid) = match accel {
+            Accel::Tcg if is_root => (self.sandbox(&vmlinux), None),
+            Accel::Kvm if is_root => (SandboxRequest::default(), Some(own_uid(spec))),
+            _ => (SandboxRequest::default(), None),
+        };
+        let mut argv = vec![self.config.qemu.clone().into_os_string()];
+        argv.extend(self.arguments(dir, &vmlinux, accel, uid));
+        Ok(Launch { argv, sandbox })
+    }
+}
