@@ -1,0 +1,326 @@
+//! Guests that lie, over a real link and without a machine: whatever they send, the execution ends with a clear error, its
+//! receipt is partial, and nothing of the lie is in it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use glasshouse_backends::conformance::spec;
+use glasshouse_execution::backend::BackendError;
+use glasshouse_execution::sink::{EventSink, SinkError};
+use glasshouse_execution::{Engine, EngineReport, ExecutionSpec};
+use glasshouse_fold::ExecutionFold;
+use glasshouse_guest_link::message::Bytes;
+use glasshouse_guest_link::{
+    Drained, Exit, Hello, Receiver, Sealed, Sender, Status, StreamReceiver, StreamSender, ToGuest, ToHost,
+};
+use glasshouse_schema::frame::{FrameWriterConfig, Seal, SealTotals};
+use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
+use glasshouse_schema::lifecycle::{Attached, Closed, Environment, LifecycleEvent, Phase, ProfilingMode};
+use glasshouse_schema::receipt::Completeness;
+use glasshouse_schema::{EncodedFrame, FrameWriter, Receipt};
+use glasshouse_vm::{Launch, VmBackend, Vmm};
+
+/// A VMM that is no machine: its process only waits, and a thread of the test plays the guest.
+struct Played {
+    guest: Mutex<Option<Box<dyn FnOnce(Host) + Send>>>,
+}
+
+#[async_trait]
+impl Vmm for Played {
+    fn name(&self) -> &'static str {
+        "played"
+    }
+
+    fn environment(&self) -> Environment {
+        Environment::default()
+    }
+
+    fn check(&self, _: &ExecutionSpec) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn command(&self, _: &ExecutionSpec, _: &Path) -> Result<Launch, BackendError> {
+        Ok(Launch { argv: vec!["sleep".into(), "1000".into()], sandbox: Default::default() })
+    }
+
+    async fn boot(&self, dir: &Path) -> Result<(), BackendError> {
+        let link: PathBuf = self.link(dir);
+        let guest = self.guest.lock().unwrap().take().unwrap();
+        std::thread::spawn(move || guest(Host::at(&link)));
+        Ok(())
+    }
+}
+
+/// The host, as a played guest sees it.
+struct Host {
+    socket: UnixStream,
+    hears: StreamReceiver<UnixStream, ToGuest>,
+    says: StreamSender<UnixStream>,
+    spec: Option<glasshouse_guest_link::Spec>,
+    chain: Option<FrameWriter>,
+}
+
+impl Host {
+    fn at(link: &Path) -> Self {
+        let socket = UnixStream::connect(link).unwrap();
+        let (hears, says) = (socket.try_clone().unwrap(), socket.try_clone().unwrap());
+        Self {
+            socket,
+            hears: StreamReceiver::new(hears),
+            says: StreamSender::new(says),
+            spec: None,
+            chain: None,
+        }
+    }
+
+    fn say(&mut self, message: ToHost) {
+        // The host may have had enough.
+        let _ = self.says.send(&message);
+    }
+
+    fn hear(&mut self) -> Option<ToGuest> {
+        self.hears.receive().ok().flatten()
+    }
+
+    /// Honest until the command runs.
+    fn up_to_running(&mut self) {
+        self.say(ToHost::Hello(Hello {
+            probe: "0".into(),
+            kernel: "0".into(),
+            arch: "x86_64".into(),
+            btf: true,
+            is_init: true,
+            problems: Vec::new(),
+        }));
+        while let Some(message) = self.hear() {
+            match message {
+                ToGuest::Spec(spec) => {
+                    self.spec = Some(*spec);
+                    self.say(ToHost::Held);
+                }
+                ToGuest::Attach(attach) => {
+                    let execution = self.spec.as_ref().unwrap().execution;
+                    self.chain = Some(chain(execution, attach.node, Vantage::Guest, attach.epoch));
+                    self.say(ToHost::Attached(Ok(Attached {
+                        vantage: Vantage::Guest,
+                        controller: "played".into(),
+                        hooks: Vec::new(),
+                        blind_spots: Vec::new(),
+                    })));
+                }
+                ToGuest::Release => {
+                    self.say(ToHost::Running);
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Honest from the exit to the end; `seal` is what it says of its chain.
+    fn to_the_end(&mut self, seal: impl FnOnce(&mut Self)) {
+        self.say(ToHost::Exit(Exit { status: Status::Code(0), rusage: None }));
+        let mut seal = Some(seal);
+        while let Some(message) = self.hear() {
+            match message {
+                ToGuest::Drain(_) => self.say(ToHost::Drained(Drained { ran_into: None, error: None })),
+                ToGuest::Seal => seal.take().unwrap()(self),
+                _ => {}
+            }
+        }
+    }
+
+    fn seal(&mut self) -> EncodedFrame {
+        self.chain.take().unwrap().seal(SealTotals::default(), Seal::default()).pop().unwrap()
+    }
+}
+
+fn chain(execution: ExecutionId, node: NodeId, vantage: Vantage, epoch: u64) -> FrameWriter {
+    FrameWriter::new(FrameWriterConfig::new(execution, node, vantage, epoch, 0))
+}
+
+fn frame(bytes: Vec<u8>) -> ToHost {
+    ToHost::Frame(Bytes(bytes))
+}
+
+/// Folds what is published.
+struct Folding(Mutex<ExecutionFold>, Mutex<u64>);
+
+#[async_trait]
+impl EventSink for Folding {
+    async fn lifecycle(&self, event: &LifecycleEvent) -> Result<(), SinkError> {
+        self.0.lock().unwrap().lifecycle(event).unwrap();
+        Ok(())
+    }
+
+    fn frame(&self, frame: EncodedFrame) {
+        *self.1.lock().unwrap() += 1;
+        self.0.lock().unwrap().frame(&frame.bytes, Some((&frame.node, frame.vantage))).unwrap();
+    }
+
+    async fn flush(&self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+/// Runs a command in a played guest; gives the report, the receipt, and how many frames were handed on.
+async fn run(guest: impl FnOnce(Host) + Send + 'static) -> (EngineReport, Receipt, u64) {
+    let mut spec = spec(["true"]);
+    spec.profile = ProfilingMode::Guest;
+    let backend = VmBackend::new(Played { guest: Mutex::new(Some(Box::new(guest))) });
+    let sink = Arc::new(Folding(Mutex::new(ExecutionFold::new(spec.id)), Mutex::new(0)));
+    let controllers: Vec<Arc<dyn glasshouse_execution::ProfilingController>> =
+        vec![Arc::new(backend.controller())];
+    let execution = spec.id;
+    let engine = Engine { controllers, ..Engine::new(Arc::new(backend), sink.clone()) };
+    let report = engine.run(spec, None).await;
+    assert_eq!(report.cleanup_errors, Vec::<String>::new());
+    let mut fold = sink.0.lock().unwrap().clone();
+    let reason = fold.closing().expect("the execution is over");
+    fold.lifecycle(&LifecycleEvent {
+        schema_version: glasshouse_schema::version::LIFECYCLE,
+        execution_id: execution,
+        node: None,
+        unix_ns: 0,
+        phase: Phase::Closed(Closed { reason }),
+    })
+    .unwrap();
+    (report, fold.receipt().expect("it was profiled"), *sink.1.lock().unwrap())
+}
+
+/// The lie ends the execution in good time, with words, and in a partial receipt.
+async fn is_found_out(lie: impl FnOnce(&mut Host) + Send + 'static, expected: &str) {
+    let began = Instant::now();
+    let (report, receipt, frames) = run(|mut host| {
+        host.up_to_running();
+        lie(&mut host);
+        // What a guest does after it was found out must not matter.
+        while host.hear().is_some() {}
+    })
+    .await;
+    let error = report.outcome.error.unwrap_or_default();
+    assert!(error.contains(expected), "{error}");
+    assert_eq!(report.outcome.exit_code, 125);
+    assert_eq!(frames, 0, "a lie was handed on");
+    assert_eq!(receipt.completeness, Completeness::Partial);
+    assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_honest_guest_is_believed() {
+    let (report, receipt, frames) = run(|mut host| {
+        host.up_to_running();
+        host.to_the_end(|host| {
+            let seal = host.seal();
+            host.say(frame(seal.bytes));
+            host.say(ToHost::Sealed(Ok(Sealed { frames: 1, head: seal.digest })));
+        });
+    })
+    .await;
+    assert_eq!((report.outcome.exit_code, report.outcome.error), (0, None));
+    assert_eq!(frames, 1);
+    assert_eq!(report.sealed.unwrap().vantages.len(), 1);
+    // It saw no exec, and a receipt without the root's exec is not whole.
+    assert_eq!(receipt.completeness, Completeness::Partial);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_another_execution_are_not_taken() {
+    let lie = |host: &mut Host| {
+        let mut other = chain(
+            ExecutionId::from_parts(1, [9; 10]),
+            NodeId::new("conformance").unwrap(),
+            Vantage::Guest,
+            1,
+        );
+        other.count_lost(glasshouse_schema::Class::File, 1);
+        let frames = other.seal(SealTotals::default(), Seal::default());
+        host.say(frame(frames.into_iter().next().unwrap().bytes));
+    };
+    is_found_out(lie, "which is not its own").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_is_not_the_host() {
+    let lie = |host: &mut Host| {
+        let execution = host.spec.as_ref().unwrap().execution;
+        let as_host = chain(execution, NodeId::new("conformance").unwrap(), Vantage::Host, 1);
+        host.say(frame(as_host.seal(SealTotals::default(), Seal::default()).pop().unwrap().bytes));
+    };
+    is_found_out(lie, "vantage point host").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seal_that_nobody_asked_for_is_no_seal() {
+    let lie = |host: &mut Host| {
+        let seal = host.seal();
+        host.say(frame(seal.bytes));
+    };
+    is_found_out(lie, "before the host asked").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seal_over_other_frames_is_no_seal() {
+    let (report, receipt, frames) = run(|mut host| {
+        host.up_to_running();
+        host.to_the_end(|host| {
+            let seal = host.seal();
+            host.say(frame(seal.bytes));
+            host.say(ToHost::Sealed(Ok(Sealed { frames: 2, head: Digest::ZERO })));
+        });
+    })
+    .await;
+    assert_eq!(frames, 1);
+    let sealed = report.sealed.unwrap();
+    assert_eq!(sealed.vantages, []);
+    assert!(sealed.missing[0].reason.contains("not what came"), "{}", sealed.missing[0].reason);
+    assert_eq!(receipt.completeness, Completeness::Partial);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_gibibytes_are_not_even_read() {
+    let lie = |host: &mut Host| {
+        let mut header = b"GL\x01\x42".to_vec();
+        header.extend(u32::MAX.to_le_bytes());
+        header.extend([0; 4]);
+        let _ = host.socket.write_all(&header);
+    };
+    is_found_out(lie, "4294967295 bytes, more than").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_is_not_understood() {
+    let lie = |host: &mut Host| {
+        let _ = host.socket.write_all(b"GET / HTTP/1.1\r\n\r\n");
+    };
+    is_found_out(lie, "not a packet").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_is_none_is_not_taken() {
+    is_found_out(|host| host.say(frame(b"no frame".to_vec())), "what it sent as a frame is none").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credit_that_was_not_used_is_not_given_back() {
+    is_found_out(|host| host.say(ToHost::Credit(1)), "more credit was given, than there was").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_without_an_exit_is_an_error() {
+    let lie = |host: &mut Host| {
+        let _ = host.socket.shutdown(std::net::Shutdown::Both);
+    };
+    is_found_out(lie, "the guest is gone").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_asked_for_is_not_due() {
+    is_found_out(|host| host.say(ToHost::Sealed(Err("x".into()))), "was not due: sealed").await;
+}
