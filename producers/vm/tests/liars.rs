@@ -26,9 +26,11 @@ use glasshouse_schema::receipt::Completeness;
 use glasshouse_schema::{EncodedFrame, FrameWriter, Receipt};
 use glasshouse_vm::{Launch, VmBackend, Vmm};
 
+type Guest = Box<dyn FnOnce(Host) + Send>;
+
 /// A VMM that is no machine: its process only waits, and a thread of the test plays the guest.
 struct Played {
-    guest: Mutex<Option<Box<dyn FnOnce(Host) + Send>>>,
+    guest: Mutex<Option<Guest>>,
 }
 
 #[async_trait]
@@ -124,7 +126,7 @@ impl Host {
     }
 
     /// Honest from the exit to the end; `seal` is what it says of its chain.
-    fn to_the_end(&mut self, seal: impl FnOnce(&mut Self)) {
+    fn end(&mut self, seal: impl FnOnce(&mut Self)) {
         self.say(ToHost::Exit(Exit { status: Status::Code(0), rusage: None }));
         let mut seal = Some(seal);
         while let Some(message) = self.hear() {
@@ -216,7 +218,7 @@ async fn is_found_out(lie: impl FnOnce(&mut Host) + Send + 'static, expected: &s
 async fn an_honest_guest_is_believed() {
     let (report, receipt, frames) = run(|mut host| {
         host.up_to_running();
-        host.to_the_end(|host| {
+        host.end(|host| {
             let seal = host.seal();
             host.say(frame(seal.bytes));
             host.say(ToHost::Sealed(Ok(Sealed { frames: 1, head: seal.digest })));
@@ -269,7 +271,7 @@ async fn a_seal_that_nobody_asked_for_is_no_seal() {
 async fn a_seal_over_other_frames_is_no_seal() {
     let (report, receipt, frames) = run(|mut host| {
         host.up_to_running();
-        host.to_the_end(|host| {
+        host.end(|host| {
             let seal = host.seal();
             host.say(frame(seal.bytes));
             host.say(ToHost::Sealed(Ok(Sealed { frames: 2, head: Digest::ZERO })));

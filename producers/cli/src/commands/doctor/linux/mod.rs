@@ -6,6 +6,7 @@ mod cgroup;
 mod guest;
 pub(super) mod kernel;
 mod kvm;
+mod machine;
 mod privileges;
 mod qemu;
 mod sandbox;
@@ -24,7 +25,7 @@ pub(super) async fn findings() -> Vec<Finding> {
     findings.extend(sandbox::findings());
     let guest = kvm::finding().await;
     let stock_kernel = qemu::finding(guest.status).await;
-    findings.extend([guest, stock_kernel]);
+    findings.extend([guest, stock_kernel, machine::finding()]);
     findings
 }
 
