@@ -223,6 +223,7 @@ pub(crate) enum UseAgent {
 pub(crate) enum Backend {
     /// A process of this node in its own cgroup
     Process,
+    #[cfg(target_os = "linux")]
     /// A virtual machine of its own, under KVM where that works, else emulated (see --image)
     Qemu,
 }

@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+#[cfg(target_os = "linux")]
 use anyhow::Context as _;
 use clap::Args;
 use glasshouse_backends::ProcessBackend;
 use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController};
-use glasshouse_vm::qemu::{self, Qemu};
-use glasshouse_vm::{Parts, VmBackend};
+#[cfg(target_os = "linux")]
+use glasshouse_vm::{
+    Parts, VmBackend,
+    qemu::{self, Qemu},
+};
 
 use crate::args::Backend;
 
@@ -34,6 +38,7 @@ pub(crate) struct Chosen {
 }
 
 impl MachineArgs {
+    #[cfg_attr(not(target_os = "linux"), allow(unused_variables, reason = "machines are made on Linux"))]
     pub(crate) fn choose(&self, backend: Backend, spec: &ExecutionSpec) -> anyhow::Result<Chosen> {
         match backend {
             Backend::Process => {
@@ -43,6 +48,7 @@ impl MachineArgs {
                 );
                 Ok(Chosen { backend: Arc::new(ProcessBackend::new()), inside: None })
             }
+            #[cfg(target_os = "linux")]
             Backend::Qemu => {
                 let image = self.image.as_ref().map(|image| {
                     image.canonicalize().with_context(|| format!("cannot read the image {}", image.display()))

@@ -5,8 +5,11 @@
 //! - `session`: the host's end of the link to a guest (`glasshouse-guest-link`), shared by all of them.
 //! - [`bridge`]: what a guest may put on the bus, which is frames of its own execution in one unbroken chain.
 //!
+//! Empty elsewhere than on Linux.
+//!
 //! [docs/vm.md](../../../docs/vm.md) says how it all goes together.
 
+#![cfg(target_os = "linux")]
 #![cfg_attr(
     test,
     allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")

@@ -1,5 +1,6 @@
 //! The conformance suite of backends, on real machines. What this host cannot run is printed as skipped, with the reason.
 
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;

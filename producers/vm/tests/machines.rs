@@ -1,6 +1,7 @@
 //! What becomes of real machines that end before their command, and of much output. Skipped, with the reason, where none can
 //! be made.
 
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
