@@ -386,6 +386,19 @@ impl Sandbox {
     }
 }
 
+#[allow(
+    clippy::unnecessary_cast,
+    clippy::cast_sign_loss,
+    reason = "of another type in each C library, never negative"
+)]
+const OPEN_FILES: libc::c_uint = libc::RLIMIT_NOFILE as libc::c_uint;
+#[allow(
+    clippy::unnecessary_cast,
+    clippy::cast_sign_loss,
+    reason = "of another type in each C library, never negative"
+)]
+const FILE_SIZE: libc::c_uint = libc::RLIMIT_FSIZE as libc::c_uint;
+
 /// Limits that the kernel holds every process to by itself: another user's own first, which none of ours exceeds.
 fn resource_limits(limits: &Limits, user: Option<&RunAs>) -> Vec<Step> {
     let of_user = user.map(|user| user.resources.as_slice()).unwrap_or_default();
@@ -398,9 +411,9 @@ fn resource_limits(limits: &Limits, user: Option<&RunAs>) -> Vec<Step> {
         let value = value?.min(most);
         Some(Step::Limit { resource, soft: value, hard: value, name })
     };
-    steps.extend(limit(libc::RLIMIT_NOFILE, limits.open_files, "the limit of open files"));
+    steps.extend(limit(OPEN_FILES, limits.open_files, "the limit of open files"));
     // One file alone cannot pass what all of them may have.
-    steps.extend(limit(libc::RLIMIT_FSIZE, limits.disk_bytes, "the limit of a file's size"));
+    steps.extend(limit(FILE_SIZE, limits.disk_bytes, "the limit of a file's size"));
     steps
 }
 
