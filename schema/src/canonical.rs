@@ -24,8 +24,7 @@ pub struct CanonicalError(#[from] serde_json::Error);
 /// The canonical JSON bytes of `value`. A float that is not a number, which no document of ours has, is `null`.
 pub fn to_vec<T: Serialize>(value: &T) -> Result<Vec<u8>, CanonicalError> {
     let mut bytes = Vec::new();
-    let writer = Writer { bytes: &mut bytes, objects: Vec::new(), sorted: Vec::new() };
-    value.serialize(&mut serde_json::Serializer::with_formatter(io::sink(), writer))?;
+    value.serialize(&mut serde_json::Serializer::with_formatter(io::sink(), Writer::new(&mut bytes)))?;
     Ok(bytes)
 }
 
@@ -82,6 +81,13 @@ mod tests {
         let words = ["Carriage", "One", "Control", "Latin", "Euro", "Emoji", "Hebrew"];
         let places: Vec<usize> = words.iter().map(|word| text.find(word).unwrap()).collect();
         assert!(places.is_sorted(), "{text}");
+    }
+
+    /// A space sorts before the quote that ends the other key.
+    #[test]
+    fn a_key_comes_before_those_that_it_begins() {
+        let value = Unsorted(vec![("a b".into(), json!(1)), ("a!".into(), json!(2)), ("a".into(), json!(3))]);
+        assert_eq!(super::to_vec(&value).unwrap(), br#"{"a":3,"a b":1,"a!":2}"#);
     }
 
     fn number() -> impl Strategy<Value = Value> {

@@ -11,7 +11,9 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use glasshouse_fold::ExecutionFold;
-use glasshouse_schema::{Digest, Frame};
+use glasshouse_schema::frame::Header;
+use glasshouse_schema::lifecycle::{Attached, Claimed, Profiled};
+use glasshouse_schema::{Digest, Frame, LifecycleEvent, Phase, version};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +123,28 @@ fn compressions(dictionary: &[u8]) -> Vec<(&'static str, Pack, Unpack)> {
     ]
 }
 
+/// Tells the fold that there is somebody whose frames make a receipt.
+fn watched(fold: &mut ExecutionFold, header: &Header) {
+    let claimed = Claimed { node: header.node.clone(), epoch: header.epoch };
+    let attached = Attached {
+        vantage: header.vantage,
+        controller: "ebpf".into(),
+        hooks: Vec::new(),
+        blind_spots: Vec::new(),
+    };
+    let profiled = Profiled { attached: vec![attached], unavailable: Vec::new() };
+    for phase in [Phase::Claimed(claimed), Phase::Profiled(profiled)] {
+        let event = LifecycleEvent {
+            schema_version: version::LIFECYCLE,
+            execution_id: header.execution,
+            node: Some(header.node.clone()),
+            unix_ns: 0,
+            phase,
+        };
+        fold.lifecycle(&event).unwrap();
+    }
+}
+
 fn main() {
     // A dictionary of what the other workloads say: of itself it would know too much.
     for name in RECORDINGS {
@@ -163,6 +187,14 @@ fn main() {
             fold
         });
 
+        let mut folded = ExecutionFold::new(execution);
+        frames.iter().for_each(|frame| folded.frame(frame, None).unwrap());
+        watched(&mut folded, &decoded[0].header);
+        let receipt = folded.receipt().unwrap();
+        let receipt_bytes = per_event(receipt.encode().unwrap().len() as f64);
+        let build = cost(events, || folded.receipt().unwrap());
+        let write = cost(events, || receipt.encode().unwrap());
+
         let rate = |ns: f64| 1e3 / ns;
         println!("  {:<28} {:>8} {:>22} {:>22}", "", "B/event", "M events/s per core", "plain arrays take");
         let line = |what: &str, bytes: Option<f64>, ns: Option<f64>, times: Option<f64>| {
@@ -178,6 +210,8 @@ fn main() {
         line("frames, decode", None, Some(decode), Some(array_decode / decode));
         line("frames, SHA-256", None, Some(digest), None);
         line("fold from encoded frames", None, Some(fold), Some(array_decode / fold));
+        line("receipt, built", None, Some(build), None);
+        line("receipt, written", Some(receipt_bytes), Some(write), None);
         println!(
             "  CPU seconds per million events: {:.3} to encode and hash, {:.3} to fold",
             (encode + digest) / 1e3,

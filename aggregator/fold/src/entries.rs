@@ -16,7 +16,10 @@ use crate::files::{ChangeFacts, Deed, FileFacts};
 use crate::sockets::{Outcomes, SocketFacts};
 
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+    }
 }
 
 fn texts(argv: &[Vec<u8>]) -> Vec<String> {
@@ -239,11 +242,14 @@ fn file_bytes(file: &File) -> u64 {
 
 /// Which processes did what, turned around to be read by deed.
 fn by(deeds: &Named<u32, u16>) -> BTreeMap<String, Vec<u32>> {
-    let pids = |deed: Deed| -> Vec<u32> {
-        deeds.iter().filter(|(_, deeds)| **deeds & deed as u16 != 0).map(|(pid, _)| *pid).collect()
-    };
-    let named = Deed::NAMES.into_iter().map(|(deed, name)| (name.to_owned(), pids(deed)));
-    named.filter(|(_, pids)| !pids.is_empty()).collect()
+    let done = deeds.iter().fold(0, |done, (_, deeds)| done | deeds);
+    let mut by = BTreeMap::new();
+    // Not collected: that would sort a list of what is in order first, for every file.
+    for (deed, name) in Deed::NAMES.into_iter().filter(|(deed, _)| done & *deed as u16 != 0) {
+        let pids = deeds.iter().filter(|(_, deeds)| **deeds & deed as u16 != 0).map(|(pid, _)| *pid);
+        by.insert(name.to_owned(), pids.collect());
+    }
+    by
 }
 
 fn file(vantage: Vantage, path: &[u8], file: &FileFacts) -> File {

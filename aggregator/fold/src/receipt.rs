@@ -212,7 +212,10 @@ const WRITES: [&str; 7] = ["link", "symlink", "mkdir", "mknod", "truncate", "chm
 
 fn filesystem(files: &[File]) -> Filesystem {
     let paths = |is: fn(&File) -> bool| {
-        let paths: BTreeSet<&String> = files.iter().filter(|file| is(file)).map(|file| &file.path).collect();
+        // Sorted already, unless there are two vantage points.
+        let mut paths: Vec<&String> = files.iter().filter(|file| is(file)).map(|file| &file.path).collect();
+        paths.sort();
+        paths.dedup();
         paths.into_iter().cloned().collect()
     };
     Filesystem {

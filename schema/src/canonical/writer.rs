@@ -1,5 +1,6 @@
 //! Puts the members of objects in order while serde_json writes them.
 
+use std::cmp::Ordering;
 use std::io::{self, Write};
 use std::ops::Range;
 
@@ -11,36 +12,53 @@ const MAX_EXACT: u64 = 1 << 53;
 /// Writes all of a document into memory, where an object's members can be sorted once it is complete. What it is given to write
 /// to stays empty.
 pub(super) struct Writer<'b> {
-    pub(super) bytes: &'b mut Vec<u8>,
+    bytes: &'b mut Vec<u8>,
     /// Those that are not complete, the innermost last.
-    pub(super) objects: Vec<Object>,
+    objects: Vec<Object>,
     /// Kept for its allocation.
-    pub(super) sorted: Vec<u8>,
+    sorted: Vec<u8>,
+    /// Kept for their allocations.
+    spare: Vec<Vec<Member>>,
 }
 
 /// An object that is being written.
-pub(super) struct Object {
+struct Object {
     begin: usize,
     members: Vec<Member>,
 }
 
 struct Member {
+    begin: usize,
+    /// Without its quotes.
     key: Range<usize>,
     /// With its key.
     end: usize,
 }
 
-/// Members sort by the UTF-16 code units of their keys (RFC 8785, section 3.2.3), which for ASCII is by bytes.
-fn compare(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
-    let is_plain = |key: &[u8]| key.iter().all(|byte| byte.is_ascii() && *byte != b'\\');
-    if is_plain(a) && is_plain(b) {
-        return a.cmp(b);
+/// Members sort by the UTF-16 code units of their keys (RFC 8785, section 3.2.3). For ASCII that is by bytes, of which those after
+/// the first that differ do not matter.
+fn compare(a: &[u8], b: &[u8]) -> Ordering {
+    let is_plain = |byte: u8| byte.is_ascii() && byte != b'\\';
+    for (of_a, of_b) in a.iter().zip(b) {
+        if !is_plain(*of_a) || !is_plain(*of_b) {
+            return units(a).cmp(&units(b));
+        }
+        if of_a != of_b {
+            return of_a.cmp(of_b);
+        }
     }
-    let units = |key| {
-        let key = serde_json::from_slice::<String>(key).unwrap_or_default();
-        key.encode_utf16().collect::<Vec<u16>>()
-    };
-    units(a).cmp(&units(b))
+    a.len().cmp(&b.len())
+}
+
+fn units(key: &[u8]) -> Vec<u16> {
+    let quoted = [b"\"", key, b"\""].concat();
+    serde_json::from_slice::<String>(&quoted).unwrap_or_default().encode_utf16().collect()
+}
+
+impl<'b> Writer<'b> {
+    pub(super) fn new(bytes: &'b mut Vec<u8>) -> Self {
+        Self { bytes, objects: Vec::new(), sorted: Vec::new(), spare: Vec::new() }
+    }
 }
 
 impl Writer<'_> {
@@ -55,7 +73,7 @@ impl Writer<'_> {
         self.bytes.write_all(ryu_js::Buffer::new().format(value).as_bytes())
     }
 
-    fn sort(&mut self, Object { begin, mut members }: Object) -> io::Result<()> {
+    fn sort(&mut self, begin: usize, members: &mut [Member]) -> io::Result<()> {
         let bytes = &self.bytes[..];
         let key = |member: &Member| &bytes[member.key.clone()];
         if members.is_sorted_by(|a, b| compare(key(a), key(b)).is_lt()) {
@@ -66,11 +84,11 @@ impl Writer<'_> {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "two members of an object have one key"));
         }
         self.sorted.clear();
-        for member in &members {
+        for member in &*members {
             if !self.sorted.is_empty() {
                 self.sorted.push(b',');
             }
-            self.sorted.extend_from_slice(&bytes[member.key.start..member.end]);
+            self.sorted.extend_from_slice(&bytes[member.begin..member.end]);
         }
         self.bytes.truncate(begin);
         self.bytes.extend_from_slice(&self.sorted);
@@ -145,13 +163,16 @@ impl Formatter for Writer<'_> {
 
     fn begin_object<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
         self.bytes.push(b'{');
-        self.objects.push(Object { begin: self.bytes.len(), members: Vec::new() });
+        let members = self.spare.pop().unwrap_or_default();
+        self.objects.push(Object { begin: self.bytes.len(), members });
         Ok(())
     }
 
     fn end_object<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
-        if let Some(object) = self.objects.pop() {
-            self.sort(object)?;
+        if let Some(Object { begin, mut members }) = self.objects.pop() {
+            self.sort(begin, &mut members)?;
+            members.clear();
+            self.spare.push(members);
         }
         self.bytes.push(b'}');
         Ok(())
@@ -163,13 +184,13 @@ impl Formatter for Writer<'_> {
         }
         let begin = self.bytes.len();
         if let Some(object) = self.objects.last_mut() {
-            object.members.push(Member { key: begin..begin, end: begin });
+            object.members.push(Member { begin, key: begin + 1..begin + 1, end: begin });
         }
         Ok(())
     }
 
     fn end_object_key<W: ?Sized + Write>(&mut self, _: &mut W) -> io::Result<()> {
-        let end = self.bytes.len();
+        let end = self.bytes.len() - 1;
         if let Some(member) = self.objects.last_mut().and_then(|object| object.members.last_mut()) {
             member.key.end = end;
         }

@@ -2,15 +2,17 @@
 
 use futures::{StreamExt, TryStreamExt, stream};
 use glasshouse_nats::{Bus, ClaimOutcome, Claims, Publisher};
-use glasshouse_schema::frame::{Body, FrameWriterConfig, Io, Open, Seal, SealTotals};
+use glasshouse_schema::frame::{Body, FrameWriterConfig, Header, Io, Open, Seal, SealTotals};
 use glasshouse_schema::lifecycle::{Cleaned, Sealed, SealedVantage};
 use glasshouse_schema::{
-    EncodedFrame, Event, ExecutionId, Fact, Frame, FrameWriter, LifecycleEvent, NodeId, PathRef, Phase,
-    ProcessKey, Usage, Vantage, version,
+    Digest, EncodedFrame, Event, ExecutionId, Fact, Frame, FrameWriter, LifecycleEvent, NodeId, PathRef,
+    Phase, ProcessKey, Usage, Vantage, version,
 };
 
 use crate::script::{beginning_on, exec, exited};
 
+/// The recorded workloads.
+const RECORDINGS: [&str; 4] = ["compile", "git", "tar", "tests"];
 const UNIX_NS: i64 = 1_700_000_000_000_000_000;
 /// How many claims are taken at a time.
 const AT_ONCE: usize = 128;
@@ -18,6 +20,8 @@ const AT_ONCE: usize = 128;
 /// What an execution did.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Shape {
+    /// One of the recorded workloads, each in its turn, in the frames that its probe published.
+    Recorded,
     /// A recorded compile, again and again, each time as another process, until it fills these frames.
     Compile {
         /// How many, besides the one with its end.
@@ -150,7 +154,29 @@ impl Script {
     }
 }
 
+/// The frames of a recording, told of another execution.
+fn retold(id: ExecutionId, node: &NodeId, epoch: u64, recording: &str) -> Vec<EncodedFrame> {
+    let mut prev = Digest::ZERO;
+    recorded(recording)
+        .iter()
+        .map(|bytes| {
+            let mut frame = Frame::decode(bytes).unwrap();
+            frame.header = Header { execution: id, node: node.clone(), epoch, prev, ..frame.header };
+            let (seq, vantage, is_seal) = (frame.header.seq, frame.header.vantage, frame.seal.is_some());
+            let bytes = frame.encode().unwrap();
+            let digest = Digest::of(&bytes);
+            prev = digest;
+            EncodedFrame { execution: id, node: node.clone(), vantage, seq, bytes, digest, is_seal }
+        })
+        .collect()
+}
+
 fn frames(id: ExecutionId, node: &NodeId, epoch: u64, shape: Shape) -> Vec<EncodedFrame> {
+    if let Shape::Recorded = shape {
+        // Where its number ends; a producer has every fourth, and is to have some of each.
+        let recording = RECORDINGS[id.as_bytes()[12] as usize / 4 % RECORDINGS.len()];
+        return retold(id, node, epoch, recording);
+    }
     let process = ProcessKey { tgid: 1, start_boot_ns: 1_000 };
     let mut config = FrameWriterConfig::new(id, node.clone(), Vantage::Host, epoch, UNIX_NS);
     if let Shape::Compile { frame_bytes, .. } = shape {
@@ -166,6 +192,7 @@ fn frames(id: ExecutionId, node: &NodeId, epoch: u64, shape: Shape) -> Vec<Encod
     let mut frames: Vec<EncodedFrame> =
         push(&mut writer, process, exec("/usr/bin/cc", &argv)).into_iter().collect();
     match shape {
+        Shape::Recorded => {}
         Shape::Opens(files) => {
             for n in 0..files {
                 let path = format!("/usr/lib/python3.12/site-packages/package_{}/module_{n}.py", n / 16);
@@ -175,7 +202,7 @@ fn frames(id: ExecutionId, node: &NodeId, epoch: u64, shape: Shape) -> Vec<Encod
             }
         }
         Shape::Compile { frames: wanted, .. } => {
-            let recorded = recorded();
+            let recorded = recorded("compile");
             let recorded: Vec<Frame<'_>> =
                 recorded.iter().map(|frame| Frame::decode(frame).unwrap()).collect();
             'full: for pass in 0.. {
@@ -196,9 +223,9 @@ fn frames(id: ExecutionId, node: &NodeId, epoch: u64, shape: Shape) -> Vec<Encod
     frames
 }
 
-/// The frames of a compile, as they were recorded (`schema/recordings`).
-fn recorded() -> Vec<Vec<u8>> {
-    let path = format!("{}/../../schema/recordings/compile.frames", env!("CARGO_MANIFEST_DIR"));
+/// The frames of a workload, as they were recorded (`schema/recordings`).
+fn recorded(name: &str) -> Vec<Vec<u8>> {
+    let path = format!("{}/../../schema/recordings/{name}.frames", env!("CARGO_MANIFEST_DIR"));
     let bytes = std::fs::read(path).unwrap();
     let (mut frames, mut rest) = (Vec::new(), &bytes[..]);
     while let Some((length, after)) = rest.split_first_chunk() {
@@ -228,7 +255,7 @@ fn facts<'f>(body: &'f Body<'_>) -> Vec<(ProcessKey, Fact<'f>)> {
 /// What an event of the compile takes as the array that one would send without a thought: MessagePack, its path in full.
 pub(crate) fn plain_bytes_per_event() -> f64 {
     let (mut bytes, mut events) = (0, 0);
-    for frame in recorded() {
+    for frame in recorded("compile") {
         for (process, fact) in facts(&Frame::decode(&frame).unwrap().body) {
             let (path, numbers) = match fact {
                 Fact::Open { path, flags, result, created } => {

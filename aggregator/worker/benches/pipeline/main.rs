@@ -115,8 +115,12 @@ async fn throughput() {
         "worker",
         "ratio"
     );
-    for (frame_bytes, executions, frames) in [(16 << 10, 64, 120), (128 << 10, 32, 30)] {
-        let shape = Shape::Compile { frames, frame_bytes };
+    let loads = [
+        (Shape::Recorded, 640),
+        (Shape::Compile { frames: 120, frame_bytes: 16 << 10 }, 64),
+        (Shape::Compile { frames: 30, frame_bytes: 128 << 10 }, 32),
+    ];
+    for (shape, executions) in loads {
         let mut columns: [Vec<f64>; 7] = Default::default();
         let (mut count, mut mean, mut event) = (0, 0.0, 0.0);
         for _ in 0..ROUNDS {
