@@ -43,6 +43,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
             "glasshouse-backends",
             "glasshouse-guest-link",
             "glasshouse-images",
+            "glasshouse-firecracker",
         ]),
     ),
     ("glasshouse-fold", Some(&["glasshouse-schema"])),

@@ -226,6 +226,9 @@ pub(crate) enum Backend {
     #[cfg(target_os = "linux")]
     /// A virtual machine of its own, under KVM where that works, else emulated (see --image)
     Qemu,
+    #[cfg(target_os = "linux")]
+    /// A microVM of the Firecracker that GLASSHOUSE_FIRECRACKER names, under KVM only (see --image)
+    Firecracker,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

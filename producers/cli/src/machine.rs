@@ -11,6 +11,7 @@ use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController}
 #[cfg(target_os = "linux")]
 use glasshouse_vm::{
     Parts, VmBackend,
+    firecracker::{self, Firecracker},
     qemu::{self, Qemu},
 };
 
@@ -37,6 +38,14 @@ pub(crate) struct Chosen {
     pub(crate) inside: Option<Arc<dyn ProfilingController>>,
 }
 
+#[cfg(target_os = "linux")]
+impl Chosen {
+    fn machine(backend: VmBackend) -> Self {
+        let inside: Arc<dyn ProfilingController> = Arc::new(backend.controller());
+        Self { backend: Arc::new(backend), inside: Some(inside) }
+    }
+}
+
 impl MachineArgs {
     #[cfg_attr(not(target_os = "linux"), allow(unused_variables, reason = "machines are made on Linux"))]
     pub(crate) fn choose(&self, backend: Backend, spec: &ExecutionSpec) -> anyhow::Result<Chosen> {
@@ -44,25 +53,41 @@ impl MachineArgs {
             Backend::Process => {
                 anyhow::ensure!(
                     self.image.is_none(),
-                    "--image is of a virtual machine: choose --backend qemu, or leave it out"
+                    "--image is of a virtual machine: choose --backend qemu or firecracker, or leave it out"
                 );
                 Ok(Chosen { backend: Arc::new(ProcessBackend::new()), inside: None })
             }
             #[cfg(target_os = "linux")]
             Backend::Qemu => {
-                let image = self.image.as_ref().map(|image| {
-                    image.canonicalize().with_context(|| format!("cannot read the image {}", image.display()))
-                });
                 let config = qemu::Config {
                     parts: Parts::find()?,
                     qemu: qemu::program().map_err(anyhow::Error::msg)?,
-                    image: image.transpose()?,
+                    image: self.image()?,
                     vcpus: self.vcpus,
+                    nested: false,
                 };
-                let backend = VmBackend::new(Qemu::new(config, spec.limits));
-                let inside: Arc<dyn ProfilingController> = Arc::new(backend.controller());
-                Ok(Chosen { backend: Arc::new(backend), inside: Some(inside) })
+                Ok(Chosen::machine(VmBackend::new(Qemu::new(config, spec.limits))))
+            }
+            #[cfg(target_os = "linux")]
+            Backend::Firecracker => {
+                let config = firecracker::Config {
+                    parts: Parts::find()?,
+                    firecracker: firecracker::program().map_err(anyhow::Error::msg)?,
+                    jailer: firecracker::jailer().map_err(anyhow::Error::msg)?,
+                    image: self.image()?,
+                    vcpus: u8::try_from(self.vcpus)?,
+                };
+                Ok(Chosen::machine(VmBackend::new(Firecracker::new(config, spec.limits))))
             }
         }
+    }
+
+    /// By its path from the root: a VMM has a working directory of its own.
+    #[cfg(target_os = "linux")]
+    fn image(&self) -> anyhow::Result<Option<PathBuf>> {
+        let image = self.image.as_ref().map(|image| {
+            image.canonicalize().with_context(|| format!("cannot read the image {}", image.display()))
+        });
+        image.transpose()
     }
 }

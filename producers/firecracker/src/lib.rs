@@ -19,6 +19,7 @@ pub mod api;
 mod client;
 mod jailer;
 mod machine;
+pub mod metrics;
 mod snapshot;
 
 pub use client::{Client, ClientError};

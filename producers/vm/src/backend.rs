@@ -145,7 +145,16 @@ impl Machine {
         };
         self.process.release().await.map_err(not_the_command)?;
         self.watch_vmm();
-        self.vmm.boot(dir.path()).await?;
+        tokio::select! {
+            booted = self.vmm.boot(dir.path()) => match booted {
+                Ok(()) => {}
+                Err(BackendError::Failed { action, reason }) => {
+                    return Err(self.explained(&format!("{action}: {reason}")).await);
+                }
+                Err(error) => return Err(error),
+            },
+            _ = self.vmm_ended() => return Err(self.explained("the VMM ended before its guest ran").await),
+        }
         let socket = tokio::select! {
             accepted = listener.accept() => accepted.map_err(failed("waiting for the guest"))?.0,
             _ = self.vmm_ended() => {
@@ -232,6 +241,7 @@ impl Machine {
         let mut text = reason.to_owned();
         if let Ok(how) = tokio::time::timeout(END_TOLD_WITHIN, self.vmm_ended()).await {
             text.push_str(&format!("; its VMM ended with {how}"));
+            text.extend(self.vmm.troubles().map(|troubles| format!("; {troubles}")));
         }
         let console = self.console_text();
         let lines: Vec<&str> = console.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

@@ -1,6 +1,6 @@
 //! Commands in virtual machines, watched from inside, from outside, or both.
 //!
-//! - [`VmBackend`]: the backend around any VMM; [`Vmm`] is what a VMM has to do, [`qemu`] is one.
+//! - [`VmBackend`]: the backend around any VMM; [`Vmm`] is what a VMM has to do, [`qemu`] and [`firecracker`] are two.
 //! - [`GuestController`]: the vantage point `guest` of such a backend.
 //! - `session`: the host's end of the link to a guest (`glasshouse-guest-link`), shared by all of them.
 //! - [`bridge`]: what a guest may put on the bus, which is frames of its own execution in one unbroken chain.
@@ -17,6 +17,7 @@
 
 mod backend;
 pub mod bridge;
+pub mod firecracker;
 mod guest;
 mod parts;
 pub mod qemu;

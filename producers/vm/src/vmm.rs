@@ -7,7 +7,15 @@ use async_trait::async_trait;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_schema::lifecycle::Environment;
+use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::SandboxRequest;
+
+/// Memory of a machine whose command has no limit.
+const DEFAULT_MEMORY_MIB: u64 = 512;
+/// What kernel, probe and its maps take beside the command.
+const OWN_MEMORY_MIB: u64 = 192;
+/// User ids of VMMs begin here, 2^24 of them; far above those of people and containers.
+const FIRST_UID: u32 = 0x7000_0000;
 
 /// How a VMM is run.
 #[derive(Debug, Clone)]
@@ -43,4 +51,20 @@ pub trait Vmm: Send + Sync + 'static {
     async fn boot(&self, _dir: &Path) -> Result<(), BackendError> {
         Ok(())
     }
+
+    /// What the VMM itself found wrong, once it has ended, for whoever asks why a machine failed.
+    fn troubles(&self) -> Option<String> {
+        None
+    }
+}
+
+/// The memory of a machine whose command has these limits.
+pub(crate) fn memory_mib(limits: &Limits) -> u64 {
+    limits.memory_bytes.map_or(DEFAULT_MEMORY_MIB, |bytes| bytes.div_ceil(1 << 20) + OWN_MEMORY_MIB)
+}
+
+/// A user that no other execution of this node has at the time, but for a chance of one in many millions.
+pub(crate) fn own_uid(spec: &ExecutionSpec) -> u32 {
+    let [.., a, b, c] = *spec.id.as_bytes();
+    FIRST_UID + u32::from_be_bytes([0, a, b, c])
 }

@@ -18,11 +18,13 @@ async fn with<F: Future<Output = ()>>(
     scenario: Scenario,
     body: impl FnOnce(Subject) -> F,
 ) {
+    // Some print megabytes.
+    let check = format!("{check} ({:.60})", format!("{scenario:?}"));
     match factory.make(&scenario) {
-        Err(reason) => report_skipped(&format!("{check} ({scenario:?})"), &reason),
+        Err(reason) => report_skipped(&check, &reason),
         Ok(subject) => assert!(
             tokio::time::timeout(DEADLINE, body(subject)).await.is_ok(),
-            "{check} ({scenario:?}) did not end within {DEADLINE:?}"
+            "{check} did not end within {DEADLINE:?}"
         ),
     }
 }

@@ -46,7 +46,7 @@ pub async fn choose(qemu: &Path, vmlinux: &Path, parts: &Parts) -> Accel {
     if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return Accel::Tcg;
     }
-    let kept = kept_at(&parts.cache, vmlinux);
+    let kept = kept_at(&parts.cache, "accel", vmlinux);
     match std::fs::read_to_string(&kept).as_deref() {
         Ok("kvm") => return Accel::Kvm,
         Ok("tcg") => return Accel::Tcg,
@@ -61,11 +61,11 @@ pub async fn choose(qemu: &Path, vmlinux: &Path, parts: &Parts) -> Accel {
 }
 
 /// Per guest kernel and host kernel.
-fn kept_at(cache: &Path, vmlinux: &Path) -> PathBuf {
+pub(crate) fn kept_at(cache: &Path, what: &str, vmlinux: &Path) -> PathBuf {
     let host = nix::sys::utsname::uname();
     let host = host.map(|host| host.release().to_string_lossy().into_owned()).unwrap_or_default();
     let guest = vmlinux.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    cache.join(format!("accel-{}-{guest}", host.replace('/', "_")))
+    cache.join(format!("{what}-{}-{guest}", host.replace('/', "_")))
 }
 
 /// Boots the kernel with nothing to run: it has booted when it panics for want of a root filesystem.

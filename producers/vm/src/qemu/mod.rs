@@ -22,19 +22,12 @@ use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
 
 use self::accel::Accel;
 use crate::parts::Parts;
-use crate::vmm::{Launch, Vmm};
+use crate::vmm::{Launch, Vmm, memory_mib, own_uid};
 
 /// Names the QEMU program; without it, `qemu-system-x86_64` of the PATH.
 pub const QEMU_VARIABLE: &str = "GLASSHOUSE_QEMU";
 /// The name of our port of virtio-serial.
 const PORT: &str = "glasshouse";
-/// Memory of a machine whose command has no limit.
-const DEFAULT_MEMORY_MIB: u64 = 512;
-/// What kernel, probe and its maps take beside the command.
-const OWN_MEMORY_MIB: u64 = 192;
-/// User ids of VMMs begin here, 2^24 of them; far above those of people and containers.
-const FIRST_UID: u32 = 0x7000_0000;
-
 /// How machines are made.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -47,6 +40,8 @@ pub struct Config {
     pub image: Option<PathBuf>,
     /// Virtual processors.
     pub vcpus: u32,
+    /// The machine is QEMU's `q35` with a KVM of its own: emulated, that of AMD's processors.
+    pub nested: bool,
 }
 
 /// The QEMU program of this node, if it runs.
@@ -77,22 +72,33 @@ impl Qemu {
         Self { config, limits }
     }
 
-    fn memory_mib(&self) -> u64 {
-        let asked = self.limits.memory_bytes.map(|bytes| bytes.div_ceil(1 << 20) + OWN_MEMORY_MIB);
-        asked.unwrap_or(DEFAULT_MEMORY_MIB)
+    /// How QEMU ends the names of devices.
+    fn bus(&self) -> &'static str {
+        if self.config.nested { "pci" } else { "device" }
+    }
+
+    fn devices(&self) -> &'static [&'static str] {
+        match self.config.nested {
+            true => &["virtio_pci", "virtio_console", "kvm", "kvm_amd", "kvm_intel"],
+            false => &["virtio_mmio", "virtio_console"],
+        }
     }
 
     fn arguments(&self, dir: &Path, vmlinux: &Path, accel: Accel, own_uid: Option<u32>) -> Vec<OsString> {
         let mut text = format!(
-            "-M microvm -nodefaults -no-user-config -display none -no-reboot -smp {} -m {}M \
+            "-M {} -nodefaults -no-user-config -display none -no-reboot -smp {} -m {}M \
              -sandbox on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny \
              -chardev stdio,id=console,signal=off -serial chardev:console \
-             -device virtio-serial-device -device virtserialport,chardev=link,name={PORT} ",
+             -device virtio-serial-{} -device virtserialport,chardev=link,name={PORT} ",
+            if self.config.nested { "q35" } else { "microvm" },
             self.config.vcpus,
-            self.memory_mib()
+            memory_mib(&self.limits),
+            self.bus()
         );
         text.push_str(match accel {
             Accel::Kvm => "-accel kvm -cpu host",
+            // With `max`, kernels of its guests do not boot.
+            Accel::Tcg if self.config.nested => "-accel tcg,thread=multi -cpu EPYC",
             Accel::Tcg => "-accel tcg,thread=multi -cpu max",
         });
         if let Some(uid) = own_uid {
@@ -103,7 +109,7 @@ impl Qemu {
         if let Some(image) = &self.config.image {
             arguments
                 .extend(["-drive".into(), option("id=root,if=none,format=raw,readonly=on,file=", image)]);
-            arguments.extend(["-device".into(), "virtio-blk-device,drive=root".into()]);
+            arguments.extend(["-device".into(), format!("virtio-blk-{},drive=root", self.bus()).into()]);
         }
         arguments.extend(["-kernel".into(), vmlinux.into(), "-initrd".into(), dir.join("initramfs").into()]);
         arguments.extend(["-append".into(), self.kernel_line(accel).into()]);
@@ -144,12 +150,6 @@ fn option(begin: &str, path: &Path) -> OsString {
     OsString::from_vec(begin.bytes().chain(path).collect())
 }
 
-/// A user that no other execution of this node has at the time, but for a chance of one in many millions.
-fn own_uid(spec: &ExecutionSpec) -> u32 {
-    let [.., a, b, c] = *spec.id.as_bytes();
-    FIRST_UID + u32::from_be_bytes([0, a, b, c])
-}
-
 #[async_trait]
 impl Vmm for Qemu {
     fn name(&self) -> &'static str {
@@ -177,13 +177,12 @@ impl Vmm for Qemu {
 
     async fn command(&self, spec: &ExecutionSpec, dir: &Path) -> Result<Launch, BackendError> {
         let preparing = |error: String| BackendError::failed("preparing the virtual machine", error);
-        let config = self.config.clone();
+        let (config, devices) = (self.config.clone(), self.devices());
         let to = dir.join("initramfs");
         let made = tokio::task::spawn_blocking(move || {
             // Measured here, where blocking is allowed.
             accel::tsc_khz();
-            let devices = ["virtio_mmio", "virtio_console"];
-            config.parts.initramfs(&to, &devices, config.image.as_deref())?;
+            config.parts.initramfs(&to, devices, config.image.as_deref())?;
             config.parts.vmlinux()
         });
         let vmlinux = made

@@ -1,4 +1,5 @@
-//! What the tests of machines share: a small root filesystem, and backends of it.
+//! What the tests of machines share: a small root filesystem, backends of it, and how they play the scenarios of the conformance
+//! suite. Machines are Firecracker's in the tests called `firecracker`, else QEMU's.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "not every test uses all of it")]
@@ -6,10 +7,15 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use glasshouse_backends::conformance::{Factory, Scenario, Subject, spec};
+use glasshouse_vm::firecracker::{self, Firecracker, kvm};
 use glasshouse_vm::qemu::{self, Config, Qemu};
 use glasshouse_vm::{Parts, VmBackend};
+
+/// Names an image as [`image_in`] makes it, for where none can be made.
+pub(crate) const IMAGE_VARIABLE: &str = "GLASSHOUSE_TEST_IMAGE";
 
 /// Programs of this host that the guests have, with the libraries they name.
 const PROGRAMS: [&str; 9] = ["sh", "cat", "sleep", "head", "yes", "ls", "kill", "touch", "dd"];
@@ -19,19 +25,98 @@ pub(crate) fn config() -> Result<Config, String> {
     static CONFIG: OnceLock<Result<Config, String>> = OnceLock::new();
     let find = || {
         let parts = Parts::find().map_err(|error| error.to_string())?;
-        Ok(Config { parts, qemu: qemu::program()?, image: Some(image()?), vcpus: 1 })
+        Ok(Config { parts, qemu: qemu::program()?, image: Some(image()?), vcpus: 1, nested: false })
     };
     CONFIG.get_or_init(find).clone()
 }
 
-/// A backend of one machine.
-pub(crate) fn backend() -> Result<VmBackend, String> {
-    Ok(VmBackend::new(Qemu::new(config()?, Default::default())))
+/// What machines of Firecracker are made of here, or why there can be none; `GLASSHOUSE_CONFORMANCE=firecracker` makes that a
+/// failure.
+pub(crate) fn firecracker_config() -> Result<firecracker::Config, String> {
+    static CONFIG: OnceLock<Result<firecracker::Config, String>> = OnceLock::new();
+    let find = || {
+        let parts = Parts::find().map_err(|error| error.to_string())?;
+        let config = firecracker::Config {
+            firecracker: firecracker::program()?,
+            jailer: firecracker::jailer()?,
+            image: Some(image()?),
+            vcpus: 1,
+            parts,
+        };
+        let vmlinux = config.parts.vmlinux().map_err(|error| error.to_string())?;
+        let (program, cache) = (config.firecracker.clone(), config.parts.cache.clone());
+        // A runtime does not block on another of its thread.
+        let tried = std::thread::spawn(move || {
+            tokio::runtime::Runtime::new().unwrap().block_on(kvm::boots(&program, &vmlinux, &cache))
+        });
+        tried.join().unwrap().map(|()| config)
+    };
+    let config = CONFIG.get_or_init(find).clone();
+    let required = std::env::var("GLASSHOUSE_CONFORMANCE").is_ok_and(|name| name == "firecracker");
+    match config {
+        Err(reason) if required => panic!("no machine of Firecracker: {reason}"),
+        config => config.map_err(|reason| format!("unverified against a real Firecracker: {reason}")),
+    }
 }
 
-/// An ext4 image with a shell and a few programs, kept for all tests of this build.
+/// A backend of one machine.
+pub(crate) fn backend() -> Result<VmBackend, String> {
+    Ok(match env!("CARGO_CRATE_NAME") {
+        "firecracker" => VmBackend::new(Firecracker::new(firecracker_config()?, Default::default())),
+        _ => VmBackend::new(Qemu::new(config()?, Default::default())),
+    })
+}
+
+/// Plays a scenario with the shell of the guest.
+pub(crate) struct InMachine;
+
+impl Factory for InMachine {
+    fn make(&self, scenario: &Scenario) -> Result<Subject, String> {
+        let backend = backend()?;
+        let shell = |script: String| spec(["/bin/sh".to_owned(), "-c".to_owned(), script]);
+        // Octal escapes: any byte comes through printf, and a line is repeated by the shell.
+        let print = |bytes: &[u8]| -> String {
+            let of = |bytes: &[u8]| bytes.iter().map(|byte| format!("\\{byte:03o}")).collect::<String>();
+            match bytes.iter().position(|byte| *byte == b'\n') {
+                Some(end) if bytes.len() > 1000 => {
+                    let line = &bytes[..=end];
+                    assert!(bytes.chunks(line.len()).all(|chunk| chunk == line));
+                    let line = String::from_utf8_lossy(&line[..end]).into_owned();
+                    format!("yes '{line}' | head -n {}", bytes.len() / (end + 1))
+                }
+                _ => format!("printf '{}'", of(bytes)),
+            }
+        };
+        let spec = match scenario {
+            Scenario::Exits(code) => shell(format!("exit {code}")),
+            Scenario::DiesOf(signal) => shell(format!("kill -{signal} $$")),
+            Scenario::RunsUntilKilled => spec(["/bin/sleep", "1000"]),
+            Scenario::Prints { stdout, stderr } => shell(format!("{}; {} >&2", print(stdout), print(stderr))),
+            Scenario::NotFound => spec(["glasshouse-no-such-program"]),
+            Scenario::CannotExecute => spec(["/etc/no-program"]),
+            Scenario::Touches(_) => return Err("the guest has no file of this host; see machines.rs".into()),
+            Scenario::LeavesAProcess => shell("sleep 1000 & sleep 1000 & :".into()),
+            Scenario::PrintsLater(text) => {
+                shell(format!("p=$$; (while kill -0 $p 2>/dev/null; do :; done; {}) & :", print(text)))
+            }
+        };
+        let id = spec.id.to_string();
+        Ok(Subject { backend: Arc::new(backend), spec, left: Box::new(move || left_of(&id)) })
+    }
+}
+
+/// The image of all tests of this build.
 fn image() -> Result<PathBuf, String> {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    match std::env::var_os(IMAGE_VARIABLE) {
+        Some(image) => Ok(image.into()),
+        None => {
+            image_in(option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, Into::into).as_path())
+        }
+    }
+}
+
+/// An ext4 image with a shell and a few programs.
+pub(crate) fn image_in(dir: &Path) -> Result<PathBuf, String> {
     let tree = tempfile::tempdir_in(dir).map_err(|error| error.to_string())?;
     for folder in ["proc", "sys", "dev", "tmp", "run", "etc"] {
         std::fs::create_dir_all(tree.path().join(folder)).unwrap();
@@ -63,7 +148,7 @@ fn image() -> Result<PathBuf, String> {
     }
 }
 
-/// What of executions is left on this host, in words: QEMU processes of it, directories, cgroups.
+/// What of executions is left on this host, in words: its cgroups.
 pub(crate) fn left_of(id: &str) -> Vec<String> {
     let mut left = Vec::new();
     let mut dirs = vec![PathBuf::from("/sys/fs/cgroup")];

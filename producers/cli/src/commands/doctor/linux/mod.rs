@@ -25,7 +25,7 @@ pub(super) async fn findings() -> Vec<Finding> {
     findings.extend(sandbox::findings());
     let guest = kvm::finding().await;
     let stock_kernel = qemu::finding(guest.status).await;
-    findings.extend([guest, stock_kernel, machine::finding()]);
+    findings.extend([guest, stock_kernel, machine::qemu(), machine::firecracker().await]);
     findings
 }
 
