@@ -51,5 +51,9 @@ use_rust() {
     return 1
 }
 
+# Where setup.sh unpacks the kernel of the tests' virtual machines.
+GUEST_KERNEL=$ROOT/.tools/guest-kernel
+export GUEST_KERNEL
+
 # Where cargo puts binaries of PROFILE (debug, release).
 target_dir() { printf '%s/%s\n' "${CARGO_TARGET_DIR:-$ROOT/target}" "$1"; }

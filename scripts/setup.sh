@@ -120,6 +120,9 @@ if [ "$purpose" = bench ]; then
     want bpftrace bpftrace "the comparison with bpftrace"
 elif [ "$purpose" = kernels ] && [ -z "${GLASSHOUSE_QEMU:-}" ]; then
     want qemu-system-x86 qemu-system-x86_64 "booting kernels (relocations can be checked without: --relocations)"
+elif [ "$purpose" = test ] && [ "$(uname -m)" = x86_64 ]; then
+    [ -n "${GLASSHOUSE_QEMU:-}" ] || want qemu-system-x86 qemu-system-x86_64 "the tests of virtual machines"
+    [ -x /usr/sbin/mke2fs ] || want e2fsprogs mke2fs "the tests of virtual machines"
 fi
 
 new_clang || die "clang is older than 18" "install clang 18 or newer and put it on PATH"
@@ -213,6 +216,12 @@ install_nats_server() {
 
 # --- Tools that only some tests need: optional, reported when they can't be had -------------------------------------
 
+# add_target TARGET OTHERWISE: a standard library, as far as rustup has it.
+add_target() {
+    [ ! -d "$(rustc --print sysroot)/lib/rustlib/$1" ] && have rustup || return 0
+    say "adding the standard library of $1"
+    timeout 180 rustup target add "$1" >/dev/null 2>&1 || say "warning: it could not be had; $2"
+}
 if [ "$purpose" = test ]; then
     if ! cargo deny --version >/dev/null 2>&1; then
         say "installing cargo-deny $CARGO_DENY_VERSION (compiles for some minutes, once per machine)"
@@ -221,11 +230,32 @@ if [ "$purpose" = test ]; then
             cargo install --quiet --locked --version "$CARGO_DENY_VERSION" cargo-deny ||
             say "warning: cargo-deny could not be installed; test.sh will report its check as skipped"
     fi
-    if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$DARWIN_TARGET" ] && have rustup; then
-        say "adding the standard library of $DARWIN_TARGET"
-        timeout 180 rustup target add "$DARWIN_TARGET" >/dev/null 2>&1 ||
-            say "warning: it could not be had; test.sh will report the macOS check as skipped"
+    add_target "$DARWIN_TARGET" "test.sh will report the macOS check as skipped"
+    add_target "$(uname -m)-unknown-linux-musl" "the guest probe will be built for gnu, and be larger"
+fi
+
+# The kernel of the tests' virtual machines: the package that Debian's cloud images have, unpacked and not installed.
+guest_kernel() {
+    local package
+    [ -z "${GLASSHOUSE_GUEST_KERNEL:-}" ] && [ ! -d "$GUEST_KERNEL/boot" ] && have apt-get || return 0
+    apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || as_root apt-get -qq update || true
+    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    if [ -n "$package" ]; then
+        say "downloading $package into .tools/"
+        mkdir "$scratch/kernel"
+        if (cd "$scratch" && apt-get -qq -o APT::Sandbox::User=root download "$package") &&
+            dpkg-deb -x "$scratch/$package"_*.deb "$scratch/kernel"; then
+            mkdir -p "$ROOT/.tools"
+            # Renamed into place once it is whole.
+            rm -rf "$GUEST_KERNEL.new" && mv "$scratch/kernel" "$GUEST_KERNEL.new" && mv -T "$GUEST_KERNEL.new" "$GUEST_KERNEL"
+            return 0
+        fi
     fi
+    say "warning: no kernel of Debian's cloud images could be had; test.sh will report the tests of virtual machines as skipped"
+}
+if [ "$purpose" = test ] && [ "$(uname -m)" = x86_64 ]; then
+    guest_kernel
 fi
 
 # --- Kernel file systems --------------------------------------------------------------------------------------------

@@ -123,6 +123,25 @@ else
     say "programs of the comparison with strace may be skipped: this machine lacks $lacks"
 fi
 
+# Why no virtual machine can be made here; nothing when it can.
+machines_lack() {
+    [ "$(uname -m)" = x86_64 ] || echo "an x86-64 processor"
+    have "${GLASSHOUSE_QEMU:-qemu-system-x86_64}" || echo "QEMU (qemu-system-x86)"
+    PATH=$PATH:/usr/sbin have mke2fs || echo "mke2fs (e2fsprogs)"
+    [ -n "${GLASSHOUSE_GUEST_KERNEL:-}" ] || echo "a guest kernel (linux-image-cloud-amd64, unpacked in .tools/)"
+}
+if [ -z "${GLASSHOUSE_GUEST_KERNEL:-}" ] && [ -d "$GUEST_KERNEL/boot" ]; then
+    export GLASSHOUSE_GUEST_KERNEL=$GUEST_KERNEL
+fi
+lacks=$(machines_lack | paste -sd, - | sed 's/,/, /g')
+if [ -z "$lacks" ]; then
+    # Static, so built apart from everything else. With all of it there, a skipped machine is a failure.
+    step "guest probe" scripts/guest-probe.sh
+    export GLASSHOUSE_CONFORMANCE=${GLASSHOUSE_CONFORMANCE:-qemu}
+else
+    skip "virtual machines" "this machine lacks $lacks"
+fi
+
 # The storms of `loss` want the machine to themselves; nextest would run each beside other tests.
 if cargo nextest --version >/dev/null 2>&1; then
     step "tests" cargo nextest run "${locked[@]}" --workspace --no-fail-fast \

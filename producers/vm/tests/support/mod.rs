@@ -20,14 +20,17 @@ pub(crate) const IMAGE_VARIABLE: &str = "GLASSHOUSE_TEST_IMAGE";
 /// Programs of this host that the guests have, with the libraries they name.
 const PROGRAMS: [&str; 9] = ["sh", "cat", "sleep", "head", "yes", "ls", "kill", "touch", "dd"];
 
-/// What machines are made of here, or why there can be none.
+/// What machines are made of here, or why there can be none; `GLASSHOUSE_CONFORMANCE=qemu` makes that a failure.
 pub(crate) fn config() -> Result<Config, String> {
     static CONFIG: OnceLock<Result<Config, String>> = OnceLock::new();
     let find = || {
         let parts = Parts::find().map_err(|error| error.to_string())?;
         Ok(Config { parts, qemu: qemu::program()?, image: Some(image()?), vcpus: 1, nested: false })
     };
-    CONFIG.get_or_init(find).clone()
+    let config = CONFIG.get_or_init(find).clone();
+    let is_required = std::env::var("GLASSHOUSE_CONFORMANCE").is_ok_and(|name| name == "qemu");
+    assert!(config.is_ok() || !is_required, "GLASSHOUSE_CONFORMANCE=qemu, and {config:?}");
+    config
 }
 
 /// What machines of Firecracker are made of here, or why there can be none; `GLASSHOUSE_CONFORMANCE=firecracker` makes that a
