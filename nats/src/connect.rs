@@ -8,6 +8,7 @@ use async_nats::jetstream::{self, Context, ContextBuilder};
 use async_nats::{Client, ConnectErrorKind, Event};
 use tokio::sync::watch;
 
+use crate::encoding::Encoding;
 use crate::error::Error;
 
 /// The oldest server that will do: older ones ignore unknown stream settings in silence.
@@ -25,12 +26,27 @@ pub struct ConnectOptions {
     pub name: String,
     /// How long connecting, a request or an acknowledgement may take.
     pub timeout: Duration,
+    /// How the frames that are published here are compressed.
+    pub frame_encoding: Encoding,
 }
 
 impl ConnectOptions {
     /// Connects to `url` as `name`, without credentials, within five seconds.
     pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { url: url.into(), credentials: None, name: name.into(), timeout: Duration::from_secs(5) }
+        Self {
+            url: url.into(),
+            credentials: None,
+            name: name.into(),
+            timeout: Duration::from_secs(5),
+            frame_encoding: Encoding::Identity,
+        }
+    }
+
+    /// Compresses the frames that are published.
+    #[must_use]
+    pub fn frame_encoding(mut self, encoding: Encoding) -> Self {
+        self.frame_encoding = encoding;
+        self
     }
 
     /// Uses a credentials file.
@@ -47,6 +63,7 @@ pub struct Bus {
     client: Client,
     jetstream: Context,
     timeout: Duration,
+    frame_encoding: Encoding,
     connections: watch::Receiver<u64>,
 }
 
@@ -76,6 +93,10 @@ impl Bus {
         self.connections.clone()
     }
 
+    pub(crate) fn frame_encoding(&self) -> Encoding {
+        self.frame_encoding
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -93,7 +114,7 @@ impl Bus {
 
 /// Connects, or says within the timeout why not.
 pub async fn connect(options: ConnectOptions) -> Result<Bus, Error> {
-    let ConnectOptions { url: addresses, credentials, name, timeout } = options;
+    let ConnectOptions { url: addresses, credentials, name, timeout, frame_encoding } = options;
     // What is printed from here on holds no password.
     let url = without_secrets(&addresses);
     let addresses = addresses
@@ -148,7 +169,7 @@ pub async fn connect(options: ConnectOptions) -> Result<Bus, Error> {
     }
     let jetstream =
         ContextBuilder::new().timeout(timeout).backpressure_on_inflight(true).build(client.clone());
-    Ok(Bus { client, jetstream, timeout, connections })
+    Ok(Bus { client, jetstream, timeout, frame_encoding, connections })
 }
 
 /// The addresses as they may be printed: what stands before an `@` is a password or a token.

@@ -11,6 +11,7 @@ use glasshouse_schema::{
 };
 
 use crate::connect::Bus;
+use crate::encoding::Encoding;
 use crate::error::Error;
 use crate::pipeline::{Outgoing, Pipeline};
 use crate::store::{Put, StoredMessage, Write};
@@ -83,7 +84,12 @@ impl Publisher {
         digest: Digest,
         traceparent: Option<&str>,
     ) -> Result<(), Error> {
-        let message = frame_message((node, execution, vantage), bytes.into(), digest, traceparent)?;
+        let message = frame_message(
+            (node, execution, vantage),
+            (bytes.into(), self.bus.frame_encoding()),
+            digest,
+            traceparent,
+        )?;
         self.enqueue(message).await
     }
 
@@ -212,14 +218,15 @@ impl Publisher {
     }
 }
 
-/// A frame as it is published; `digest` is the SHA-256 of `payload`.
+/// A frame as it is published; `digest` is the SHA-256 of `body`.
 pub(crate) fn frame_message(
     (node, execution, vantage): (&NodeId, ExecutionId, Vantage),
-    payload: Bytes,
+    (body, encoding): (Bytes, Encoding),
     digest: Digest,
     traceparent: Option<&str>,
 ) -> Result<Outgoing, Error> {
     let mut headers = stamped(headers::FRAME_TYPE, version::FRAME, traceparent)?;
+    let payload = encoding.encode(body, &mut headers);
     set(&mut headers, headers::MSG_ID, &headers::frame_msg_id(node, digest))?;
     headers.insert(headers::DIGEST, digest.to_string());
     Ok(Outgoing { subject: subject::frames(node, execution, vantage), headers, payload })

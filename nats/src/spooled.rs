@@ -163,7 +163,11 @@ impl SpooledPublisher {
         is_seal: bool,
         traceparent: Option<&str>,
     ) -> Result<(), Error> {
-        self.publish(frame_message(of, bytes.into(), digest, traceparent)?, is_seal).await
+        self.publish(
+            frame_message(of, (bytes.into(), self.bus.frame_encoding()), digest, traceparent)?,
+            is_seal,
+        )
+        .await
     }
 
     /// Takes a lifecycle event, behind the frames taken before. A `closed` event belongs to

@@ -159,6 +159,11 @@ impl Worker {
         subject: &EventSubject,
         known: &Known,
     ) -> Result<Option<Question>, Error> {
+        let decoded = match message.decoded() {
+            Ok(decoded) => decoded,
+            Err(error) => return self.set_aside(message, DeadKind::Frame, error.to_string()).await,
+        };
+        let message = decoded.as_ref();
         match subject.kind {
             EventSubjectKind::Frame(vantage) => match &subject.node {
                 Some(node) => self.frame(message, subject.execution, (node, vantage), known).await,

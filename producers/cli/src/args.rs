@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use glasshouse_nats::Encoding;
 use glasshouse_schema::dead::DeadKind;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::ProfilingMode;
@@ -154,6 +155,9 @@ pub(crate) struct RunArgs {
     pub(crate) machine: crate::machine::MachineArgs,
     #[command(flatten)]
     pub(crate) bus: OptionalBusArgs,
+    /// How frames are compressed on their way to the NATS server: identity (not at all) or lz4, a third smaller
+    #[arg(long, env = "GLASSHOUSE_FRAME_ENCODING", value_name = "ENCODING", default_value_t = Encoding::Identity)]
+    pub(crate) frame_encoding: Encoding,
     #[command(flatten)]
     pub(crate) spool: RunSpoolArgs,
     /// Evaluate this policy over the receipt; may be given several times

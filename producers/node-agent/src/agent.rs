@@ -389,7 +389,8 @@ impl Shared {
         phase: &watch::Sender<Phase>,
         shared: &watch::Sender<Arc<Settings>>,
     ) -> Result<Arc<Self>, Error> {
-        let options = ConnectOptions::new(&settings.nats, format!("glasshouse-node-agent {}", settings.node));
+        let options = ConnectOptions::new(&settings.nats, format!("glasshouse-node-agent {}", settings.node))
+            .frame_encoding(settings.frame_encoding);
         let bus = glasshouse_nats::connect(options.credentials(settings.creds.clone())).await?;
         send_leftovers(&bus, &state.spool()).await;
         let machine = machine();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use glasshouse_nats::SpoolOptions;
+use glasshouse_nats::{Encoding, SpoolOptions};
 use glasshouse_runner::local::DEFAULT_SOCKET;
 use glasshouse_schema::ids::{NodeId, PoolName};
 use glasshouse_schema::lifecycle::ProfilingMode;
@@ -67,6 +67,10 @@ pub struct Layer {
     /// How much of one execution's events may wait there, at least 4194304 (default: 256 MiB)
     #[arg(long, env = "GLASSHOUSE_SPOOL_BYTES", value_name = "BYTES")]
     pub spool_bytes: Option<u64>,
+    /// How frames are compressed on their way to the NATS server: `identity` (not at all) or `lz4`, a third smaller
+    /// (default: identity)
+    #[arg(long, env = "GLASSHOUSE_FRAME_ENCODING", value_name = "ENCODING")]
+    pub frame_encoding: Option<Encoding>,
     /// How long a request may be in hand without a word before another agent gets it; the first agent of a pool decides
     /// (default: 30s)
     #[arg(long, env = "GLASSHOUSE_ACK_WAIT", value_name = "TIME", value_parser = parse_duration)]
@@ -126,6 +130,7 @@ pub struct Settings {
     pub profile: ProfilingMode,
     pub labels: BTreeMap<String, String>,
     pub state: PathBuf,
+    pub frame_encoding: Encoding,
     pub spool_bytes: u64,
     pub ack_wait: Duration,
     pub lost_after: Duration,
@@ -202,6 +207,7 @@ impl Settings {
             profile: over.profile.or(under.profile).unwrap_or_default(),
             labels,
             state: over.state.or(under.state).unwrap_or_else(|| "/var/lib/glasshouse/node-agent".into()),
+            frame_encoding: over.frame_encoding.or(under.frame_encoding).unwrap_or_default(),
             spool_bytes: over.spool_bytes.or(under.spool_bytes).unwrap_or(SpoolOptions::default().max_bytes),
             ack_wait: over.ack_wait.or(under.ack_wait).unwrap_or(Duration::from_secs(30)),
             lost_after: over.lost_after.or(under.lost_after).unwrap_or(Duration::from_secs(60)),

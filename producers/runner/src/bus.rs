@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use glasshouse_execution::SinkError;
 use glasshouse_nats::{
-    Bus, ClaimOutcome, Claims, ConnectOptions, Error, Heartbeat, Leftover, Publisher, PublisherOptions,
-    Spool, SpooledOptions, SpooledPublisher, StreamPosition,
+    Bus, ClaimOutcome, Claims, ConnectOptions, Encoding, Error, Heartbeat, Leftover, Publisher,
+    PublisherOptions, Spool, SpooledOptions, SpooledPublisher, StreamPosition,
 };
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::{EncodedFrame, LifecycleEvent};
@@ -20,13 +20,21 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
 /// Connects, or says within five seconds why not.
 pub async fn connect(url: &str, creds: Option<&Path>) -> Result<Bus, Error> {
-    let options = ConnectOptions::new(url, "glasshouse").credentials(creds.map(Path::to_owned));
-    glasshouse_nats::connect(options).await
+    glasshouse_nats::connect(options(url, creds)).await
 }
 
-/// Connects to a server that has the stream of events, and says which one: found out now and not after a command ran.
-pub async fn connect_to_publish(url: &str, creds: Option<&Path>) -> Result<(Bus, StreamPosition), Error> {
-    let bus = connect(url, creds).await?;
+fn options(url: &str, creds: Option<&Path>) -> ConnectOptions {
+    ConnectOptions::new(url, "glasshouse").credentials(creds.map(Path::to_owned))
+}
+
+/// Connects to a server that has the stream of events, and says which one: found out now and not after a command ran. Frames
+/// will travel as `frame_encoding`.
+pub async fn connect_to_publish(
+    url: &str,
+    creds: Option<&Path>,
+    frame_encoding: Encoding,
+) -> Result<(Bus, StreamPosition), Error> {
+    let bus = glasshouse_nats::connect(options(url, creds).frame_encoding(frame_encoding)).await?;
     let events = bus.position(glasshouse_nats::EVENTS).await?;
     Ok((bus, events))
 }

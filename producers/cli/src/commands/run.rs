@@ -67,7 +67,7 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let mut leftovers = None;
     let bus = match &args.bus.nats {
         None => None,
-        Some(url) => match connect_to_publish(url, args.bus.creds.as_deref()).await {
+        Some(url) => match connect_to_publish(url, args.bus.creds.as_deref(), args.frame_encoding).await {
             Ok((bus, events)) => {
                 let spool = spool(&args, execution, &events);
                 if spool.is_some() {

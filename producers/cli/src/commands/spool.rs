@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use glasshouse_nats::{Bus, Leftover, Spool, SpoolError};
+use glasshouse_nats::{Bus, Encoding, Leftover, Spool, SpoolError};
 use glasshouse_runner::bus;
 use glasshouse_runner::spool::Sent;
 use glasshouse_schema::ids::ExecutionId;
@@ -68,7 +68,8 @@ async fn send(args: SpoolSendArgs) -> anyhow::Result<ExitCode> {
         say(format_args!("glasshouse: nothing waits in {}", dir.display()));
         return Ok(ExitCode::SUCCESS);
     }
-    let (bus, _) = bus::connect_to_publish(&args.bus.nats, args.bus.creds.as_deref()).await?;
+    let (bus, _) =
+        bus::connect_to_publish(&args.bus.nats, args.bus.creds.as_deref(), Encoding::Identity).await?;
     let mut is_left = false;
     for (execution, dir) in found {
         match send_one(&bus, execution, &dir).await {

@@ -165,6 +165,7 @@ impl Evidence {
 
     /// Whether the frame was folded.
     fn frame(&mut self, message: &StoredMessage, node: &NodeId, vantage: Vantage) -> anyhow::Result<bool> {
+        let Ok(message) = message.decoded() else { return Ok(false) };
         if self.fold.frame(&message.payload, Some((node, vantage))).is_err() {
             return Ok(false);
         }
