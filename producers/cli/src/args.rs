@@ -39,6 +39,36 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// [`Cli`] with one subcommand alone. A command that is run waits for the parser, and making all the others took longer
+/// than everything else that it does.
+#[derive(Debug, Parser)]
+#[command(name = "glasshouse", disable_help_subcommand = true)]
+struct RunCli {
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(subcommand)]
+    command: RunCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RunCommand {
+    Run(Box<RunArgs>),
+}
+
+impl Cli {
+    /// The command line of this process. What is wrong with it, or asks for help, is answered by the whole parser, and the
+    /// process ends.
+    pub(crate) fn of_process() -> Self {
+        let is_run = std::env::args_os().nth(1).is_some_and(|name| name == "run");
+        match is_run.then(RunCli::try_parse) {
+            Some(Ok(RunCli { log, command: RunCommand::Run(args) })) => {
+                Self { log, command: Command::Run(args) }
+            }
+            _ => Self::parse(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LogArgs {
     /// More log lines on stderr (-v info, -vv debug); GLASSHOUSE_LOG takes a filter such as `glasshouse_nats=debug`

@@ -20,7 +20,6 @@ mod spool;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use glasshouse_runner::bus;
 
 use args::{Cli, Command};
@@ -38,7 +37,7 @@ pub(crate) fn say(line: impl std::fmt::Display) {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::of_process();
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {

@@ -131,8 +131,7 @@ struct Session {
 impl ProfilingSession for Session {
     async fn seal(self: Box<Self>) -> Result<SealedChain, ProfilingError> {
         let Self { watch, _probe } = *self;
-        let sealed = tokio::task::spawn_blocking(move || watch.seal()).await;
-        let report = sealed.map_err(|_| refused(ProbeError::Stopped))?.map_err(refused)?;
+        let report = watch.sealed().await.map_err(refused)?;
         if report.unexplained > 0 {
             tracing::warn!(
                 facts = report.unexplained,

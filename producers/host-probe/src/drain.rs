@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::sync::oneshot;
 
 use crate::ProbeError;
 use crate::clock::{boot_ns, thread_cpu_ns};
@@ -38,7 +39,7 @@ pub(crate) enum Command {
     /// Records of this slot are on their way. Sent before the kernel can make any.
     Watch(Box<Watched>),
     /// Send the last frame and answer.
-    Seal(Slot, Sender<Result<SealReport, ProbeError>>),
+    Seal(Slot, oneshot::Sender<Result<SealReport, ProbeError>>),
     /// Forget it, without a seal.
     Drop(Slot),
     /// End.

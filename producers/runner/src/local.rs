@@ -38,6 +38,8 @@ const HEADER_BYTES: usize = 8;
 pub const MAX_REQUEST_BYTES: usize = 8 << 20;
 /// Largest answer; a receipt is bounded far below.
 pub const MAX_ANSWER_BYTES: usize = 1 << 30;
+/// Room that is made before anything of a message is there.
+const READ_AT_ONCE: usize = 64 << 10;
 /// Standard streams.
 const STREAMS: usize = 3;
 
@@ -123,7 +125,7 @@ fn length(header: [u8; HEADER_BYTES], most: usize) -> io::Result<usize> {
 }
 
 async fn body<T: DeserializeOwned>(from: impl AsyncRead + Unpin, length: usize) -> io::Result<T> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(length.min(READ_AT_ONCE));
     from.take(length as u64).read_to_end(&mut bytes).await?;
     if bytes.len() < length {
         return Err(io::ErrorKind::UnexpectedEof.into());

@@ -6,12 +6,14 @@
 //! is locked while cgroups are made (shared) and looked through (exclusively), so that none is taken for left before its
 //! lock is held.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -73,7 +75,7 @@ impl Cgroup {
     /// Makes the execution's cgroup under our own or, where that is not ours to write, under the root of the mount.
     pub(super) fn make(execution: ExecutionId) -> Result<Self, String> {
         let mount = mount_point()?;
-        let own = own_cgroup(&mount)?;
+        let own = own_cgroup(mount)?;
         let mut first_error = None;
         for base in [&own, &mount.path] {
             match Self::make_under(base, execution) {
@@ -188,7 +190,7 @@ fn lock_folder(parent: &Path, how: FlockArg, within: Duration) -> Option<Flock<F
 /// Ends what executions of killed processes left wherever [`Cgroup::make`] makes their cgroups; gives what is left.
 pub(super) fn sweep_all() -> Result<Vec<String>, String> {
     let mount = mount_point()?;
-    let bases = [own_cgroup(&mount)?, mount.path];
+    let bases = [own_cgroup(mount)?, mount.path.clone()];
     Ok(bases.iter().flat_map(|base| sweep_now(&base.join(PARENT), LOCK_WITHIN, GONE_WITHIN)).collect())
 }
 
@@ -266,6 +268,10 @@ fn signal(path: &Path, number: i32) {
 }
 
 fn remove(path: &Path) -> Vec<String> {
+    // Few commands make any below it.
+    if fs::remove_dir(path).is_ok() {
+        return Vec::new();
+    }
     // Children come before their parents.
     let removed = below(path).into_iter().rev().map(|dir| match fs::remove_dir(&dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -307,11 +313,23 @@ struct Mount {
     root: PathBuf,
 }
 
-fn mount_point() -> Result<Mount, String> {
-    let table =
-        fs::read("/proc/self/mountinfo").map_err(|error| format!("reading /proc/self/mountinfo: {error}"))?;
-    find_mount(&table)
-        .ok_or_else(|| "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup".to_owned())
+/// Looked for until it is found.
+fn mount_point() -> Result<&'static Mount, String> {
+    static FOUND: OnceLock<Mount> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(found);
+    }
+    let table = read("/proc/self/mountinfo")?;
+    let found = find_mount(&table)
+        .ok_or_else(|| "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup".to_owned())?;
+    Ok(FOUND.get_or_init(|| found))
+}
+
+/// A file of /proc in one go: it does not say how long it is, and would be asked for in small pieces.
+fn read(path: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(4096);
+    let read = File::open(path).and_then(|mut file| file.read_to_end(&mut bytes));
+    read.map(|_| bytes).map_err(|error| format!("reading {path}: {error}"))
 }
 
 /// Whether a cgroup v2 is mounted here at all.
@@ -355,10 +373,9 @@ fn unescape(field: &[u8]) -> std::ffi::OsString {
 
 /// Our own cgroup's directory.
 fn own_cgroup(mount: &Mount) -> Result<PathBuf, String> {
-    let text = fs::read_to_string("/proc/self/cgroup")
-        .map_err(|error| format!("reading /proc/self/cgroup: {error}"))?;
-    let own = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    let below = Path::new(own).strip_prefix(&mount.root).unwrap_or(Path::new(""));
+    let table = read("/proc/self/cgroup")?;
+    let own = table.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::")).unwrap_or(b"/");
+    let below = Path::new(OsStr::from_bytes(own)).strip_prefix(&mount.root).unwrap_or(Path::new(""));
     // `/../…` is a cgroup outside of our cgroup namespace.
     let inside = !below.components().any(|part| part == std::path::Component::ParentDir);
     Ok(if inside { mount.path.join(below) } else { mount.path.clone() })

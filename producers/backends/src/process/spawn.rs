@@ -237,7 +237,7 @@ fn clone_child(raw: &Raw<'_>, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(i32
     // and the child goes on into `child` and never returns from it.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
     match pid {
-        0 => child(raw),
+        0 => child(raw, true),
         1.. => Ok((pid as i32, owned(pidfd)?, cgroup.is_some())),
         _ => match io::Error::last_os_error() {
             // A kernel before 5.7, or a seccomp filter (older container runtimes) that does not know clone3.
@@ -253,7 +253,7 @@ fn fork_child(raw: &Raw<'_>) -> io::Result<(i32, OwnedFd, bool)> {
     // SAFETY: the child goes on into `child`, which calls async-signal-safe functions only and never returns.
     let pid = unsafe { libc::fork() };
     match pid {
-        0 => child(raw),
+        0 => child(raw, false),
         // SAFETY: pidfd_open takes two integers; the process is our child and not waited for, so the id is its.
         1.. => match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } {
             pidfd @ 0.. => Ok((pid, owned(pidfd as RawFd)?, false)),
@@ -271,12 +271,13 @@ fn fork_child(raw: &Raw<'_>) -> io::Result<(i32, OwnedFd, bool)> {
     }
 }
 
-/// The child's life up to the exec. Allocates nothing and calls async-signal-safe functions only.
-fn child(raw: &Raw<'_>) -> ! {
+/// The child's life up to the exec. Allocates nothing and calls async-signal-safe functions only. `is_clear` says that it was
+/// made without our signal handlers (CLONE_CLEAR_SIGHAND).
+fn child(raw: &Raw<'_>, is_clear: bool) -> ! {
     // SAFETY: every pointer in `raw` points into memory that this process copied with the clone and that nothing
     // frees; all calls are plain system calls with arguments of their kind.
     unsafe {
-        default_signals();
+        default_signals(if is_clear { libc::SIGPIPE..=libc::SIGPIPE } else { 1..=64 });
         if raw.own_group {
             libc::setpgid(0, 0);
         }
@@ -338,11 +339,11 @@ unsafe fn await_byte(barrier: RawFd) {
 ///
 /// # Safety
 /// To be called in the child only.
-unsafe fn default_signals() {
+unsafe fn default_signals(which: std::ops::RangeInclusive<libc::c_int>) {
     // SAFETY: sigaction with valid pointers; numbers that cannot be changed answer with an error.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        for signal in 1..=64 {
+        for signal in which {
             if libc::sigaction(signal, ptr::null(), &mut action) < 0 {
                 continue;
             }

@@ -10,9 +10,6 @@ use anyhow::{Context, bail, ensure};
 use glasshouse_backends::LentStreams;
 use glasshouse_execution::{EngineReport, ExecutionSpec};
 use glasshouse_runner::local::{LocalAnswer, LocalRequest, ask, read_answer};
-use glasshouse_runner::sink::LocalReceipt;
-use glasshouse_schema::Receipt;
-use glasshouse_schema::ids::Digest;
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
@@ -62,11 +59,11 @@ pub(crate) fn is_wanted(args: &RunArgs) -> anyhow::Result<bool> {
     }
 }
 
-/// Has the agent run it; gives what the engine would have, and the receipt.
+/// Has the agent run it; gives what the engine would have, and the receipt's bytes.
 pub(crate) async fn run(
     args: &RunArgs,
     spec: &ExecutionSpec,
-) -> anyhow::Result<(EngineReport, Option<LocalReceipt>)> {
+) -> anyhow::Result<(EngineReport, Option<Vec<u8>>)> {
     // Before anything is started: what comes from here on is the command's.
     let (send, mut signals) = mpsc::channel(16);
     for handed in SIGNALS {
@@ -104,7 +101,7 @@ pub(crate) async fn run(
         _ => anyhow::Error::from(error).context("the node agent's answer"),
     })?;
     answer.problems.extend(shown.err().map(|error| error.to_string()));
-    let receipt = answer.receipt.take().map(receipt).transpose().context("the node agent's receipt")?;
+    let receipt = answer.receipt.take();
     Ok((report(spec, answer), receipt))
 }
 
@@ -169,10 +166,6 @@ fn explain(args: &RunArgs, error: io::Error) -> anyhow::Error {
         _ => format!("cannot ask the node agent at {socket}"),
     };
     anyhow::Error::from(error).context(format!("{what} (--agent never runs the command without it)"))
-}
-
-fn receipt(bytes: Vec<u8>) -> anyhow::Result<LocalReceipt> {
-    Ok(LocalReceipt { receipt: Receipt::decode(&bytes)?, digest: Digest::of(&bytes), bytes })
 }
 
 fn report(spec: &ExecutionSpec, answer: LocalAnswer) -> EngineReport {

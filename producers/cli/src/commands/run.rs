@@ -13,10 +13,10 @@ use glasshouse_runner::bus::{BusSink, Flushed, connect_to_publish};
 use glasshouse_runner::receipt_file::ReceiptFile;
 use glasshouse_runner::sink::{LocalFold, LocalReceipt, RunSink};
 use glasshouse_runner::{new_execution_id, random};
-use glasshouse_schema::Verdict;
-use glasshouse_schema::ids::{ExecutionId, NodeId, Vantage};
+use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
 use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules};
 use glasshouse_schema::verdict::Decision;
+use glasshouse_schema::{Receipt, Verdict};
 use tracing::Instrument;
 
 use crate::args::{FailOn, LogArgs, RunArgs};
@@ -55,8 +55,12 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     if super::local::is_wanted(&args)? {
         let file = watches(&args).then(|| ReceiptFile::open(&args.receipt)).transpose()?;
         let (report, receipt) = super::local::run(&args, &spec).await?;
-        let mut end = End { receipt, ..End::default() };
-        end.write(file);
+        let mut end = End::default();
+        end.write(file, receipt.as_deref());
+        // Only who judges it or tells of it has to understand it.
+        let is_read = args.json || !policies.is_empty();
+        let receipt = receipt.filter(|_| is_read).map(received).transpose();
+        end.receipt = receipt.context("the node agent's receipt")?;
         for error in &report.cleanup_errors {
             say(format_args!("glasshouse: error: {error}"));
         }
@@ -105,7 +109,9 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
         Ok(receipt) => end.receipt = receipt.flatten(),
         Err(error) => end.receipt_error = Some(format!("the receipt cannot be made: {error:#}")),
     }
-    end.write(file);
+    let receipt = end.receipt.take();
+    end.write(file, receipt.as_ref().map(|receipt| receipt.bytes.as_slice()));
+    end.receipt = receipt;
     for error in &report.sink_errors {
         say(format_args!("glasshouse: error: {error}"));
         end.published = false;
@@ -118,6 +124,10 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     }
     drop(signals);
     Ok(conclude(&args, &policies, &report, end))
+}
+
+fn received(bytes: Vec<u8>) -> anyhow::Result<LocalReceipt> {
+    Ok(LocalReceipt { receipt: Receipt::decode(&bytes)?, digest: Digest::of(&bytes), bytes })
 }
 
 pub(crate) fn watches(args: &RunArgs) -> bool {
@@ -168,9 +178,9 @@ struct End {
 
 impl End {
     /// Writes the receipt, if there is one and there is to be one.
-    fn write(&mut self, file: Option<ReceiptFile>) {
-        if let (Some(receipt), Some(file)) = (&self.receipt, file) {
-            let failed = file.write(&receipt.bytes).err();
+    fn write(&mut self, file: Option<ReceiptFile>, receipt: Option<&[u8]>) {
+        if let (Some(receipt), Some(file)) = (receipt, file) {
+            let failed = file.write(receipt).err();
             self.receipt_error = failed.map(|error| format!("{error:#}")).or(self.receipt_error.take());
         }
     }

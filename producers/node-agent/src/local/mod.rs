@@ -238,7 +238,8 @@ impl Local {
         let ended_because = Arc::clone(&engine.ended_because);
         let end = |reason: &str| drop(ended_because.set(reason.to_owned()));
         let report = {
-            let mut run = std::pin::pin!(engine.run(spec, trace));
+            // Of many kilobytes, which would be copied with the connection's own.
+            let mut run = Box::pin(engine.run(spec, trace));
             tokio::select! {
                 biased;
                 report = &mut run => report,

@@ -2,7 +2,8 @@
 
 #![allow(unsafe_code, reason = "SO_PEERGROUPS and SO_PEERPIDFD have no safe API")]
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use glasshouse_execution::RunAs;
@@ -40,7 +41,7 @@ impl Peer {
             return Err("the process that asks cannot be seen from here".into());
         }
         let pidfd = pidfd(stream, who.pid()).map_err(|error| said("the process that asks is gone", error))?;
-        let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", who.pid()))
+        let cgroups = read(&format!("/proc/{}/cgroup", who.pid()))
             .map_err(|error| said("the cgroup of the process that asks", error))?;
         let resources =
             resources(who.pid()).map_err(|error| said("the limits of the process that asks", error))?;
@@ -134,11 +135,18 @@ fn groups(stream: &impl AsFd) -> io::Result<Vec<u32>> {
     }
 }
 
+/// A file of /proc in one go: it does not say how long it is, and would be asked for in small pieces.
+fn read(path: &str) -> io::Result<String> {
+    let mut text = String::with_capacity(4096);
+    File::open(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// The limits of a process (proc_pid_limits(5)), none above our own: ours may be all that we can give. Read and not asked for
 /// by prlimit(2), for which one needs CAP_SYS_RESOURCE.
 fn resources(pid: i32) -> io::Result<Vec<(u32, u64, u64)>> {
     let table = |pid: &str| -> io::Result<Vec<(u64, u64)>> {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let text = read(&format!("/proc/{pid}/limits"))?;
         let limits: Vec<(u64, u64)> = text.lines().skip(1).filter_map(limits).collect();
         let is_known = limits.len() == RESOURCES;
         is_known.then_some(limits).ok_or_else(|| io::Error::other("the kernel writes them in another way"))
