@@ -299,6 +299,21 @@ pub struct Environment {
     pub kernel: String,
     /// What the sandbox lets through.
     pub sandbox: Sandbox,
+    /// What carries the virtual machine, where the command runs in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<VmmBounds>,
+}
+
+/// What the process that carries a virtual machine needs of the node. When the host sees it do anything else, the guest
+/// may have come out of its machine, and the receipt has a contradiction.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct VmmBounds {
+    /// The programs that it is, by the path that the kernel resolves.
+    pub programs: Vec<String>,
+    /// Files and folders that it may open.
+    pub reads: Vec<String>,
+    /// Files and folders that it may change, too.
+    pub writes: Vec<String>,
 }
 
 /// What the sandbox lets through.

@@ -88,6 +88,11 @@ fn environment() -> lifecycle::Environment {
         arch: "x86_64".into(),
         kernel: "6.12.0".into(),
         sandbox: lifecycle::Sandbox { network: "host".into(), ..Default::default() },
+        vmm: Some(lifecycle::VmmBounds {
+            programs: vec!["/usr/bin/vmm".into()],
+            reads: vec!["/usr".into()],
+            writes: vec!["/dev/kvm".into()],
+        }),
     }
 }
 
@@ -330,6 +335,10 @@ fn full_receipt() -> Receipt {
             }],
             caps: vec![receipt::Cap { list: "files".into(), limit: 100_000, events_left_out: u64::MAX }],
         },
+        contradictions: vec![receipt::Contradiction {
+            kind: "exit".into(),
+            said: vec![receipt::Statement { vantage: Vantage::Guest, says: "it exited with 1".into() }],
+        }],
         files: vec![receipt::File {
             path: "/srv/\u{fffd}ile".into(),
             path_hex: Some("2f776f726b2fff696c65".into()),

@@ -20,6 +20,7 @@ mod facts;
 mod few;
 mod files;
 mod receipt;
+mod reconcile;
 mod sockets;
 
 use std::borrow::Cow;

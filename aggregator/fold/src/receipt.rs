@@ -8,9 +8,9 @@ use glasshouse_schema::lifecycle::{
     Attached, ClosedReason, Exited, Failed, LifecycleEvent, Outcome, Phase, PhaseName,
 };
 use glasshouse_schema::receipt::{
-    Artifacts, Attempt, Cap, ChainHead, ClassCoverage, Completeness, Connection, Coverage, Execution, File,
-    Filesystem, FlatProcess, Incomplete, MAX_RECEIPT_BYTES, Network, ProbeCost, Process, Provenance, Receipt,
-    Redaction, Resources, Socket, Syscalls, Timing, VantageCoverage,
+    Artifacts, Attempt, Cap, ChainHead, ClassCoverage, Completeness, Connection, Contradiction, Coverage,
+    Execution, File, Filesystem, FlatProcess, Incomplete, MAX_RECEIPT_BYTES, Network, ProbeCost, Process,
+    Provenance, Receipt, Redaction, Resources, Socket, Syscalls, Timing, VantageCoverage,
 };
 use glasshouse_schema::time::rfc3339;
 use glasshouse_schema::{ids::Vantage, version};
@@ -20,6 +20,7 @@ use crate::chain::{Chain, ChainKey};
 use crate::entries::{self, Budget};
 use crate::facts;
 use crate::files::{ChangeFacts, FileFacts};
+use crate::reconcile::{self, Told};
 use crate::sockets::DnsFacts;
 
 /// Bytes of JSON that each list of facts, with the established lists made from it, may take: together they and the rest
@@ -75,7 +76,18 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
     let sockets = entries::sockets(&chains, of_sockets);
     let dns = entries::dns(&chains, of_dns);
     let operations = entries::operations(&chains, of_operations);
-    let incomplete = incomplete(fold, &watched);
+    let environment = prepared.map(|prepared| *prepared.environment.clone()).unwrap_or_default();
+    let vantages: Vec<VantageCoverage> = watched.iter().map(|watched| vantage_coverage(*watched)).collect();
+    let contradictions = reconcile::contradictions(&Told {
+        isolation: prepared.map(|prepared| prepared.isolation),
+        environment: &environment,
+        ended: end.is_told.then_some(&end.outcome),
+        vantages: &vantages,
+        processes: &processes,
+        files: &files,
+        sockets: &sockets,
+    });
+    let incomplete = incomplete(fold, &watched, &contradictions);
 
     Some(Receipt {
         version: version::RECEIPT.into(),
@@ -98,7 +110,7 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         filesystem: filesystem(&files),
         network: network(&chains, &sockets),
         syscalls: syscalls(&chains),
-        environment: prepared.map(|prepared| *prepared.environment.clone()).unwrap_or_default(),
+        environment,
         execution: Execution {
             backend: prepared.map_or_else(|| "unknown".into(), |prepared| prepared.backend.clone()),
             isolation: prepared.map_or("unknown", |prepared| prepared.isolation.as_str()).into(),
@@ -109,11 +121,12 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         redactions: redactions(&chains),
         policy: None,
         coverage: Coverage {
-            vantages: watched.iter().map(|watched| vantage_coverage(*watched)).collect(),
+            vantages,
             unavailable: profiled.unavailable.clone(),
             incomplete,
             caps: caps(&chains, &budgets),
         },
+        contradictions,
         files,
         sockets,
         dns,
@@ -141,6 +154,8 @@ struct End {
     duration_ms: u64,
     resources: Option<Resources>,
     artifacts: Artifacts,
+    /// The engine says that the command ended, and not for an error.
+    is_told: bool,
 }
 
 impl End {
@@ -181,6 +196,7 @@ impl End {
             max_rss_kb: rusage.max_rss_kb.min(MAX_INTEGER),
         });
         end.artifacts = Artifacts { stdout_hash: exited.stdout_hash, stderr_hash: exited.stderr_hash };
+        end.is_told = exited.outcome.error.is_none();
         end
     }
 
@@ -199,6 +215,7 @@ impl End {
             duration_ms,
             resources: None,
             artifacts: Artifacts::default(),
+            is_told: false,
         }
     }
 }
@@ -387,11 +404,20 @@ fn saw_root_exec(fold: &ExecutionFold, vantage: Vantage, chain: &Chain) -> bool 
 }
 
 /// Why the receipt is not closed. Empty only when completeness is shown.
-fn incomplete(fold: &ExecutionFold, watched: &[Watched<'_>]) -> Vec<Incomplete> {
+fn incomplete(
+    fold: &ExecutionFold,
+    watched: &[Watched<'_>],
+    contradictions: &[Contradiction],
+) -> Vec<Incomplete> {
     let mut found = BTreeSet::new();
     let mut say = |vantage, reason: &str, class, detail: String| {
         found.insert(Incomplete { vantage, reason: reason.into(), class, detail });
     };
+    for contradiction in contradictions {
+        let said = contradiction.said.iter().map(|said| format!("{}: {}", said.vantage, said.says));
+        let said: Vec<String> = said.collect();
+        say(None, "contradiction", None, format!("{} ({})", contradiction.kind, said.join("; ")));
+    }
     for phase in [PhaseName::Requested, PhaseName::Admitted, PhaseName::Claimed, PhaseName::Prepared] {
         if !fold.has(phase) {
             say(None, "lifecycle_missing", None, format!("there is no `{}` event", phase.as_str()));

@@ -361,6 +361,7 @@ fn the_words_are_those_that_are_documented() {
         "lifecycle_conflict",
         "several_epochs",
         "bypassed",
+        "contradiction",
         "counters_unknown",
     ];
     assert_eq!(documented, tested);

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use glasshouse_schema::receipt::{Completeness, Dns, File, Operation, Process, Receipt, Socket};
 use glasshouse_schema::verdict::{Decision, RuleResult, Verdict};
 
+/// The word of `coverage.incomplete` for what `contradictions` has.
+const CONTRADICTION: &str = "contradiction";
 /// Lines of one list before the rest is only counted.
 const LIST_LINES: usize = 12;
 
@@ -31,7 +33,13 @@ pub(crate) fn receipt(receipt: &Receipt, all: bool) -> String {
         receipt.execution.node.as_ref().map_or("an unknown node", |node| node.as_str()),
     );
     let _ = writeln!(out, "  {completeness}");
-    for incomplete in &receipt.coverage.incomplete {
+    for contradiction in &receipt.contradictions {
+        let _ = writeln!(out, "    contradiction: {}", contradiction.kind);
+        for said in &contradiction.said {
+            let _ = writeln!(out, "      {}: {}", said.vantage, said.says);
+        }
+    }
+    for incomplete in receipt.coverage.incomplete.iter().filter(|why| why.reason != CONTRADICTION) {
         let class = incomplete.class.map(|class| format!(" {}", class.as_str())).unwrap_or_default();
         let _ = writeln!(out, "    missing: {}{class}: {}", incomplete.reason, incomplete.detail);
     }

@@ -331,7 +331,8 @@ impl ExecutionBackend for VmBackend {
     }
 
     fn environment(&self) -> Environment {
-        self.0.vmm.environment()
+        let vmm = self.0.state().dir.as_ref().and_then(|dir| self.0.vmm.bounds(dir.path()));
+        Environment { vmm, ..self.0.vmm.environment() }
     }
 
     fn guest_profiling(&self) -> Result<(), String> {

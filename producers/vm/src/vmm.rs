@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
-use glasshouse_schema::lifecycle::Environment;
+use glasshouse_schema::lifecycle::{Environment, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::SandboxRequest;
 
@@ -41,6 +41,12 @@ pub trait Vmm: Send + Sync + 'static {
     /// Makes the machine's files in `dir`, which only the caller can read and which is removed in the end, and gives the
     /// command line of its VMM.
     async fn command(&self, spec: &ExecutionSpec, dir: &Path) -> Result<Launch, BackendError>;
+
+    /// What the VMM's process needs of the node, with the machine's files in `dir`: what the host sees beyond that becomes
+    /// a contradiction in the receipt. `None` where nobody knows.
+    fn bounds(&self, _dir: &Path) -> Option<VmmBounds> {
+        None
+    }
 
     /// The Unix socket on which the guest's connection arrives; the backend listens there before the VMM runs.
     fn link(&self, dir: &Path) -> PathBuf {

@@ -24,7 +24,7 @@ use glasshouse_schema::frame::{FrameWriterConfig, Seal, SealTotals};
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
 use glasshouse_schema::lifecycle::{Attached, Closed, Environment, LifecycleEvent, Phase, ProfilingMode};
 use glasshouse_schema::receipt::Completeness;
-use glasshouse_schema::{EncodedFrame, FrameWriter, Receipt};
+use glasshouse_schema::{EncodedFrame, Event, Fact, FrameWriter, PathRef, ProcessKey, Receipt};
 use glasshouse_vm::{Launch, VmBackend, Vmm};
 
 type Guest = Box<dyn FnOnce(Host) + Send>;
@@ -231,6 +231,52 @@ async fn an_honest_guest_is_believed() {
     assert_eq!(report.sealed.unwrap().vantages.len(), 1);
     // It saw no exec, and a receipt without the root's exec is not whole.
     assert_eq!(receipt.completeness, Completeness::Partial);
+}
+
+/// The guest's end of a chain that tells of one process, which ended with this code; or of none.
+fn seal_over(host: &mut Host, exit_code: Option<u8>) {
+    let mut chain = host.chain.take().unwrap();
+    let process = ProcessKey { tgid: 7, start_boot_ns: 1 };
+    let (program, workdir) = (PathRef::resolved(b"/bin/true"), PathRef::resolved(b"/"));
+    let exec = Fact::Exec {
+        ppid: 1,
+        exe: program,
+        cwd: workdir,
+        argv: &[],
+        argv_truncated: false,
+        uid: 0,
+        gid: 0,
+        env: &[],
+        env_truncated: false,
+        flags: Default::default(),
+    };
+    let exit = |code| Fact::Exit { code, signal: 0, core_dumped: false, usage: Default::default() };
+    let facts = exit_code.map(|code| [exec, exit(code)]).into_iter().flatten();
+    for (boot_ns, fact) in (2..).zip(facts) {
+        assert!(chain.push(&Event { boot_ns, process, fact }).is_none());
+    }
+    let frames = chain.seal(SealTotals::default(), Seal::default());
+    let sealed = Sealed { frames: frames.len() as u64, head: frames.last().unwrap().digest };
+    frames.into_iter().for_each(|sealed| host.say(frame(sealed.bytes)));
+    host.say(ToHost::Sealed(Ok(sealed)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_guest_says_and_what_its_kernel_saw_is_held_against_each_other() {
+    let cases = [(Some(0), None), (Some(7), Some("exit")), (None, Some("nothing_ran"))];
+    // At once, because the process of a played machine does not power off.
+    futures::future::join_all(cases.map(|(seen, expected): (Option<u8>, Option<&str>)| async move {
+        let (report, receipt, _) = run(move |mut host| {
+            host.up_to_running();
+            host.end(move |host| seal_over(host, seen));
+        })
+        .await;
+        assert_eq!((report.outcome.exit_code, report.outcome.error), (0, None));
+        let kinds: Vec<&str> = receipt.contradictions.iter().map(|found| found.kind.as_str()).collect();
+        assert_eq!(kinds, Vec::from_iter(expected), "{:?}", receipt.contradictions);
+        assert_eq!(receipt.completeness == Completeness::Closed, expected.is_none());
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

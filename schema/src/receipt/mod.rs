@@ -117,6 +117,9 @@ pub struct Receipt {
 
     /// What was watched, what was not, and what is missing.
     pub coverage: Coverage,
+    /// What two vantage points say that cannot both be so. Each makes the receipt partial.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contradictions: Vec<Contradiction>,
     /// Every file, with all that is known of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<File>,
@@ -370,13 +373,36 @@ pub struct Incomplete {
     pub vantage: Option<Vantage>,
     /// A stable word: `exec_missing`, `seal_missing`, `lost_events`, `chain_broken`, `frames_missing`, `counters_differ`,
     /// `tasks_escaped`, `vantage_unavailable`, `producer_dead`, `lifecycle_missing`, `lifecycle_conflict`,
-    /// `several_epochs`, `bypassed`; `counters_unknown` in a receipt of an older grammar.
+    /// `several_epochs`, `bypassed`, `contradiction`; `counters_unknown` in a receipt of an older grammar.
     pub reason: String,
     /// The class it is about, where it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<crate::Class>,
     /// For a person.
     pub detail: String,
+}
+
+/// What two vantage points say that cannot both be so. Which of them is right it does not say: a guest's root owns the
+/// guest's kernel, and the process that carries a machine is no longer only that once somebody has come out of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct Contradiction {
+    /// A stable word:
+    /// `exit` (the command ended otherwise than the guest's kernel tells), `nothing_ran` (the command ended, and the guest's
+    /// kernel saw no program start), `guest_network` (the guest reached beyond its machine, and the host saw no way out),
+    /// `vmm_network` (the machine's process used the network, of which nobody else knows), `vmm_program` (it ran another
+    /// program), `vmm_file` (it opened or changed a file that is not its own).
+    pub kind: String,
+    /// Who says what.
+    pub said: Vec<Statement>,
+}
+
+/// What a vantage point says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub struct Statement {
+    /// Who.
+    pub vantage: Vantage,
+    /// What, for a person.
+    pub says: String,
 }
 
 /// A limit that left facts out of a list.

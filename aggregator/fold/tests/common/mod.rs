@@ -312,6 +312,7 @@ pub(crate) fn phase(name: PhaseName) -> Phase {
                 arch: "x86_64".into(),
                 kernel: "6.12.0".into(),
                 sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
+                vmm: None,
             }),
         }),
         PhaseName::Started => Phase::Started(Started { root_pid: Some(100) }),

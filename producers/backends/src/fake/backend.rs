@@ -188,8 +188,8 @@ impl ExecutionBackend for FakeBackend {
             runtime: "fake".into(),
             os: "none".into(),
             arch: "none".into(),
-            kernel: String::new(),
             sandbox: Sandbox { network: "none".into(), ..Sandbox::default() },
+            ..Environment::default()
         }
     }
 

@@ -413,6 +413,7 @@ impl ExecutionBackend for ProcessBackend {
             arch: arch.unwrap_or_else(|| std::env::consts::ARCH.into()),
             kernel: kernel.unwrap_or_default(),
             sandbox: self.state().told.clone(),
+            vmm: None,
         }
     }
 

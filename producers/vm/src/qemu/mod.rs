@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use async_trait::async_trait;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
-use glasshouse_schema::lifecycle::{Environment, Sandbox};
+use glasshouse_schema::lifecycle::{Environment, Sandbox, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
 
@@ -28,6 +28,30 @@ use crate::vmm::{Launch, Vmm, memory_mib, own_uid};
 pub const QEMU_VARIABLE: &str = "GLASSHOUSE_QEMU";
 /// The name of our port of virtio-serial.
 const PORT: &str = "glasshouse";
+/// What QEMU and its libraries open wherever it runs: programs' own files, what a system library looks up, what the kernel
+/// tells of the machine.
+const READS: [&str; 17] = [
+    "/usr",
+    "/bin",
+    "/lib",
+    "/lib64",
+    "/nix/store",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.preload",
+    "/etc/localtime",
+    "/etc/ssl",
+    "/etc/gnutls",
+    "/etc/libnl",
+    "/etc/qemu",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+    "/etc/group",
+    "/proc",
+    "/sys",
+];
+/// What it writes to beside its own directory, and reads.
+const WRITES: [&str; 4] = ["/dev/null", "/dev/kvm", "/dev/urandom", "/dev/random"];
+
 /// How machines are made.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -150,6 +174,16 @@ fn option(begin: &str, path: &Path) -> OsString {
     OsString::from_vec(begin.bytes().chain(path).collect())
 }
 
+/// Where a program is that is named as a shell names it.
+fn on_path(program: &Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.to_owned();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
+    found.unwrap_or_else(|| program.to_owned())
+}
+
 #[async_trait]
 impl Vmm for Qemu {
     fn name(&self) -> &'static str {
@@ -163,7 +197,22 @@ impl Vmm for Qemu {
             arch: "x86_64".into(),
             kernel: self.config.parts.kernel.release.clone(),
             sandbox: Sandbox { network: "none".into(), limits: self.limits, ..Sandbox::default() },
+            vmm: None,
         }
+    }
+
+    fn bounds(&self, dir: &Path) -> Option<VmmBounds> {
+        let Config { parts, qemu, image, .. } = &self.config;
+        // The kernel tells of what it resolved.
+        let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let texts = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+        let own = [&parts.cache, &parts.kernel.image].into_iter().chain(image);
+        let mut reads = texts(&READS);
+        reads.extend(own.map(|path| text(resolved(path))));
+        let mut writes = texts(&WRITES);
+        writes.push(text(resolved(dir)));
+        Some(VmmBounds { programs: vec![text(resolved(&on_path(qemu)))], reads, writes })
     }
 
     fn check(&self, _: &ExecutionSpec) -> Result<(), BackendError> {
