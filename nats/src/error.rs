@@ -166,6 +166,14 @@ pub enum Error {
         /// What the client or the server said.
         source: Cause,
     },
+    /// A file of an execution cannot be stored or fetched.
+    #[error("the file with SHA-256 {sha256}: {problem}")]
+    File {
+        /// Its digest.
+        sha256: glasshouse_schema::Digest,
+        /// What is wrong.
+        problem: String,
+    },
     /// A request that no agent would take.
     #[error(transparent)]
     Request(#[from] glasshouse_schema::request::RequestError),
@@ -193,6 +201,7 @@ impl Error {
             | Self::BadMessage { .. }
             | Self::BadHeader { .. }
             | Self::Encode { .. }
+            | Self::File { .. }
             | Self::Request(_) => ErrorKind::Poison,
             Self::Unauthorized { .. }
             | Self::Credentials { .. }

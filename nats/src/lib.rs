@@ -7,6 +7,7 @@
 //! SpooledPublisher -> GH_EVENTS, by way of a bounded Spool on disk while the bus does not take them
 //! EventReader    <- GH_EVENTS (no per-message acks)    ReceiptConsumer <- GH_RECEIPTS (ack, or NAK when dropped)
 //! Snapshot       <- any stream, as far as it goes now  DeadLetter -> what it is about, and back to GH_EVENTS
+//! Bus::store_file, fetch_file -> GH_FILES              files of executions, each once
 //! Claims, Checkpoints, Leases                          compare-and-set on key-value buckets
 //! Heartbeat      -> GH_NODES                           this process lives; the server forgets it by its own clock
 //! ```
@@ -28,6 +29,7 @@ mod control;
 mod delivery;
 mod encoding;
 mod error;
+mod files;
 mod heartbeats;
 mod keys;
 mod leases;
@@ -54,6 +56,7 @@ pub use control::{Asked, Controls};
 pub use delivery::Delivery;
 pub use encoding::{Encoding, EncodingError};
 pub use error::{Error, ErrorKind};
+pub use files::digest_of;
 pub use heartbeats::{Heartbeat, NodeEntry, Producer};
 pub use keys::{Checkpoint, CheckpointPut, Checkpoints, Claim, ClaimOutcome, Claims};
 pub use leases::{LeaseChange, Leases};
@@ -86,6 +89,8 @@ pub const OUTPUT: &str = "GH_OUTPUT";
 pub const DEAD: &str = "GH_DEAD";
 /// The object store of large bodies.
 pub const BODIES: &str = "GH_BODIES";
+/// The object store of files that executions are given, and of those that are taken from them.
+pub const FILES: &str = "GH_FILES";
 /// The key-value bucket of claims.
 pub const CLAIMS: &str = "GH_CLAIMS";
 /// The key-value bucket of checkpoints.

@@ -88,6 +88,8 @@ struct ObjectStoreSpec {
     name: String,
     description: String,
     max_bytes: i64,
+    #[serde(default)]
+    max_age_seconds: u64,
 }
 
 const fn unlimited() -> i64 {
@@ -168,7 +170,8 @@ impl ObjectStoreSpec {
             subjects: vec![format!("$O.{}.C.>", self.name), format!("$O.{}.M.>", self.name)],
             discard: DiscardPolicy::New,
             max_bytes: self.max_bytes,
-            duplicate_window: bucket_duplicate_window(0),
+            max_age: Duration::from_secs(self.max_age_seconds),
+            duplicate_window: bucket_duplicate_window(self.max_age_seconds),
             allow_rollup: true,
             ..base(format!("OBJ_{}", self.name), self.description, replicas)
         }
@@ -407,12 +410,13 @@ mod tests {
             "KV_GH_NODES",
             "KV_GH_POLICIES",
             "OBJ_GH_BODIES",
+            "OBJ_GH_FILES",
         ] {
             assert!(names.contains(&name), "{name}");
         }
-        assert_eq!(names.len(), 12);
+        assert_eq!(names.len(), 13);
         let gib = topology.reserved_bytes() as f64 / f64::from(1 << 30);
-        assert!(gib < 12.0, "the operators' example configuration says 11.2 GiB, and it is {gib}");
+        assert!(gib < 14.0, "the operators' example configuration says 13.2 GiB, and it is {gib}");
     }
 
     #[test]

@@ -16,12 +16,12 @@ async fn apply_creates_what_is_missing_and_then_nothing() {
     let broker = bare().await;
     let topology = Topology::embedded(1).unwrap();
     let missing = topology.check(&broker.bus).await.unwrap();
-    assert_eq!(missing.len(), 12);
+    assert_eq!(missing.len(), 13);
     assert!(missing.iter().all(|difference| difference.is_missing()));
     assert_eq!(missing[0].to_string(), "GH_EVENTS: missing");
 
     let applied = topology.apply(&broker.bus).await.unwrap();
-    assert_eq!((applied.created.len(), applied.differences), (12, vec![]));
+    assert_eq!((applied.created.len(), applied.differences), (13, vec![]));
     assert_eq!(topology.check(&broker.bus).await.unwrap(), []);
     let again = topology.apply(&broker.bus).await.unwrap();
     assert_eq!((again.created, again.differences), (vec![], vec![]));

@@ -16,6 +16,7 @@ pub mod canonical;
 pub mod dead;
 pub mod errno;
 pub mod event;
+pub mod files;
 pub mod frame;
 pub mod headers;
 pub mod ids;
@@ -37,6 +38,7 @@ pub use event::{
     Address, Class, Counters, Event, ExecFlags, Fact, FileChange, Operation, PathFlags, PathRef,
     SocketOperation, Usage,
 };
+pub use files::{Files, SkippedFile, StoredFile};
 pub use frame::{DecodeError, EncodedFrame, Frame, FrameWriter};
 pub use ids::{Digest, ExecutionId, IdError, NodeId, PolicyName, PoolName, ProcessKey, Vantage};
 pub use lifecycle::{LifecycleEvent, Phase};

@@ -17,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::canonical::decimal;
+use crate::files::Files;
 use crate::ids::{Digest, ExecutionId, NodeId, PolicyName, Vantage};
 use crate::limits::{Limit, Limits};
 use crate::sandbox::SandboxLevel;
@@ -431,6 +432,9 @@ pub struct Exited {
     /// SHA-256 of standard error, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_hash: Option<Digest>,
+    /// Files that were put into the working directory, and those that were taken out of it.
+    #[serde(default, skip_serializing_if = "Files::is_empty")]
+    pub files: Box<Files>,
 }
 
 /// What a command used.

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::canonical;
+use crate::files::{self, FilesError, StoredFile};
 use crate::ids::{Digest, ExecutionId, NodeId};
 use crate::lifecycle::ProfilingMode;
 use crate::limits::Limits;
@@ -33,12 +34,21 @@ pub struct Request {
     /// The command's environment, beside the few variables that every agent sets. Nothing of the agent's own is inherited.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// The working directory on the node, absolute; `/` if absent.
+    /// The working directory on the node, absolute. If absent: one of its own, which is empty before and removed after, for a
+    /// command with files, artifacts or a sandbox; `/` for any other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
     /// Standard input, base64 (RFC 4648 §4); at most [`MAX_STDIN_BYTES`] once decoded. Empty if absent.
     #[serde(default, skip_serializing_if = "Stdin::is_empty")]
     pub stdin_base64: Stdin,
+    /// Files that are in the working directory when it starts. Not with `workdir`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<StoredFile>,
+    /// Which files are taken out of the working directory after its end: paths below it, in which `*`, `?` and `[…]` stand for
+    /// parts of a name and `**` for any directories. One that matches a directory takes all that is in it. Not with
+    /// `workdir`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<String>,
     /// Which backend is to run it; the agent's default if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
@@ -162,6 +172,12 @@ pub enum RequestError {
     /// The working directory depends on where the agent stands.
     #[error("the working directory `{0}` is not an absolute path")]
     RelativeWorkdir(String),
+    /// Files are put into, and taken out of, a directory that nobody else has.
+    #[error("files and artifacts need a working directory of the command's own: leave out `{0}`")]
+    SharedWorkdir(String),
+    /// The files cannot be given or taken.
+    #[error(transparent)]
+    Files(#[from] FilesError),
 }
 
 impl Request {
@@ -174,6 +190,8 @@ impl Request {
             env: BTreeMap::new(),
             workdir: None,
             stdin_base64: Stdin::default(),
+            files: Vec::new(),
+            artifacts: Vec::new(),
             backend: None,
             profile: None,
             profile_required: false,
@@ -233,7 +251,21 @@ impl Request {
         if let Some(dir) = self.workdir.as_ref().filter(|dir| !dir.starts_with('/')) {
             return Err(RequestError::RelativeWorkdir(dir.chars().take(256).collect()));
         }
-        Ok(())
+        if let Some(dir) = self.workdir.as_ref().filter(|_| self.has_files()) {
+            return Err(RequestError::SharedWorkdir(dir.chars().take(256).collect()));
+        }
+        files::check_inputs(&self.files)?;
+        Ok(files::check_patterns(&self.artifacts)?)
+    }
+
+    /// Whether files are to be put into the working directory or taken out of it.
+    pub fn has_files(&self) -> bool {
+        !self.files.is_empty() || !self.artifacts.is_empty()
+    }
+
+    /// Whether the command gets an empty working directory of its own.
+    pub fn has_own_workdir(&self) -> bool {
+        self.workdir.is_none() && (self.has_files() || !self.sandbox.level.is_none())
     }
 
     /// The request that repeats this one, if it may be repeated. Its id follows from this one's, so whoever asks for it,
@@ -290,11 +322,17 @@ mod tests {
 
     #[test]
     fn what_cannot_be_run_is_refused_by_writer_and_reader() {
-        let bad: [fn(&mut Request); 4] = [
-            |request| request.argv.clear(),
-            |request| request.argv[0].clear(),
-            |request| request.workdir = Some("tmp".into()),
-            |request| request.stdin_base64 = Stdin(vec![0; MAX_STDIN_BYTES + 1]),
+        let file =
+            |path: &str| StoredFile { path: path.into(), mode: 0o644, bytes: 0, sha256: Digest::of(b"") };
+        let bad: [&dyn Fn(&mut Request); 8] = [
+            &|request| request.argv.clear(),
+            &|request| request.argv[0].clear(),
+            &|request| request.workdir = Some("tmp".into()),
+            &|request| request.stdin_base64 = Stdin(vec![0; MAX_STDIN_BYTES + 1]),
+            &|request| request.files = vec![file("../a")],
+            &|request| request.files = vec![file("a"), file("a")],
+            &|request| request.artifacts = vec!["/etc/*".into()],
+            &|request| (request.artifacts, request.workdir) = (vec!["a".into()], Some("/tmp".into())),
         ];
         for make_bad in bad {
             let mut request = request();

@@ -16,7 +16,9 @@ use glasshouse_schema::node::{AgentStatus, Machine, NodeStatus};
 use glasshouse_schema::receipt::{self, Receipt, ReceiptV03};
 use glasshouse_schema::request::{Request, Stdin};
 use glasshouse_schema::verdict::{self, Verdict};
-use glasshouse_schema::{Class, Frame, NodeId, PoolName, Vantage, canonical, json_schema, version};
+use glasshouse_schema::{
+    Class, Files, Frame, NodeId, PoolName, SkippedFile, StoredFile, Vantage, canonical, json_schema, version,
+};
 
 #[test]
 fn frames_keep_their_bytes() {
@@ -71,6 +73,22 @@ fn frames_of_older_versions_read_the_same() {
 
 fn golden(name: &str) -> Vec<u8> {
     std::fs::read(common::path(&format!("tests/golden/{name}"))).unwrap()
+}
+
+fn files() -> Files {
+    let file = |path: &str, mode, content: &[u8]| StoredFile {
+        path: path.into(),
+        mode,
+        bytes: content.len() as u64,
+        sha256: Digest::of(content),
+    };
+    let skipped = SkippedFile { path: "out/link".into(), reason: "it is a symbolic link".into() };
+    Files {
+        inputs: vec![file("build.sh", 0o755, b"#!/bin/sh\n")],
+        outputs: vec![file("out/a.txt", 0o644, b"a\n"), file("out/b", 0o600, b"")],
+        skipped: vec![skipped],
+        more_skipped: 3,
+    }
 }
 
 fn policy() -> PolicyRef {
@@ -151,6 +169,7 @@ fn phase(name: PhaseName) -> Phase {
             rusage: Some(lifecycle::Rusage { cpu_time_ms: 12, max_rss_kb: 3456 }),
             stdout_hash: Some(Digest::of(b"out")),
             stderr_hash: Some(Digest::of(b"")),
+            files: Box::new(files()),
         }),
         PhaseName::Sealed => Phase::Sealed(lifecycle::Sealed {
             vantages: vec![lifecycle::SealedVantage {
@@ -296,6 +315,7 @@ fn full_receipt() -> Receipt {
         artifacts: receipt::Artifacts {
             stdout_hash: Some(Digest::of(b"out")),
             stderr_hash: Some(Digest::of(b"")),
+            files: files(),
         },
         exit_code: 137,
         duration_ms: 1500,
@@ -518,6 +538,12 @@ fn request() -> Request {
     request
 }
 
+/// One that brings its files along, which it cannot into a directory of the node's.
+fn request_with_files() -> Request {
+    let artifacts = vec!["out/**".into(), "report.txt".into()];
+    Request { workdir: None, files: files().inputs, artifacts, ..request() }
+}
+
 fn node_status() -> NodeStatus {
     let agent = AgentStatus {
         version: "0.1.0".into(),
@@ -539,6 +565,9 @@ fn requests_and_statuses_keep_their_bytes() {
     let bytes = request().encode().unwrap();
     assert_committed("tests/golden/request-v1.json", &bytes);
     assert_eq!(Request::decode(&bytes).unwrap(), request());
+    let bytes = request_with_files().encode().unwrap();
+    assert_committed("tests/golden/request-v1-files.json", &bytes);
+    assert_eq!(Request::decode(&bytes).unwrap(), request_with_files());
     let bytes = canonical::to_vec(&node_status()).unwrap();
     assert_committed("tests/golden/node-status-v1.json", &bytes);
     assert_eq!(serde_json::from_slice::<NodeStatus>(&bytes).unwrap(), node_status());

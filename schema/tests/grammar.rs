@@ -201,6 +201,7 @@ fn wide_numbers_are_those_that_are_clamped() {
     let mut found = std::collections::BTreeSet::new();
     wide(&schema, "", &mut found);
     let known = [
+        "bytes",
         "bytes_read",
         "bytes_received",
         "bytes_sent",
@@ -227,6 +228,7 @@ fn wide_numbers_are_those_that_are_clamped() {
         "max_rss_kb",
         "memory_bytes",
         "minor_faults",
+        "more_skipped",
         "open_files",
         "output_bytes",
         "path_only",

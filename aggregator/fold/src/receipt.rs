@@ -195,7 +195,11 @@ impl End {
             cpu_time_ms: rusage.cpu_time_ms.min(MAX_INTEGER),
             max_rss_kb: rusage.max_rss_kb.min(MAX_INTEGER),
         });
-        end.artifacts = Artifacts { stdout_hash: exited.stdout_hash, stderr_hash: exited.stderr_hash };
+        end.artifacts = Artifacts {
+            stdout_hash: exited.stdout_hash,
+            stderr_hash: exited.stderr_hash,
+            files: exited.files.as_ref().clone().sorted(),
+        };
         end.is_told = exited.outcome.error.is_none();
         end
     }

@@ -200,6 +200,7 @@ fn counts_and_times_at_their_limits_do_not_overflow() {
         rusage: Some(Rusage { cpu_time_ms: u64::MAX, max_rss_kb: u64::MAX }),
         stdout_hash: None,
         stderr_hash: None,
+        files: Default::default(),
     };
     extreme.add(Phase::Exited(exited));
     let receipt = extreme.receipt();

@@ -4,11 +4,14 @@
 
 mod common;
 
-use common::{Scenario, at, config, exec, frames, process, scenario, seal};
+use common::{Scenario, at, config, exec, frames, phase, process, scenario, seal};
+use glasshouse_schema::canonical::MAX_INTEGER;
 use glasshouse_schema::frame::Seal;
+use glasshouse_schema::lifecycle::{Exited, Phase, PhaseName};
 use glasshouse_schema::receipt::{Completeness, Process};
 use glasshouse_schema::{
-    Address, Event, ExecFlags, Fact, FileChange, PathFlags, PathRef, ProcessKey, Receipt, SocketOperation,
+    Address, Digest, Event, ExecFlags, Fact, FileChange, Files, PathFlags, PathRef, ProcessKey, Receipt,
+    SkippedFile, SocketOperation, StoredFile,
 };
 
 /// The receipt of [`common::events`], to the byte: a change of this file is a change of what receipts say.
@@ -257,6 +260,34 @@ fn traffic_is_told_where_the_peer_became_one() {
     assert_eq!(connections, ["10.0.0.1:1", "10.0.0.3:1"]);
     assert_eq!((receipt.network.bytes_sent, receipt.network.bytes_received), (Some(15), Some(20)));
     assert_eq!(receipt_of(&[socket(SocketOperation::Connect, 1)]).network.bytes_sent, None);
+}
+
+/// Files are told in whatever order their producer had them, and with whatever numbers.
+#[test]
+fn files_are_sorted_and_their_sizes_can_be_written() {
+    let file = |path: &str, bytes| StoredFile {
+        path: path.into(),
+        mode: 0o644,
+        bytes,
+        sha256: Digest::of(path.as_bytes()),
+    };
+    let mut scenario = Scenario::profiled(frames(config(), &[], 300, Seal::default()));
+    let told = Files {
+        inputs: vec![file("b", 1), file("a", 2)],
+        outputs: vec![file("z", u64::MAX), file("out/y", 0)],
+        skipped: ["q", "p"].map(|path| SkippedFile { path: path.into(), reason: "r".into() }).into(),
+        more_skipped: u64::MAX,
+    };
+    let Phase::Exited(exited) = phase(PhaseName::Exited) else { unreachable!() };
+    scenario.with(Phase::Exited(Exited { files: Box::new(told), ..exited }));
+    let files = scenario.receipt().artifacts.files;
+    let paths = |files: &[StoredFile]| files.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        (paths(&files.inputs), paths(&files.outputs)),
+        (vec!["a".into(), "b".into()], vec!["out/y".into(), "z".into()])
+    );
+    assert_eq!(files.skipped[0].path, "p");
+    assert_eq!((files.outputs[1].bytes, files.more_skipped), (MAX_INTEGER, MAX_INTEGER));
 }
 
 /// What is special about any exec stays known, whatever runs last; credentials are in order, the last one kept.

@@ -45,8 +45,7 @@ impl Fleet {
 
     fn client(&self, args: &[&str]) -> Command {
         let mut command = command("glasshouse");
-        let (name, rest) = args.split_first().unwrap();
-        command.args([name, "--nats", &self.pipeline.url]).args(rest);
+        command.env("GLASSHOUSE_NATS", &self.pipeline.url).args(args);
         command
     }
 
@@ -141,6 +140,73 @@ fn a_request_has_its_sandbox_and_its_limits() {
         std::fs::remove_file(work.join("kept")).unwrap();
         let _ = std::fs::remove_file(&outside);
     }
+}
+
+#[test]
+fn files_go_along_and_artifacts_come_back() {
+    let fleet = Fleet::start();
+    let dir = tempfile::tempdir().unwrap();
+    let local = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(
+        local("run.sh"),
+        "#!/bin/sh\nmkdir out; sort data/in > out/sorted; ln -s sorted out/link\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(local("run.sh"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(local("words"), "b\na\n").unwrap();
+    let (script, words, results) = (local("run.sh"), format!("{}:data/in", local("words")), local("results"));
+    let files = ["--file", &script, "--file", &words, "--artifact", "out"];
+    let submit =
+        [&["submit", "--json"][..], &files, &["--artifacts-dir", &results, "--", "./run.sh"]].concat();
+    let done = output(fleet.client(&submit));
+    assert!(done.status.success(), "{}", stderr(&done));
+    let sorted = dir.path().join("results/out/sorted");
+    assert_eq!(std::fs::read(&sorted).unwrap(), b"a\nb\n");
+    assert!(stderr(&done).contains("out/link is not kept: it is a symbolic link"), "{}", stderr(&done));
+    let end: Value = serde_json::from_str(stderr(&done).lines().next().unwrap()).unwrap();
+    assert_eq!(end["files"]["inputs"].as_array().unwrap().len(), 2);
+    assert!(std::fs::symlink_metadata(dir.path().join("results/out/link")).is_err());
+
+    // The same later, by its id; what is there is replaced.
+    let id = end["execution_id"].as_str().unwrap();
+    let listed = fleet.json(&["artifact", "list", "--json", id]);
+    assert_eq!(listed[0]["outputs"][0]["path"], "out/sorted");
+    std::fs::write(&sorted, "something else").unwrap();
+    assert!(output(fleet.client(&["artifact", "get", "-o", &results, id])).status.success());
+    assert_eq!(std::fs::read(&sorted).unwrap(), b"a\nb\n");
+    let none = output(fleet.client(&["artifact", "get", "0198c0de-0000-7000-8000-000000000000"]));
+    assert_eq!(none.status.code(), Some(125));
+
+    // In a batch, where a file is read and stored once.
+    let line =
+        serde_json::json!({"argv": ["./run.sh"], "files": [script, words], "artifacts": ["out/sorted"]});
+    let mut batch = fleet.client(&["batch", "--artifacts-dir", &results, "-"]);
+    let mut child = batch.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(format!("{line}\n{line}\n").as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success());
+    for end in String::from_utf8(done.stdout).unwrap().lines() {
+        let end: Value = serde_json::from_str(end).unwrap();
+        let path = dir.path().join("results").join(end["execution_id"].as_str().unwrap()).join("out/sorted");
+        assert_eq!(std::fs::read(path).unwrap(), b"a\nb\n");
+    }
+
+    // What is wrong is said before anything is submitted.
+    for (bad, word) in [
+        (&["--file", "/no/such/file"][..], "/no/such/file"),
+        (&["--file", &format!("{}:../x", local("words"))], "../x"),
+        (&["--artifact", "a["], "not a pattern"),
+        (&["--artifact", "a", "--workdir", "/tmp"], "--workdir"),
+        (&["--file", &script, "--file", &script], "two files"),
+    ] {
+        let refused = output(fleet.client(&[&["submit"], bad, &["--", "true"]].concat()));
+        assert!(
+            !refused.status.success() && stderr(&refused).contains(word),
+            "{bad:?}: {}",
+            stderr(&refused)
+        );
+    }
+    assert!(fleet.json(&["ps", "--json"]).is_empty());
 }
 
 #[test]

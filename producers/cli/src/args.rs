@@ -12,7 +12,9 @@ use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::time::parse_duration;
 
-use crate::client::{BatchArgs, CancelArgs, LogsArgs, NodesArgs, PsArgs, SubmitArgs, WaitExecutionArgs};
+use crate::client::{
+    ArtifactCommand, BatchArgs, CancelArgs, LogsArgs, NodesArgs, PsArgs, SubmitArgs, WaitExecutionArgs,
+};
 use crate::image::ImageCommand;
 use crate::sandbox::SandboxArgs;
 use crate::spool::{RunSpoolArgs, SpoolCommand};
@@ -105,6 +107,8 @@ pub(crate) enum Command {
     Submit(Box<SubmitArgs>),
     /// Run many commands on the nodes of a pool
     Batch(BatchArgs),
+    /// List or fetch the files that were kept of an execution
+    Artifact(ArtifactCommand),
     /// List executions that wait or run
     Ps(PsArgs),
     /// Show what an execution printed

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use glasshouse_schema::ids::{ExecutionId, PoolName};
 use glasshouse_schema::time::parse_duration;
 
@@ -26,6 +26,7 @@ Examples:
   glasshouse submit --pool build --profile host --label job=42 --limit wall=10m -- ./build.sh
   glasshouse submit --sandbox standard --limit memory=512MiB --limit pids=64 -- ./untrusted
   echo hello | glasshouse submit --stdin -- cat
+  glasshouse submit --file build.sh --file in.txt:data/in.txt --artifact 'out/**' --artifacts-dir . -- ./build.sh
   id=$(glasshouse submit --detach -- ./long.sh) && glasshouse logs -f $id && glasshouse wait $id";
 
 #[derive(Debug, Args)]
@@ -50,9 +51,23 @@ pub(crate) struct SubmitArgs {
     /// A variable of the command's environment; may be given several times
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) env: Vec<(String, String)>,
-    /// Directory on the node to run the command in
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    pub(crate) workdir: String,
+    /// Directory on the node to run the command in (default: an empty one of its own with --file, --artifact or --sandbox,
+    /// else /)
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["file", "artifact"])]
+    pub(crate) workdir: Option<String>,
+    /// Put a file of this machine into the command's working directory, as PATH there (default: by its name); may be given
+    /// several times
+    #[arg(long, value_name = "LOCAL[:PATH]")]
+    pub(crate) file: Vec<String>,
+    /// Keep files that the command leaves in its working directory; may be given several times
+    ///
+    /// A path, in which * and ? stand for parts of a name, and ** for any directories. A directory stands for all that is in
+    /// it. Files are kept for three days, `glasshouse artifact get` fetches them.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) artifact: Vec<String>,
+    /// Fetch these files into this directory once the command has ended
+    #[arg(long, value_name = "DIR", requires = "artifact", conflicts_with = "detach")]
+    pub(crate) artifacts_dir: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
     /// Run it again, so often at most, when nobody knows how it ended: it may then have run twice
@@ -158,14 +173,17 @@ pub(crate) struct NodesArgs {
 }
 
 const BATCH_HELP: &str = "\
-A line of FILE is a request (schema/json/request.schema.json); only `argv` is needed. A line of the output says how one ended,
-in the order in which they end. A progress bar is shown on a terminal.
+A line of FILE is a request (schema/json/request.schema.json); only `argv` is needed. In `files`, a string is a file of this
+machine, as with `submit --file`. A line of the output says how one ended, in the order in which they end. A progress bar is shown on
+a terminal.
 
 Exit codes: 0 every command ended with 0, 1 some did not, 125 Glasshouse failed
 
 Examples:
   glasshouse batch requests.jsonl > results.jsonl
-  seq 100 | jq -c '{argv: [\"sh\", \"-c\", \"echo \\(.)\"], labels: {job: \"42\"}}' | glasshouse batch -";
+  seq 100 | jq -c '{argv: [\"sh\", \"-c\", \"echo \\(.)\"], labels: {job: \"42\"}}' | glasshouse batch -
+  echo '{\"argv\": [\"sort\", \"-o\", \"out\", \"in\"], \"files\": [\"words.txt:in\"], \"artifacts\": [\"out\"]}' \\
+    | glasshouse batch --artifacts-dir results -";
 
 #[derive(Debug, Args)]
 #[command(after_help = BATCH_HELP)]
@@ -180,4 +198,50 @@ pub(crate) struct BatchArgs {
     /// How many may be submitted and not ended at a time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) in_flight: u32,
+    /// Fetch artifacts into this directory, those of an execution into one of its id
+    #[arg(long, value_name = "DIR")]
+    pub(crate) artifacts_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ArtifactCommand {
+    #[command(subcommand)]
+    pub(crate) action: ArtifactAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArtifactAction {
+    /// List the files that an execution was given, and those that were kept of it
+    #[command(after_help = "Examples:\n  glasshouse artifact list 0198c0de-0000-7000-8000-000000000000\n  \
+        glasshouse artifact list --json 0198c0de-0000-7000-8000-000000000000 | jq .outputs")]
+    List(ListArtifactsArgs),
+    /// Fetch the files that were kept of an execution
+    #[command(
+        after_help = "What is there already is replaced. Exit codes: 0 all of them are there, 125 something is missing\n\n\
+        Examples:\n  glasshouse artifact get 0198c0de-0000-7000-8000-000000000000\n  \
+        glasshouse artifact get -o results 0198c0de-0000-7000-8000-000000000000"
+    )]
+    Get(GetArtifactsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArtifactsArgs {
+    /// The execution
+    pub(crate) execution: ExecutionId,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// Print them as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArtifactsArgs {
+    /// The execution
+    pub(crate) execution: ExecutionId,
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// Where to put them
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(crate) output: PathBuf,
 }

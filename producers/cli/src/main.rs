@@ -49,8 +49,8 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     use commands::{
-        batch, dead, doctor, executions, image, nats, policy, receipt, run, shell, spool, submit, up,
-        verdict, verify,
+        artifact, batch, dead, doctor, executions, image, nats, policy, receipt, run, shell, spool, submit,
+        up, verdict, verify,
     };
     let log = cli.log;
     match cli.command {
@@ -79,6 +79,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                     Command::Spool(args) => spool::main(args).await,
                     Command::Submit(args) => submit::main(*args).await,
                     Command::Batch(args) => batch::main(args).await,
+                    Command::Artifact(args) => artifact::main(args).await,
                     Command::Ps(args) => executions::ps(args).await,
                     Command::Logs(args) => executions::logs(args).await,
                     Command::Cancel(args) => executions::cancel(args).await,

@@ -377,6 +377,14 @@ fn summary(out: &mut String, receipt: &Receipt, all: bool) {
     if !receipt.syscalls.denied.is_empty() {
         let _ = writeln!(out, "denied syscalls: {}", receipt.syscalls.denied.join(", "));
     }
+    let given = [("given", &receipt.artifacts.files.inputs), ("kept", &receipt.artifacts.files.outputs)];
+    for (what, file) in given.into_iter().flat_map(|(what, files)| files.iter().map(move |file| (what, file)))
+    {
+        let _ = writeln!(out, "{what}: {} ({}, {})", file.path, bytes(file.bytes), file.sha256.short());
+    }
+    for skipped in &receipt.artifacts.files.skipped {
+        let _ = writeln!(out, "not kept: {}: {}", skipped.path, skipped.reason);
+    }
     for redaction in &receipt.redactions {
         let _ = writeln!(out, "masked: {} by {}", redaction.count, redaction.rule);
     }

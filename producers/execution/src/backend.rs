@@ -13,6 +13,7 @@
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
+use glasshouse_schema::files::Files;
 use glasshouse_schema::ids::Digest;
 use glasshouse_schema::lifecycle::{Environment, Isolation, Rusage};
 use glasshouse_schema::limits::Limit;
@@ -95,6 +96,8 @@ pub struct OutputReport {
     pub stdout_hash: Option<Digest>,
     /// SHA-256 of standard error, likewise.
     pub stderr_hash: Option<Digest>,
+    /// Files that were put into the working directory and taken out of it.
+    pub files: Files,
     /// What was captured of standard output ([`crate::spec::StdStreams::Capture`] only).
     pub stdout: Vec<u8>,
     /// What was captured of standard error, likewise.

@@ -520,6 +520,7 @@ impl Run<'_> {
             rusage: exit.rusage,
             stdout_hash: self.output.stdout_hash,
             stderr_hash: self.output.stderr_hash,
+            files: Box::new(self.output.files.clone()),
         };
         self.guard.record.publish(Phase::Exited(exited)).await;
     }

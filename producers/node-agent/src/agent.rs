@@ -25,6 +25,7 @@ use crate::settings::{Layer, Settings};
 use crate::settle::Gone;
 use crate::state::StateDir;
 use crate::systemd::Systemd;
+use crate::workspace;
 
 /// How long killed executions may take to end their records.
 const KILLED_WITHIN: Duration = Duration::from_secs(15);
@@ -291,7 +292,7 @@ impl Agent {
     async fn start(settings: Settings, state: Arc<StateDir>) -> Result<Self, Error> {
         let registry = Registry::new(&settings.backends)?;
         let socket = listen_locally(&settings)?;
-        end_orphans().await;
+        end_orphans(state.work()).await;
         let options = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
         let probe = Arc::new(EbpfController::new(options));
         let phase = watch::Sender::new(Phase::Serving);
@@ -419,11 +420,18 @@ impl Shared {
     }
 }
 
-/// Ends what the last life left running.
-async fn end_orphans() {
-    match tokio::task::spawn_blocking(ProcessBackend::end_orphans).await {
-        Ok(Ok(left)) => left.iter().for_each(|left| tracing::error!(left, "left of an earlier life")),
-        Ok(Err(reason)) => tracing::info!(reason, "nothing can be left of an earlier life"),
+/// Ends what the last life left running, and removes the working directories that it left.
+async fn end_orphans(work: PathBuf) {
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut left = ProcessBackend::end_orphans().unwrap_or_else(|reason| {
+            tracing::info!(reason, "nothing can be left running of an earlier life");
+            Vec::new()
+        });
+        left.extend(workspace::remove_all_below(&work));
+        left
+    });
+    match ended.await {
+        Ok(left) => left.iter().for_each(|left| tracing::error!(left, "left of an earlier life")),
         Err(error) => tracing::error!(%error, "what is left of an earlier life is not known"),
     }
 }

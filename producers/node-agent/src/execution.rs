@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +13,12 @@ use glasshouse_execution::{
 };
 use glasshouse_nats::{ClaimOutcome, Claims, Controls, Delivery, Error, OutputWriter, Spool, SpoolOptions};
 use glasshouse_runner::bus::BusSink;
+use glasshouse_runner::files::Patterns;
 use glasshouse_runner::sink::RunSink;
 use glasshouse_schema::Request;
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::ExecutionId;
-use glasshouse_schema::lifecycle::{PhaseName, ProfilingMode, RedactionRules, Step};
+use glasshouse_schema::lifecycle::{Isolation, PhaseName, ProfilingMode, RedactionRules, Step};
 use glasshouse_schema::request::{Action, RequestError};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -24,6 +26,7 @@ use tracing::Instrument;
 
 use crate::agent::{Phase, Shared};
 use crate::settings::Settings;
+use crate::workspace::Workspace;
 
 /// How long the end of a record may take before its request is kept alive and it is tried again.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
@@ -104,8 +107,11 @@ impl Shared {
             return delivery.ack().await;
         };
         let output = Arc::new(OutputWriter::new(&self.bus, &self.node, execution));
-        let spec = match self.spec(&request, &settings, &output) {
-            Ok(spec) => spec,
+        let prepared = self
+            .workspace(&request, backend)
+            .and_then(|(backend, workdir)| Ok((backend, self.spec(&request, &settings, workdir, &output)?)));
+        let (backend, spec) = match prepared {
+            Ok(prepared) => prepared,
             Err(reason) => {
                 self.refuse(execution, Step::Validate, &reason).await?;
                 return delivery.ack().await;
@@ -238,10 +244,37 @@ impl Shared {
         }
     }
 
+    /// Where the command is to run, and the backend that makes and removes the directory if it is one of its own.
+    fn workspace(
+        &self,
+        request: &Request,
+        inner: Arc<dyn ExecutionBackend>,
+    ) -> Result<(Arc<dyn ExecutionBackend>, PathBuf), String> {
+        let is_of_node = inner.isolation() != Isolation::Vm;
+        if request.has_files() && !is_of_node {
+            return Err(format!("the backend `{}` takes no files and gives none", inner.name()));
+        }
+        if !request.has_own_workdir() || !is_of_node {
+            return Ok((inner, PathBuf::from(request.workdir.as_deref().unwrap_or("/"))));
+        }
+        let dir = self.state.work_of(request.execution_id);
+        let workspace = Workspace {
+            inner,
+            bus: self.bus.clone(),
+            dir: dir.clone(),
+            inputs: request.files.clone(),
+            artifacts: Patterns::new(&request.artifacts).map_err(|error| error.to_string())?,
+            phase: self.phase.subscribe(),
+            has_run: AtomicBool::new(false),
+        };
+        Ok((Arc::new(workspace), dir))
+    }
+
     fn spec(
         &self,
         request: &Request,
         settings: &Settings,
+        workdir: PathBuf,
         output: &Arc<OutputWriter>,
     ) -> Result<ExecutionSpec, String> {
         let mut env: BTreeMap<OsString, OsString> =
@@ -262,7 +295,7 @@ impl Shared {
             node: self.node.clone(),
             argv: request.argv.iter().map(OsString::from).collect(),
             env: Some(env.into_iter().collect()),
-            workdir: Some(PathBuf::from(request.workdir.as_deref().unwrap_or("/"))),
+            workdir: Some(workdir),
             streams: StdStreams::Handed { stdin: request.stdin_base64.0.as_slice().into(), output: tap },
             run_as: None,
             profile: request.profile.unwrap_or(settings.profile),

@@ -4,6 +4,7 @@
 //! DIR/lock          held by the one agent that uses the directory, as long as it lives
 //! DIR/instances     a line per life of an agent that had the lock, the latest last
 //! DIR/spool/<id>    events of an execution that the bus did not take
+//! DIR/work/<id>     the working directory of an execution that has one of its own
 //! ```
 //! Whoever has the lock knows that every process in `instances` is dead, without asking anybody.
 
@@ -99,6 +100,16 @@ impl StateDir {
     /// Where events of one execution wait.
     pub fn spool_of(&self, execution: ExecutionId) -> PathBuf {
         self.spool().join(execution.to_string())
+    }
+
+    /// Where working directories are.
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// The working directory of one execution, if it has its own.
+    pub fn work_of(&self, execution: ExecutionId) -> PathBuf {
+        self.work().join(execution.to_string())
     }
 }
 

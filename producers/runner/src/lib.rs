@@ -2,6 +2,7 @@
 //! is made in this process, and what a run left on disk.
 //!
 //! - [`bus`]: claims, and one execution's events in order, by way of a spool while the bus does not take them.
+//! - [`files`]: files that executions are given, and those that are taken from them, on this machine.
 //! - [`sink`]: the fold in this process, the bus, or both.
 //! - [`spool`]: the directories of what could not be published.
 //! - [`local`]: what is said over a node agent's Unix socket.
@@ -13,6 +14,7 @@
 )]
 
 pub mod bus;
+pub mod files;
 #[cfg(target_os = "linux")]
 pub mod local;
 pub mod receipt_file;

@@ -6,7 +6,8 @@ use super::{
     Artifacts, Completeness, Coverage, Execution, Filesystem, FlatProcess, Incomplete, MAX_RECEIPT_BYTES,
     Network, Policy, Process, Provenance, Receipt, Redaction, Resources, Syscalls, Timing,
 };
-use crate::ids::Vantage;
+use crate::files::Files;
+use crate::ids::{Digest, Vantage};
 use crate::lifecycle::{Environment, Outcome, Sandbox};
 use crate::version;
 
@@ -98,7 +99,7 @@ pub struct ReceiptV03 {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub execution: Option<ExecutionV03>,
     #[serde(default)]
-    pub artifacts: Artifacts,
+    pub artifacts: ArtifactsV03,
     #[serde(default)]
     pub exit_code: i32,
     #[serde(default)]
@@ -183,6 +184,16 @@ pub struct ExecutionV03 {
     pub isolation: String,
 }
 
+/// `artifacts` of v0.3.0.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields of the established grammar, documented at Receipt")]
+pub struct ArtifactsV03 {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout_hash: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr_hash: Option<Digest>,
+}
+
 impl From<&Receipt> for ReceiptV03 {
     fn from(receipt: &Receipt) -> Self {
         let receipt = receipt.clone();
@@ -225,7 +236,10 @@ impl From<&Receipt> for ReceiptV03 {
                 backend: receipt.execution.backend,
                 isolation: receipt.execution.isolation,
             }),
-            artifacts: receipt.artifacts,
+            artifacts: ArtifactsV03 {
+                stdout_hash: receipt.artifacts.stdout_hash,
+                stderr_hash: receipt.artifacts.stderr_hash,
+            },
             exit_code: receipt.exit_code,
             duration_ms: receipt.duration_ms,
             resources: receipt.resources,
@@ -310,7 +324,11 @@ impl From<ReceiptV03> for Receipt {
                 vmm: None,
             },
             execution: Execution { backend: execution.backend, isolation: execution.isolation, node: None },
-            artifacts: old.artifacts,
+            artifacts: Artifacts {
+                stdout_hash: old.artifacts.stdout_hash,
+                stderr_hash: old.artifacts.stderr_hash,
+                files: Files::default(),
+            },
             exit_code: old.exit_code,
             duration_ms: old.duration_ms,
             resources: old.resources,

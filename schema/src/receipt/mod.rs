@@ -20,6 +20,7 @@ pub use compat::{ReceiptError, ReceiptV03};
 pub use facts::{CredentialChange, Dns, Exec, File, Operation, Process, Socket, Usage};
 
 use crate::canonical::{CanonicalError, decimal};
+use crate::files::Files;
 use crate::ids::{Digest, NodeId, Vantage};
 use crate::lifecycle::{Attached, Environment, Outcome, PolicyRef, Unavailable};
 
@@ -99,7 +100,7 @@ pub struct Receipt {
     pub environment: Environment,
     /// What ran it.
     pub execution: Execution,
-    /// Hashes of what it printed.
+    /// Hashes of what it printed, and its files.
     pub artifacts: Artifacts,
     /// The same as `outcome.exit_code`.
     pub exit_code: i32,
@@ -246,7 +247,8 @@ pub struct Execution {
     pub node: Option<NodeId>,
 }
 
-/// Hashes of what the command printed; absent where it printed past Glasshouse (to a terminal).
+/// What went into the command and came out of it: hashes of what it printed, absent where it printed past Glasshouse (to a
+/// terminal), and files that Glasshouse put into its working directory and took out of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Artifacts {
     /// SHA-256 of standard output.
@@ -255,6 +257,9 @@ pub struct Artifacts {
     /// SHA-256 of standard error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_hash: Option<Digest>,
+    /// The files.
+    #[serde(flatten)]
+    pub files: Files,
 }
 
 /// What the command used.

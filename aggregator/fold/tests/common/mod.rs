@@ -329,6 +329,7 @@ pub(crate) fn phase(name: PhaseName) -> Phase {
             rusage: Some(Rusage { cpu_time_ms: 31, max_rss_kb: 9216 }),
             stdout_hash: Some(Digest::of(b"out")),
             stderr_hash: Some(Digest::of(b"")),
+            files: Default::default(),
         }),
         PhaseName::Sealed => panic!("`sealed` is made from the frames"),
         PhaseName::Failed => failed(Step::Release),

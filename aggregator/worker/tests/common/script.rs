@@ -121,5 +121,6 @@ pub(crate) fn exited() -> Phase {
         rusage: None,
         stdout_hash: None,
         stderr_hash: None,
+        files: Default::default(),
     })
 }

@@ -231,6 +231,7 @@ impl ExecutionBackend for FakeBackend {
             stderr_hash: Some(Digest::of(&self.script.stderr)),
             stdout: self.script.stdout.clone(),
             stderr: self.script.stderr.clone(),
+            ..OutputReport::default()
         })
     }
 

@@ -11,7 +11,7 @@ use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::{Claimed, Cleaned, Failed, Outcome, Phase, PhaseName, Step};
 use glasshouse_schema::request::Action;
 use glasshouse_schema::subject::{self, OutputStream};
-use glasshouse_schema::{LifecycleEvent, version};
+use glasshouse_schema::{Files, LifecycleEvent, version};
 use serde::Serialize;
 use serde_json::json;
 
@@ -34,6 +34,9 @@ pub(crate) struct End {
     /// Milliseconds from the start to the end of the root, if it ran.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) duration_ms: Option<i64>,
+    /// What was put into its working directory and taken out of it.
+    #[serde(skip_serializing_if = "Files::is_empty")]
+    pub(crate) files: Files,
 }
 
 impl End {
@@ -41,7 +44,14 @@ impl End {
     pub(crate) fn unknown(execution_id: ExecutionId) -> Self {
         let error = Some("its record says nothing of an outcome".to_owned());
         let outcome = Outcome { exit_code: 125, error, ..Outcome::default() };
-        Self { execution_id, node: None, outcome, unprofiled: None, duration_ms: None }
+        Self {
+            execution_id,
+            node: None,
+            outcome,
+            unprofiled: None,
+            duration_ms: None,
+            files: Files::default(),
+        }
     }
 
     /// Takes an event of the record; true at its end.
@@ -49,6 +59,7 @@ impl End {
         match event.phase {
             Phase::Exited(exited) => {
                 self.outcome = exited.outcome;
+                self.files = *exited.files;
                 self.duration_ms = Some((exited.end_unix_ns - exited.start_unix_ns) / 1_000_000);
             }
             Phase::Failed(failed) if self.duration_ms.is_none() => self.outcome = failed.outcome,

@@ -1,5 +1,6 @@
 //! One module per subcommand.
 
+pub(crate) mod artifact;
 pub(crate) mod batch;
 pub(crate) mod dead;
 pub(crate) mod doctor;

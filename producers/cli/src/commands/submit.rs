@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use glasshouse_nats::Bus;
+use glasshouse_runner::files::{LocalFile, Patterns};
 use glasshouse_runner::new_execution_id;
 use glasshouse_schema::Request;
 use glasshouse_schema::request::{Action, MAX_STDIN_BYTES, Stdin};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::artifact;
 use super::executions::{self, End, Shown};
 use crate::client::SubmitArgs;
 use crate::{bus, say};
@@ -21,8 +23,13 @@ const OUTPUT_WITHIN: Duration = Duration::from_secs(2);
 const EXIT_INTERRUPTED: u8 = 130;
 
 pub(crate) async fn main(args: SubmitArgs) -> anyhow::Result<ExitCode> {
-    let mut request = request(&args)?;
+    let files: Vec<LocalFile> =
+        args.file.iter().map(|text| LocalFile::read(text)).collect::<Result<_, _>>()?;
+    let mut request = request(&args, &files)?;
     let bus = bus::connect(&args.bus.nats, args.bus.creds.as_deref()).await?;
+    for file in &files {
+        file.store(&bus).await?;
+    }
     let trace = glasshouse_telemetry::current_traceparent().or_else(|| std::env::var("TRACEPARENT").ok());
     if args.detach {
         bus.submit(&args.pool.pool, &request, trace.as_deref()).await?;
@@ -47,16 +54,28 @@ pub(crate) async fn main(args: SubmitArgs) -> anyhow::Result<ExitCode> {
         if let Some(error) = &end.outcome.error {
             say(format_args!("glasshouse: {error}"));
         }
+        artifact::say_skipped(&end.files);
         // The agent that found out submitted it.
         let is_unknown = end.outcome.error.as_ref().is_some_and(|error| error.starts_with("outcome unknown"));
         match request.retry().filter(|_| is_unknown) {
             Some(retry) => (request, is_submitted) = (retry, true),
-            None => return Ok(end.exit_code()),
+            None => {
+                if let Some(dir) = &args.artifacts_dir {
+                    artifact::fetch(&bus, &end.files, dir).await.with_context(|| {
+                        format!(
+                            "the command ended with {}, and not all of its files are there",
+                            end.outcome.exit_code
+                        )
+                    })?;
+                }
+                return Ok(end.exit_code());
+            }
         }
     }
 }
 
-fn request(args: &SubmitArgs) -> anyhow::Result<Request> {
+fn request(args: &SubmitArgs, files: &[LocalFile]) -> anyhow::Result<Request> {
+    Patterns::new(&args.artifact)?;
     let id = match args.id {
         Some(id) => id,
         None => new_execution_id()?,
@@ -72,7 +91,9 @@ fn request(args: &SubmitArgs) -> anyhow::Result<Request> {
     }
     Ok(Request {
         env: args.env.iter().cloned().collect(),
-        workdir: Some(args.workdir.clone()),
+        workdir: args.workdir.clone(),
+        files: files.iter().map(|file| file.stored.clone()).collect(),
+        artifacts: args.artifact.clone(),
         stdin_base64: Stdin(stdin),
         backend: args.backend.clone(),
         profile: args.profile.map(Into::into),
