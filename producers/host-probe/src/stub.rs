@@ -40,4 +40,9 @@ impl Watch {
     pub fn seal(self) -> Result<SealReport, ProbeError> {
         match self.never {}
     }
+
+    /// Never called either.
+    pub async fn sealed(self) -> Result<SealReport, ProbeError> {
+        match self.never {}
+    }
 }

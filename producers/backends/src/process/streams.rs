@@ -17,7 +17,7 @@
 //! reading (EPIPE) makes us close our end, and the command gets its SIGPIPE; what was then copied has no hash.
 //!
 //! A caller that neither reads nor leaves would hold us up for ever once the command has ended, and its signals find
-//! nobody any more. So a signal then gives up the copies that do not end within [`GIVEN_UP_AFTER`]: their threads stay
+//! nobody any more. So a signal then gives up the copies that do not end within `GIVEN_UP_AFTER`: their threads stay
 //! in their writes until the process ends, and what they copied has no hash.
 
 use std::fs::File;

@@ -1,7 +1,6 @@
 //! `run` by way of a node agent, where there is none: agents of a machine's users need Linux.
 
 use glasshouse_execution::{EngineReport, ExecutionSpec};
-use glasshouse_runner::sink::LocalReceipt;
 
 use crate::args::{RunArgs, UseAgent};
 
@@ -10,9 +9,6 @@ pub(crate) fn is_wanted(args: &RunArgs) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-pub(crate) async fn run(
-    _: &RunArgs,
-    _: &ExecutionSpec,
-) -> anyhow::Result<(EngineReport, Option<LocalReceipt>)> {
+pub(crate) async fn run(_: &RunArgs, _: &ExecutionSpec) -> anyhow::Result<(EngineReport, Option<Vec<u8>>)> {
     anyhow::bail!("a node agent's socket needs Linux")
 }

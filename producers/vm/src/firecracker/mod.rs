@@ -192,6 +192,7 @@ impl Vmm for Firecracker {
             arch: std::env::consts::ARCH.into(),
             kernel: self.config.parts.kernel.release.clone(),
             sandbox: Sandbox { network: "none".into(), limits: self.limits, ..Sandbox::default() },
+            vmm: None,
         }
     }
 
