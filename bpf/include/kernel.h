@@ -340,6 +340,7 @@ struct mmsghdr {
 /* SIGSTOP, SIGTSTP and SIGTTIN are below it. */
 #define SIGTTOU 22
 #define PF_EXITING 0x00000004
+#define PF_KTHREAD 0x00200000
 
 #define EPERM 1
 #define EINTR 4

@@ -73,7 +73,11 @@ int glasshouse_cgroup_attach(__u64 *ctx)
 	struct gh_counters *count;
 	__u32 tgid;
 
-	if (!is_v2(to))
+	/*
+	 * A kernel thread is nobody's process. KVM moves one of its own to the cgroup of whoever makes a machine, and away at its
+	 * end (kvm_vm_worker_thread in virt/kvm/kvm_main.c).
+	 */
+	if (!is_v2(to) || task->flags & PF_KTHREAD)
 		return 0;
 	tgid = task->tgid;
 	from = bpf_map_lookup_elem(&members, &tgid);

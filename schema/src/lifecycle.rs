@@ -298,6 +298,9 @@ pub struct Environment {
     /// The kernel release.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub kernel: String,
+    /// The snapshot that the machine was cloned from: the SHA-256 of its state and memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Digest>,
     /// What the sandbox lets through.
     pub sandbox: Sandbox,
     /// What carries the virtual machine, where the command runs in one.

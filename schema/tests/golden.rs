@@ -105,6 +105,7 @@ fn environment() -> lifecycle::Environment {
         os: "linux".into(),
         arch: "x86_64".into(),
         kernel: "6.12.0".into(),
+        snapshot: None,
         sandbox: lifecycle::Sandbox { network: "host".into(), ..Default::default() },
         vmm: Some(lifecycle::VmmBounds {
             programs: vec!["/usr/bin/vmm".into()],

@@ -16,13 +16,17 @@ use crate::api::{
 };
 use crate::client::{Client, ClientError};
 
+/// File names.
+const STATE: &str = "state";
+const MEMORY: &str = "memory";
+
 /// Why there is no snapshot, or no clone.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// Firecracker did not do it.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// A file cannot be read or removed.
+    /// A file cannot be read.
     #[error("{path}: {source}")]
     File {
         /// The file.
@@ -64,22 +68,28 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Pauses a machine and keeps all of it in two files of a folder, as this process and Firecracker both see it. The
-    /// machine stays paused.
+    /// Pauses a machine and keeps all of it in two files of a folder, which Firecracker sees as `inside`. The machine stays
+    /// paused.
     ///
     /// # Errors
     /// [`SnapshotError`].
-    pub async fn create(client: &Client, dir: &Path) -> Result<Self, SnapshotError> {
-        let (state, memory) = (dir.join("state"), dir.join("memory"));
+    pub async fn create(client: &Client, dir: &Path, inside: &Path) -> Result<Self, SnapshotError> {
+        let (state, memory) = (dir.join(STATE), dir.join(MEMORY));
         client.vm(Vm::Paused).await?;
         let body = SnapshotCreate {
-            snapshot_path: state.clone(),
-            mem_file_path: memory.clone(),
+            snapshot_path: inside.join(STATE),
+            mem_file_path: inside.join(MEMORY),
             snapshot_type: SnapshotType::Full,
         };
         client.snapshot_create(&body).await?;
         let digest = digest(&state, &memory).await?;
         Ok(Self { state, memory, digest })
+    }
+
+    /// The same in another folder, or by another view of it.
+    #[must_use]
+    pub fn seen_in(&self, dir: &Path) -> Self {
+        Self { state: dir.join(STATE), memory: dir.join(MEMORY), digest: self.digest.clone() }
     }
 
     /// Whether the files are still those that were written.
@@ -94,7 +104,8 @@ impl Snapshot {
         Err(SnapshotError::Altered { path: self.state.clone(), expected: self.digest.clone(), found })
     }
 
-    /// Makes a Firecracker that was told nothing yet a running clone, whose vsock is at `uds_path`.
+    /// Makes a Firecracker that was told nothing yet a running clone, whose vsock is at `uds_path`. All paths are as that
+    /// Firecracker sees them, and nothing may be at `uds_path`: what a dead one left there fails the load.
     ///
     /// # Errors
     /// [`SnapshotError`].
@@ -104,13 +115,6 @@ impl Snapshot {
         uds_path: &Path,
         clock: GuestClock,
     ) -> Result<(), SnapshotError> {
-        // One that a dead Firecracker left fails the load.
-        match std::fs::remove_file(uds_path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(SnapshotError::File { path: uds_path.to_owned(), source });
-            }
-            _ => {}
-        }
         let body = SnapshotLoad {
             snapshot_path: self.state.clone(),
             mem_backend: MemoryBackend {

@@ -103,7 +103,7 @@ async fn a_real_machine_starts_and_is_cloned() {
     first.client.action(Action::FlushMetrics).await.unwrap();
     says(&at("metrics"), "utc_timestamp_ms").await;
 
-    let snapshot = Snapshot::create(&first.client, dir.path()).await.unwrap();
+    let snapshot = Snapshot::create(&first.client, dir.path(), dir.path()).await.unwrap();
     first.is(InstanceState::Paused).await;
     snapshot.verify().await.unwrap();
     println!("snapshot {}", snapshot.digest);

@@ -42,5 +42,7 @@ pub use message::{
 };
 pub use transport::{Address, Guest, Receiver, Sender, StreamReceiver, StreamSender, Transport};
 
+/// Random bytes that a guest gets with its command: as many as the seed of its kernel's generator has (`BLAKE2S_HASH_SIZE`).
+pub const ENTROPY_BYTES: usize = 32;
 /// The version of all of this. Both ends are built from one tree: a difference is an error, not something to be bridged.
 pub const VERSION: u8 = 1;

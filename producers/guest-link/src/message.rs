@@ -63,6 +63,8 @@ pub struct Spec {
     pub redaction_key: Bytes,
     /// The host's clock when it wrote this, nanoseconds since the Unix epoch. The guest takes it for its own.
     pub unix_ns: i64,
+    /// Random bytes of the host: a machine that was cloned would go on with those of the others.
+    pub entropy: Bytes,
 }
 
 /// Whose frames are wanted.

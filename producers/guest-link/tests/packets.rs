@@ -32,6 +32,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             redaction: RedactionRules { path_prefixes: vec!["/a".into()], tokens: watch },
             redaction_key: Bytes(vec![1; 32]),
             unix_ns,
+            entropy: Bytes(unix_ns.to_le_bytes().to_vec()),
         })
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -15,7 +15,9 @@ use glasshouse_execution::profiling::{
 use glasshouse_execution::sink::{EventSink, SinkError};
 use glasshouse_execution::spec::{ExecutionSpec, StdStreams};
 use glasshouse_guest_link::message::Bytes;
-use glasshouse_guest_link::{Attach, Drained, Exit, Failure, Hello, Sealed, Spec, Status, ToGuest, ToHost};
+use glasshouse_guest_link::{
+    Attach, Drained, Exit, Failure, Guest, Hello, Sealed, Spec, Status, ToGuest, ToHost,
+};
 use glasshouse_host_probe::{EbpfController, LoadOptions};
 use glasshouse_schema::EncodedFrame;
 use glasshouse_schema::ids::{ExecutionId, NodeId, Vantage};
@@ -24,21 +26,30 @@ use glasshouse_schema::redact::Redactor;
 use tokio::task::JoinHandle;
 
 use crate::link::{Link, Out};
+use crate::machine;
 use crate::settings::Settings;
+
+/// How long a machine that others are cloned from looks for a host, and how often.
+const HOST_WITHIN: Duration = Duration::from_secs(30);
+const TRY_AFTER: Duration = Duration::from_millis(5);
 
 /// Serves the host until it says that it is done, or is gone.
 pub(crate) fn serve(settings: &Settings, is_init: bool, problems: Vec<String>) -> anyhow::Result<()> {
-    let guest = settings.transport.open().context("opening the link to the host")?;
-    let mut link = Link::begin(guest)?;
-    link.out.say(&ToHost::Hello(hello(is_init, problems)));
-    link.beat()?;
+    let (mut link, spec) = loop {
+        let mut link = Link::begin(open(settings)?)?;
+        link.out.say(&ToHost::Hello(hello(is_init, problems.clone())));
+        link.beat()?;
+        match link.host.blocking_recv() {
+            Some(ToGuest::Spec(spec)) => break (link, spec),
+            None if settings.is_template => {}
+            _ => anyhow::bail!("the host did not say what is to be run"),
+        }
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Some(ToGuest::Spec(spec)) = link.host.recv().await else {
-            anyhow::bail!("the host did not say what is to be run");
-        };
         if is_init {
             set_clock(spec.unix_ns);
+            machine::reseed(&spec.entropy.0);
         }
         let mut run = Run::new(&spec, &link);
         let execution = execution(*spec, &mut link, is_init)?;
@@ -58,6 +69,17 @@ pub(crate) fn serve(settings: &Settings, is_init: bool, problems: Vec<String>) -
         run.backend.cleanup().await;
         Ok(())
     })
+}
+
+/// A snapshot resets the link, and whoever restores it listens before; a template whose host is gone for good has no use.
+fn open(settings: &Settings) -> anyhow::Result<Guest> {
+    let end = Instant::now() + HOST_WITHIN;
+    loop {
+        match settings.transport.open() {
+            Err(_) if settings.is_template && Instant::now() < end => std::thread::sleep(TRY_AFTER),
+            opened => return opened.context("opening the link to the host"),
+        }
+    }
 }
 
 fn hello(is_init: bool, problems: Vec<String>) -> Hello {

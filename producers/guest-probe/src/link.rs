@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use glasshouse_execution::spec::OutputTap;
 use glasshouse_guest_link::credit::{Gate, Meter};
 use glasshouse_guest_link::message::Bytes;
-use glasshouse_guest_link::{Clock, Guest, Receiver, Sender, Stream, ToGuest, ToHost};
+use glasshouse_guest_link::{Clock, Guest, LinkError, Receiver, Sender, Stream, ToGuest, ToHost};
 use glasshouse_schema::subject::OutputStream;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -29,10 +29,13 @@ struct Speaker {
 impl Out {
     /// Says it. A host that is gone is noticed by whoever listens to it.
     pub(crate) fn say(&self, message: &ToHost) {
-        let mut sender = self.0.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = sender.send(message) {
+        if let Err(error) = self.send(message) {
             eprintln!("glasshouse-guest-probe: the host cannot be told: {error}");
         }
+    }
+
+    fn send(&self, message: &ToHost) -> Result<(), LinkError> {
+        self.0.sender.lock().unwrap_or_else(PoisonError::into_inner).send(message)
     }
 
     /// Sends what the command prints, as fast as the host gives credit for it.
@@ -72,7 +75,7 @@ impl Out {
     }
 }
 
-/// The link with its threads. Ends with the process.
+/// The link with its threads, which end with it.
 pub(crate) struct Link {
     pub(crate) out: Out,
     /// What the host wants, standard input and credit left out; ends with the host.
@@ -104,12 +107,11 @@ impl Link {
         Ok(Self { out, host, stdin: Some(read) })
     }
 
-    /// Tells the host that we live, from now on.
+    /// Tells the host that we live, from now on and as long as it can be told.
     pub(crate) fn beat(&self) -> anyhow::Result<()> {
         let out = self.out.clone();
         spawn("heartbeat", move || {
-            loop {
-                out.say(&ToHost::Heartbeat(clock()));
+            while out.send(&ToHost::Heartbeat(clock())).is_ok() {
                 std::thread::sleep(HEARTBEAT);
             }
         })

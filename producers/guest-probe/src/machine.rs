@@ -1,6 +1,6 @@
 //! What PID 1 does with its machine: mounts, modules, loopback, the command's root filesystem, and the end.
 
-#![allow(unsafe_code, reason = "two system calls have no safe API: interface flags, and the reboot's")]
+#![allow(unsafe_code, reason = "system calls without a safe API: interface flags, entropy, and the reboot's")]
 
 use std::fs;
 use std::io;
@@ -15,6 +15,11 @@ use nix::mount::{MsFlags, mount};
 /// The modules of the initramfs, and in which order they are loaded (`glasshouse-images` writes both).
 const MODULES: &str = "/lib/modules";
 const MODULES_LIST: &str = "/lib/modules/load";
+/// What the host sends of entropy.
+const ENTROPY_BYTES: usize = glasshouse_guest_link::ENTROPY_BYTES;
+/// `_IOW('R', 3, int[2])` and `_IO('R', 7)` of include/uapi/linux/random.h.
+const RNDADDENTROPY: u32 = 0x4008_5203;
+const RNDRESEEDCRNG: u32 = 0x5207;
 /// How long the device of the root filesystem may take to appear.
 const DEVICE_WITHIN: Duration = Duration::from_secs(10);
 /// What the root filesystem may be. Which one it is the kernel finds out.
@@ -157,6 +162,30 @@ fn mount_new(kind: &str, at: &str) -> anyhow::Result<()> {
         fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
     }
     Ok(())
+}
+
+/// Takes random bytes of the host's, and begins anew with them. What is missing then is said, and is the kernel's own.
+pub(crate) fn reseed(entropy: &[u8]) {
+    /// `struct rand_pool_info` of include/uapi/linux/random.h.
+    #[repr(C)]
+    struct Pool {
+        bits: libc::c_int,
+        bytes: libc::c_int,
+        entropy: [u8; ENTROPY_BYTES],
+    }
+    let Ok(entropy) = <[u8; ENTROPY_BYTES]>::try_from(entropy) else { return };
+    let pool = Pool { bits: 8 * ENTROPY_BYTES as i32, bytes: ENTROPY_BYTES as i32, entropy };
+    let reseeded = fs::File::open("/dev/urandom").and_then(|device| {
+        // SAFETY: the first reads a pool of the length that is said in it, the second takes nothing.
+        let failed = unsafe {
+            libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const pool) < 0
+                || libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _) < 0
+        };
+        if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    });
+    if let Err(error) = reseeded {
+        eprintln!("glasshouse-guest-probe: the host's entropy cannot be used: {error}");
+    }
 }
 
 /// Ends the machine. A restart ends every VMM that is told not to do it; a power-off would hang where there is no ACPI.

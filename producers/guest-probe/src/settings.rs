@@ -15,12 +15,15 @@ use glasshouse_schema::limits::Limits;
 /// What PID 1 is told by the kernel's command line.
 const TRANSPORT: &str = "glasshouse.transport=";
 const ROOT: &str = "glasshouse.root=";
+const TEMPLATE: &str = "glasshouse.template";
 
 /// How the probe runs.
 pub(crate) struct Settings {
     pub(crate) transport: Box<dyn Transport>,
     /// The device with the command's root filesystem; without it the command has ours.
     pub(crate) root: Option<PathBuf>,
+    /// Machines are cloned from this one: until it has its command, a host that is gone is followed by another.
+    pub(crate) is_template: bool,
 }
 
 pub(crate) fn read(is_init: bool) -> anyhow::Result<Settings> {
@@ -34,7 +37,8 @@ fn of_kernel(line: &str) -> anyhow::Result<Settings> {
     let word = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key));
     let transport: Address =
         word(TRANSPORT).with_context(|| format!("the kernel's command line has no {TRANSPORT}"))?.parse()?;
-    Ok(Settings { transport: Box::new(transport), root: word(ROOT).map(PathBuf::from) })
+    let is_template = line.split_whitespace().any(|word| word == TEMPLATE);
+    Ok(Settings { transport: Box::new(transport), root: word(ROOT).map(PathBuf::from), is_template })
 }
 
 fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Settings> {
@@ -59,7 +63,7 @@ fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result
             Box::new(transport.parse::<Address>()?)
         }
     };
-    Ok(Settings { transport, root: None })
+    Ok(Settings { transport, root: None, is_template: false })
 }
 
 /// A command that no host asked for.
@@ -80,6 +84,7 @@ fn alone(file: Option<PathBuf>, watch: bool, command: Vec<OsString>) -> anyhow::
             redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },
             redaction_key: Bytes(vec![0; 32]),
             unix_ns: i64::try_from(since.as_nanos())?,
+            entropy: Bytes::default(),
         },
         attach: Attach { node: NodeId::new("loopback")?, epoch: 1, lossless: false },
     })
@@ -94,7 +99,8 @@ mod tests {
     fn settings_are_read_from_either_command_line() {
         let found =
             of_kernel("quiet glasshouse.transport=vsock:7 glasshouse.root=/dev/vda panic=-1\n").unwrap();
-        assert_eq!(found.root, Some("/dev/vda".into()));
+        assert_eq!((found.root, found.is_template), (Some("/dev/vda".into()), false));
+        assert!(of_kernel("glasshouse.transport=vsock:7 glasshouse.template").unwrap().is_template);
         assert!(of_kernel("quiet").is_err());
         assert!(of_kernel("glasshouse.transport=smoke:signals").is_err());
         let of = |line: &str| of_arguments(line.split(' ').map(OsString::from));

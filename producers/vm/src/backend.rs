@@ -8,13 +8,17 @@
 //!   drain     the command's rest inside; a machine that is not watched from inside powers off
 //!   seal      the guest's chain, then it powers off; after that the host's
 //! ```
+//! - A machine can be booted ahead of its execution, up to where its guest waits for a command; the steps then go on from there.
 //! - The VMM is run by the backend `process`: in a cgroup of its own, ended whatever happens, swept by the next run if ours
 //!   was killed. A guest whose host is gone powers itself off.
 //! - Only the guest's word that the root exited is an exit. A VMM that ends before is an error, whatever its exit code says.
 
+mod launch;
+
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,18 +30,18 @@ use glasshouse_backends::process::streams::{Prepared, Running};
 use glasshouse_execution::backend::{
     BackendError, ExecutionBackend, ExitReport, ExitStatus, OutputReport, StartedProcess, StopSignal,
 };
-use glasshouse_execution::spec::{ExecutionSpec, OutputTap, StdStreams};
+use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_guest_link::message::Bytes;
-use glasshouse_guest_link::{Failure, Spec, Status, ToGuest};
+use glasshouse_guest_link::{ENTROPY_BYTES, Failure, Spec, Status, ToGuest};
 use glasshouse_schema::ids::Vantage;
-use glasshouse_schema::lifecycle::{Environment, Isolation, ProfilingMode};
+use glasshouse_schema::lifecycle::{Environment, Isolation};
 use glasshouse_schema::limits::{Limit, Limits};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::{OnceCell, watch};
 
 use crate::guest::GuestController;
-use crate::session::{BOOTED_WITHIN, Delivered, Outputs, Session};
+use crate::session::{Delivered, Outputs, Session};
 use crate::vmm::Vmm;
 
 /// Most that is kept of a machine's console, from its end.
@@ -72,6 +76,12 @@ pub(crate) struct Machine {
 struct State {
     dir: Option<Arc<TempDir>>,
     listener: Option<UnixListener>,
+    /// The VMM as a process, until that is started.
+    vmm: Option<ExecutionSpec>,
+    /// Of a machine that was booted ahead, until its command is known.
+    started: Option<StartedProcess>,
+    socket: Option<UnixStream>,
+    limits: Limits,
     spec: Option<ExecutionSpec>,
     prepared: Option<Prepared>,
     running: Option<Running>,
@@ -97,6 +107,29 @@ impl VmBackend {
             gone: watch::Sender::new(None),
             state: Mutex::default(),
         }))
+    }
+
+    /// Boots the machine ahead of its execution: its guest then waits for the command. `spec` is of the VMM alone, whose cgroup has its
+    /// id; `cleanup` has to follow, whatever comes of it.
+    pub(crate) async fn boot_ahead(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
+        let machine = &self.0;
+        machine.vmm.check(spec)?;
+        machine.prepare_vmm(spec).await?;
+        let started = machine.start_vmm().await?;
+        let socket = machine.boot_vmm().await?;
+        let mut state = machine.state();
+        (state.started, state.socket) = (Some(started), Some(socket));
+        Ok(())
+    }
+
+    /// The connection of a guest that waits for its command.
+    pub(crate) fn take_waiting(&self) -> Option<UnixStream> {
+        self.0.state().socket.take()
+    }
+
+    /// Whether the VMM has ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.gone.borrow().is_some()
     }
 
     /// The controller of the vantage point inside this machine.
@@ -135,39 +168,18 @@ impl Machine {
     }
 
     async fn boot_once(&self) -> Result<Session, BackendError> {
-        let (dir, listener, spec, prepared) = {
+        let (spec, prepared) = {
             let mut state = self.state();
-            (state.dir.clone(), state.listener.take(), state.spec.take(), state.prepared.take())
+            (state.spec.take(), state.prepared.take())
         };
-        let (Some(dir), Some(listener), Some(spec), Some(mut prepared)) = (dir, listener, spec, prepared)
-        else {
+        let (Some(spec), Some(mut prepared)) = (spec, prepared) else {
             return Err(BackendError::failed(DOING, "it was not started"));
         };
-        self.process.release().await.map_err(not_the_command)?;
-        self.watch_vmm();
-        tokio::select! {
-            booted = self.vmm.boot(dir.path()) => match booted {
-                Ok(()) => {}
-                Err(BackendError::Failed { action, reason }) => {
-                    return Err(self.explained(&format!("{action}: {reason}")).await);
-                }
-                Err(error) => return Err(error),
-            },
-            _ = self.vmm_ended() => return Err(self.explained("the VMM ended before its guest ran").await),
-        }
-        let socket = tokio::select! {
-            accepted = listener.accept() => accepted.map_err(failed("waiting for the guest"))?.0,
-            _ = self.vmm_ended() => {
-                return Err(self.explained("the guest never spoke").await);
-            }
-            () = tokio::time::sleep(BOOTED_WITHIN) => {
-                return Err(self.explained(&format!("the guest did not speak within {BOOTED_WITHIN:?}")).await);
-            }
+        let waiting = self.state().socket.take();
+        let socket = match waiting {
+            Some(socket) => socket,
+            None => self.boot_vmm().await?,
         };
-        drop(listener);
-        // Nobody else is to connect, and nothing is to be left.
-        let _ = std::fs::remove_file(self.vmm.link(dir.path()));
-        let socket = socket.into_std().map_err(failed("speaking to the guest"))?;
         let [stdin, stdout, stderr] = prepared.take_child();
         let running = prepared.run().map_err(failed("connecting the standard streams"))?;
         let (session, delivered) =
@@ -179,7 +191,7 @@ impl Machine {
         }
         let hello = self.told(&session, |state| state.hello.clone()).await?;
         tracing::debug!(kernel = hello.kernel, probe = hello.probe, "the guest speaks");
-        session.specify(told_to_guest(&spec));
+        session.specify(told_to_guest(&spec)?);
         let is_held =
             |state: &crate::session::State| state.failed.clone().map(Err).or(state.is_held.then_some(Ok(())));
         self.told(&session, is_held).await?.map_err(of_failure)?;
@@ -197,21 +209,6 @@ impl Machine {
             session.ask(signal_message(signal));
         }
         Ok(session)
-    }
-
-    /// Waits for the VMM's end, once, so that everybody hears of it.
-    fn watch_vmm(&self) {
-        let (process, gone) = (Arc::clone(&self.process), self.gone.clone());
-        tokio::spawn(async move {
-            let how = match process.wait().await {
-                Ok(ExitReport { status: ExitStatus::Code(code), .. }) => format!("exit code {code}"),
-                Ok(ExitReport { status: ExitStatus::Signal(signal), .. }) => {
-                    glasshouse_execution::outcome::signal_name(signal)
-                }
-                Err(error) => error.to_string(),
-            };
-            gone.send_replace(Some(how));
-        });
     }
 
     /// How the VMM ended, once it has.
@@ -267,7 +264,9 @@ impl Machine {
 }
 
 /// What the guest is told of the spec. Memory is the machine's, wall time the engine's, output counted here.
-fn told_to_guest(spec: &ExecutionSpec) -> Spec {
+fn told_to_guest(spec: &ExecutionSpec) -> Result<Spec, BackendError> {
+    let mut entropy = vec![0; ENTROPY_BYTES];
+    getrandom::fill(&mut entropy).map_err(|error| BackendError::failed("taking random bytes", error))?;
     let bytes = |text: &std::ffi::OsStr| Bytes(text.as_bytes().to_vec());
     let env = match &spec.env {
         Some(env) => env.iter().map(|(name, value)| (bytes(name), bytes(value))).collect(),
@@ -276,7 +275,7 @@ fn told_to_guest(spec: &ExecutionSpec) -> Spec {
             .map(|(name, value)| (bytes(name.as_ref()), bytes(value.as_ref())))
             .to_vec(),
     };
-    Spec {
+    Ok(Spec {
         execution: spec.id,
         argv: spec.argv.iter().map(|argument| bytes(argument)).collect(),
         env,
@@ -286,7 +285,8 @@ fn told_to_guest(spec: &ExecutionSpec) -> Spec {
         redaction: spec.redaction.clone(),
         redaction_key: Bytes(spec.redaction_key.to_vec()),
         unix_ns: glasshouse_execution::engine::system_unix_ns(),
-    }
+        entropy: Bytes(entropy),
+    })
 }
 
 /// A VMM that cannot be run is not a command that was not found.
@@ -331,8 +331,11 @@ impl ExecutionBackend for VmBackend {
     }
 
     fn environment(&self) -> Environment {
-        let vmm = self.0.state().dir.as_ref().and_then(|dir| self.0.vmm.bounds(dir.path()));
-        Environment { vmm, ..self.0.vmm.environment() }
+        let state = self.0.state();
+        let vmm = state.dir.as_ref().and_then(|dir| self.0.vmm.bounds(dir.path()));
+        let mut environment = Environment { vmm, ..self.0.vmm.environment() };
+        environment.sandbox.limits = state.limits;
+        environment
     }
 
     fn guest_profiling(&self) -> Result<(), String> {
@@ -348,52 +351,29 @@ impl ExecutionBackend for VmBackend {
             ));
         }
         machine.vmm.check(spec)?;
-        let dir = tempfile::Builder::new()
-            .prefix("glasshouse-vm-")
-            .tempdir()
-            .map_err(failed("making the machine's directory"))?;
-        // From here on `cleanup` removes it.
-        let dir = Arc::new(dir);
-        machine.state().dir = Some(Arc::clone(&dir));
-        let launch = machine.vmm.command(spec, dir.path()).await?;
-        let listener =
-            UnixListener::bind(machine.vmm.link(dir.path())).map_err(failed("listening for the guest"))?;
         let budget = spec.limits.output_bytes.map(|limit| Arc::new(OutputBudget::new(limit)));
         let prepared =
             Prepared::piped(spec, budget.clone()).map_err(failed("connecting the standard streams"))?;
-        let console = Arc::clone(&machine.console);
-        let keep = OutputTap::new(move |_, bytes| {
-            let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
-            console.extend(bytes);
-            let over = console.len().saturating_sub(CONSOLE_BYTES);
-            console.drain(..over);
-        });
-        let vmm = ExecutionSpec {
-            argv: launch.argv,
-            sandbox: launch.sandbox,
-            // A VMM needs nothing of ours, and its guest may come to know what it has.
-            env: Some(vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
-            workdir: Some(dir.path().to_owned()),
-            streams: StdStreams::Handed { stdin: Arc::from([]), output: keep },
-            profile: ProfilingMode::Disabled,
-            profile_required: false,
-            lossless: false,
-            limits: Limits::default(),
-            ..spec.clone()
+        let is_there = {
+            let mut state = machine.state();
+            (state.prepared, state.budget, state.limits) = (Some(prepared), budget, spec.limits);
+            state.dir.is_some()
         };
-        machine.process.prepare(&vmm).await?;
-        let mut state = machine.state();
-        (state.listener, state.prepared, state.budget) = (Some(listener), Some(prepared), budget);
-        // The VMM's; the command's follows when it is started.
-        state.spec = Some(vmm);
+        // Else it was booted ahead.
+        if !is_there {
+            machine.prepare_vmm(spec).await?;
+        }
         Ok(())
     }
 
     async fn start(&self, spec: &ExecutionSpec) -> Result<StartedProcess, BackendError> {
         let machine = &self.0;
-        let vmm = machine.state().spec.replace(spec.clone());
-        let vmm = vmm.ok_or_else(|| BackendError::failed(DOING, "it was not prepared"))?;
-        let started = machine.process.start(&vmm).await.map_err(not_the_command)?;
+        let ahead = machine.state().started.take();
+        let started = match ahead {
+            Some(started) => started,
+            None => machine.start_vmm().await?,
+        };
+        machine.state().spec = Some(spec.clone());
         // Whoever watches the VMM has to see its exec; if nobody will, the machine boots before the clock runs.
         if !spec.profile.vantages().contains(&Vantage::Host) {
             machine.boot().await?;
@@ -519,7 +499,7 @@ impl ExecutionBackend for VmBackend {
         let (session, dir) = {
             let mut state = machine.state();
             (state.prepared, state.running, state.delivered) = (None, None, None);
-            state.listener = None;
+            (state.listener, state.socket) = (None, None);
             (state.session.take(), state.dir.take())
         };
         if let Some(session) = session {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 pub(crate) mod support;
+pub(crate) mod watched;
 
 use std::sync::{Arc, Mutex};
 

@@ -320,6 +320,7 @@ impl From<ReceiptV03> for Receipt {
                 os: old.environment.os,
                 arch: old.environment.arch,
                 kernel: String::new(),
+                snapshot: None,
                 sandbox: old.environment.sandbox,
                 vmm: None,
             },

@@ -311,6 +311,7 @@ pub(crate) fn phase(name: PhaseName) -> Phase {
                 os: "linux".into(),
                 arch: "x86_64".into(),
                 kernel: "6.12.0".into(),
+                snapshot: None,
                 sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
                 vmm: None,
             }),

@@ -75,6 +75,7 @@ pub(crate) fn beginning_on(node: NodeId, epoch: u64) -> Vec<Phase> {
                 os: "linux".into(),
                 arch: "x86_64".into(),
                 kernel: String::new(),
+                snapshot: None,
                 sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
                 vmm: None,
             }),

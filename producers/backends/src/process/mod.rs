@@ -412,6 +412,7 @@ impl ExecutionBackend for ProcessBackend {
             os: std::env::consts::OS.into(),
             arch: arch.unwrap_or_else(|| std::env::consts::ARCH.into()),
             kernel: kernel.unwrap_or_default(),
+            snapshot: None,
             sandbox: self.state().told.clone(),
             vmm: None,
         }

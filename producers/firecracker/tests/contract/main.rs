@@ -135,7 +135,7 @@ async fn a_snapshot_is_made_of_a_paused_machine_and_cloned() {
     let client = Client::new(&server.socket);
     machine().configure(&client).await.unwrap();
     Machine::start(&client).await.unwrap();
-    let snapshot = Snapshot::create(&client, dir.path()).await.unwrap();
+    let snapshot = Snapshot::create(&client, dir.path(), dir.path()).await.unwrap();
     assert_eq!(client.instance().await.unwrap().state, InstanceState::Paused);
     assert_eq!(server.body("/snapshot/create")["snapshot_type"], "Full");
     assert_eq!(snapshot.digest.len(), 64);
@@ -145,8 +145,6 @@ async fn a_snapshot_is_made_of_a_paused_machine_and_cloned() {
     let fresh = Server::start(other.path());
     let clone = Client::new(&fresh.socket);
     let uds = other.path().join("v.sock");
-    // What a dead Firecracker left.
-    std::fs::write(&uds, "").unwrap();
     snapshot.load(&clone, &uds, GuestClock::SetForward).await.unwrap();
     assert_eq!(clone.instance().await.unwrap().state, InstanceState::Running);
     let body = fresh.body("/snapshot/load");
@@ -165,7 +163,7 @@ async fn an_altered_snapshot_is_found_out() {
     let client = Client::new(&server.socket);
     machine().configure(&client).await.unwrap();
     Machine::start(&client).await.unwrap();
-    let snapshot = Snapshot::create(&client, dir.path()).await.unwrap();
+    let snapshot = Snapshot::create(&client, dir.path(), dir.path()).await.unwrap();
     // Bytes that only changed files are another snapshot too.
     let (state, memory) = (std::fs::read(&snapshot.state).unwrap(), std::fs::read(&snapshot.memory).unwrap());
     std::fs::write(&snapshot.state, memory).unwrap();

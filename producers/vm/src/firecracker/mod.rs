@@ -8,10 +8,12 @@
 
 pub mod kvm;
 mod place;
+mod pool;
+mod template;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +25,8 @@ use glasshouse_schema::lifecycle::{Environment, Sandbox};
 use glasshouse_schema::limits::Limits;
 
 use self::place::Place;
+pub use self::pool::Pool;
+pub use self::template::Template;
 use crate::parts::Parts;
 use crate::vmm::{Launch, Vmm, memory_mib};
 
@@ -98,19 +102,45 @@ fn on_path(program: &str) -> Result<PathBuf, String> {
 pub struct Firecracker {
     config: Config,
     limits: Limits,
-    plan: OnceLock<Plan>,
+    origin: Origin,
+    plan: Arc<OnceLock<Plan>>,
 }
 
+/// What a machine begins with.
+#[derive(Debug)]
+enum Origin {
+    /// It boots.
+    Boot,
+    /// It boots, and others are cloned from it.
+    Template,
+    /// It goes on where a template stood.
+    Clone(Arc<Template>),
+}
+
+/// What was made of a machine before its process.
 #[derive(Debug)]
 struct Plan {
     place: Place,
     machine: Machine,
 }
 
+impl Plan {
+    /// The API of its Firecracker, once that listens.
+    async fn client(&self) -> Result<Client, ClientError> {
+        let client = Client::new(&self.place.api());
+        client.ready(LISTENS_WITHIN).await?;
+        Ok(client)
+    }
+}
+
 impl Firecracker {
     /// A machine for a command with these limits.
     pub fn new(config: Config, limits: Limits) -> Self {
-        Self { config, limits, plan: OnceLock::new() }
+        Self::of(config, limits, Origin::Boot)
+    }
+
+    fn of(config: Config, limits: Limits, origin: Origin) -> Self {
+        Self { config, limits, origin, plan: Arc::default() }
     }
 
     fn plan(&self) -> Result<&Plan, BackendError> {
@@ -118,10 +148,10 @@ impl Firecracker {
     }
 
     /// The machine, by the paths that its Firecracker sees.
-    fn machine(&self, place: &Place) -> Machine {
-        let image = self.config.image.as_ref().map(|_| Drive {
+    fn machine(&self, place: &Place, vmlinux: &Path) -> Machine {
+        let image = self.config.image.as_ref().map(|image| Drive {
             drive_id: "root".into(),
-            path_on_host: place.inside(IMAGE),
+            path_on_host: place.brought(image, IMAGE),
             // Its guest mounts it, and not as its root.
             is_root_device: false,
             is_read_only: true,
@@ -133,6 +163,9 @@ impl Firecracker {
         if image.is_some() {
             line.push_str(" glasshouse.root=/dev/vda");
         }
+        if matches!(self.origin, Origin::Template) {
+            line.push_str(" glasshouse.template");
+        }
         Machine {
             config: MachineConfiguration {
                 vcpu_count: self.config.vcpus,
@@ -140,7 +173,7 @@ impl Firecracker {
                 track_dirty_pages: false,
             },
             boot: BootSource {
-                kernel_image_path: place.inside(KERNEL),
+                kernel_image_path: place.brought(vmlinux, KERNEL),
                 initrd_path: Some(place.inside(INITRAMFS)),
                 boot_args: Some(line),
             },
@@ -153,11 +186,17 @@ impl Firecracker {
         }
     }
 
-    /// Kernel, initramfs, image and metrics, where Firecracker finds them. Gives the kernel as it lies on this machine.
-    fn files(config: &Config, place: &Place) -> Result<PathBuf, String> {
+    /// What Firecracker reads, where it finds it.
+    fn bring(config: &Config, place: &Place, vmlinux: &Path, from: Option<&Template>) -> Result<(), String> {
         let words = |error: std::io::Error| format!("{}: {error}", place.root().display());
-        place.make().map_err(words)?;
-        let vmlinux = config.parts.vmlinux().map_err(|error| error.to_string())?;
+        place.make(METRICS).map_err(words)?;
+        if let Some(image) = &config.image {
+            place.bring(image, IMAGE).map_err(words)?;
+        }
+        if let Some(template) = from {
+            return template.bring(place).map_err(words);
+        }
+        place.bring(vmlinux, KERNEL).map_err(words)?;
         let mut devices = vec!["virtio_mmio", "vmw_vsock_virtio_transport"];
         // For entropy, also after a restore. Without them a guest has what the host tells it.
         devices.extend(
@@ -168,14 +207,7 @@ impl Firecracker {
             .parts
             .initramfs(&initramfs, &devices, config.image.as_deref())
             .map_err(|error| error.to_string())?;
-        place.own(&initramfs).map_err(words)?;
-        place.bring(&vmlinux, KERNEL).map_err(words)?;
-        if let Some(image) = &config.image {
-            place.bring(image, IMAGE).map_err(words)?;
-        }
-        std::fs::write(place.here(METRICS), "").map_err(words)?;
-        place.own(&place.here(METRICS)).map_err(words)?;
-        Ok(vmlinux)
+        place.own(&initramfs).map_err(words)
     }
 }
 
@@ -191,12 +223,16 @@ impl Vmm for Firecracker {
             os: "linux".into(),
             arch: std::env::consts::ARCH.into(),
             kernel: self.config.parts.kernel.release.clone(),
+            snapshot: match &self.origin {
+                Origin::Clone(template) => Some(template.digest()),
+                Origin::Boot | Origin::Template => None,
+            },
             sandbox: Sandbox { network: "none".into(), limits: self.limits, ..Sandbox::default() },
             vmm: None,
         }
     }
 
-    fn check(&self, _: &ExecutionSpec) -> Result<(), BackendError> {
+    fn check(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
         let failed = |why: &str| Err(BackendError::failed(PREPARING, why));
         if std::env::consts::ARCH != "x86_64" {
             return failed("guests of other machines than x86_64 are not built");
@@ -204,22 +240,38 @@ impl Vmm for Firecracker {
         if self.config.jailer.is_some() && !nix::unistd::geteuid().is_root() {
             return failed(&format!("the jailer needs root: unset {JAILER_VARIABLE}, or run as root"));
         }
+        let (has, needs) = (memory_mib(&self.limits), memory_mib(&spec.limits));
+        if spec.limits.memory_bytes.is_some() && needs > has {
+            return failed(&format!(
+                "the command may use more memory than its machine can have: {needs} MiB of {has}"
+            ));
+        }
         Ok(())
     }
 
     async fn command(&self, spec: &ExecutionSpec, dir: &Path) -> Result<Launch, BackendError> {
         let failed = |error: String| BackendError::failed(PREPARING, error);
         let place = Place::new(dir, &self.config, spec);
-        let machine = self.machine(&place);
+        let parts = &self.config.parts;
+        let vmlinux = tokio::task::spawn_blocking({
+            let parts = parts.clone();
+            move || parts.vmlinux()
+        });
+        let vmlinux = vmlinux.await.map_err(|error| failed(error.to_string()))?;
+        let vmlinux = vmlinux.map_err(|error| failed(error.to_string()))?;
+        let machine = self.machine(&place, &vmlinux);
         machine.check().map_err(|error| failed(error.to_string()))?;
         let argv = place.command(&self.config.firecracker).map_err(|error| failed(error.to_string()))?;
-        let config = self.config.clone();
-        let made = tokio::task::spawn_blocking({
-            let place = place.clone();
-            move || Self::files(&config, &place)
+        kvm::boots(&self.config.firecracker, &vmlinux, &parts.cache).await.map_err(failed)?;
+        let brought = tokio::task::spawn_blocking({
+            let (config, place) = (self.config.clone(), place.clone());
+            let from = match &self.origin {
+                Origin::Clone(template) => Some(Arc::clone(template)),
+                Origin::Boot | Origin::Template => None,
+            };
+            move || Self::bring(&config, &place, &vmlinux, from.as_deref())
         });
-        let vmlinux = made.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
-        kvm::boots(&self.config.firecracker, &vmlinux, &self.config.parts.cache).await.map_err(failed)?;
+        brought.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
         // It cannot be there yet.
         let _ = self.plan.set(Plan { place, machine });
         Ok(Launch { argv, sandbox: Default::default() })
@@ -231,12 +283,14 @@ impl Vmm for Firecracker {
     }
 
     async fn boot(&self, dir: &Path) -> Result<(), BackendError> {
-        let Plan { place, machine } = self.plan()?;
+        let plan = self.plan()?;
         let failed = |error: ClientError| BackendError::failed(BOOTING, error);
-        place.own(&self.link(dir)).map_err(|error| BackendError::failed(BOOTING, error))?;
-        let client = Client::new(&place.api());
-        client.ready(LISTENS_WITHIN).await.map_err(failed)?;
-        machine.configure(&client).await.map_err(failed)?;
+        plan.place.own(&self.link(dir)).map_err(|error| BackendError::failed(BOOTING, error))?;
+        let client = plan.client().await.map_err(failed)?;
+        if let Origin::Clone(template) = &self.origin {
+            return template.load(&client, plan).await.map_err(|error| BackendError::failed(BOOTING, error));
+        }
+        plan.machine.configure(&client).await.map_err(failed)?;
         Machine::start(&client).await.map_err(failed)
     }
 

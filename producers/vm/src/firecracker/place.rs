@@ -82,9 +82,11 @@ impl Place {
         }
     }
 
-    /// Makes the folder.
-    pub(super) fn make(&self) -> io::Result<()> {
-        std::fs::create_dir_all(self.root())
+    /// Makes the folder, and an empty file for what Firecracker writes.
+    pub(super) fn make(&self, written: &str) -> io::Result<()> {
+        std::fs::create_dir_all(self.root())?;
+        std::fs::write(self.here(written), "")?;
+        self.own(&self.here(written))
     }
 
     /// Gives a file of the machine's to the user that Firecracker is.
@@ -95,13 +97,21 @@ impl Place {
         }
     }
 
-    /// Lets Firecracker read a file that is not only this machine's, under a name, without changing it: linked if
-    /// everybody may read it and it lies on the same filesystem, else copied.
-    pub(super) fn bring(&self, file: &Path, name: &str) -> io::Result<()> {
-        let to = self.here(name);
-        if self.jailer.is_none() {
-            return std::os::unix::fs::symlink(file, to);
+    /// A file that is not only this machine's, as Firecracker sees it once it was brought.
+    pub(super) fn brought(&self, file: &Path, name: &str) -> PathBuf {
+        match self.jailer {
+            Some(_) => self.inside(name),
+            None => file.to_owned(),
         }
+    }
+
+    /// Lets Firecracker read such a file without changing it. In a jail it is linked if everybody may read it and it lies on
+    /// the same filesystem, else copied.
+    pub(super) fn bring(&self, file: &Path, name: &str) -> io::Result<()> {
+        if self.jailer.is_none() {
+            return Ok(());
+        }
+        let to = self.here(name);
         let is_shared = std::fs::metadata(file)?.mode() & OTHERS_READ != 0;
         if is_shared && std::fs::hard_link(file, &to).is_ok() {
             return Ok(());

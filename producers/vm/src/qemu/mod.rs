@@ -196,6 +196,7 @@ impl Vmm for Qemu {
             os: "linux".into(),
             arch: "x86_64".into(),
             kernel: self.config.parts.kernel.release.clone(),
+            snapshot: None,
             sandbox: Sandbox { network: "none".into(), limits: self.limits, ..Sandbox::default() },
             vmm: None,
         }

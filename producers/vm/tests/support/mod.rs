@@ -18,7 +18,7 @@ use glasshouse_vm::{Parts, VmBackend};
 pub(crate) const IMAGE_VARIABLE: &str = "GLASSHOUSE_TEST_IMAGE";
 
 /// Programs of this host that the guests have, with the libraries they name.
-const PROGRAMS: [&str; 9] = ["sh", "cat", "sleep", "head", "yes", "ls", "kill", "touch", "dd"];
+const PROGRAMS: [&str; 10] = ["sh", "cat", "date", "sleep", "head", "yes", "ls", "kill", "touch", "dd"];
 
 /// What machines are made of here, or why there can be none; `GLASSHOUSE_CONFORMANCE=qemu` makes that a failure.
 pub(crate) fn config() -> Result<Config, String> {
@@ -60,6 +60,11 @@ pub(crate) fn firecracker_config() -> Result<firecracker::Config, String> {
         Err(reason) if required => panic!("no machine of Firecracker: {reason}"),
         config => config.map_err(|reason| format!("unverified against a real Firecracker: {reason}")),
     }
+}
+
+/// Whether machines are in jails.
+pub(crate) fn is_jailed() -> bool {
+    env!("CARGO_CRATE_NAME") == "firecracker" && std::env::var_os(firecracker::JAILER_VARIABLE).is_some()
 }
 
 /// A backend of one machine.

@@ -1,0 +1,111 @@
+//! The VMM of a machine: its files and process, and its guest up to the first connection.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, PoisonError};
+
+use glasshouse_execution::backend::{
+    BackendError, ExecutionBackend as _, ExitReport, ExitStatus, StartedProcess,
+};
+use glasshouse_execution::spec::{ExecutionSpec, OutputTap, StdStreams};
+use glasshouse_schema::lifecycle::ProfilingMode;
+use glasshouse_schema::limits::Limits;
+use tokio::net::UnixListener;
+
+use super::{CONSOLE_BYTES, DOING, Machine, failed, not_the_command};
+use crate::session::BOOTED_WITHIN;
+
+impl Machine {
+    /// Makes the VMM's files and the socket that its guest connects to.
+    pub(super) async fn prepare_vmm(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
+        let dir = tempfile::Builder::new()
+            .prefix("glasshouse-vm-")
+            .tempdir()
+            .map_err(failed("making the machine's directory"))?;
+        // From here on `cleanup` removes it.
+        let dir = Arc::new(dir);
+        self.state().dir = Some(Arc::clone(&dir));
+        let launch = self.vmm.command(spec, dir.path()).await?;
+        let listener =
+            UnixListener::bind(self.vmm.link(dir.path())).map_err(failed("listening for the guest"))?;
+        let console = Arc::clone(&self.console);
+        let keep = OutputTap::new(move |_, bytes| {
+            let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
+            console.extend(bytes);
+            let over = console.len().saturating_sub(CONSOLE_BYTES);
+            console.drain(..over);
+        });
+        let vmm = ExecutionSpec {
+            argv: launch.argv,
+            sandbox: launch.sandbox,
+            // A VMM needs nothing of ours, and its guest may come to know what it has.
+            env: Some(vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
+            workdir: Some(dir.path().to_owned()),
+            streams: StdStreams::Handed { stdin: Arc::from([]), output: keep },
+            profile: ProfilingMode::Disabled,
+            profile_required: false,
+            lossless: false,
+            limits: Limits::default(),
+            ..spec.clone()
+        };
+        self.process.prepare(&vmm).await?;
+        let mut state = self.state();
+        (state.listener, state.vmm) = (Some(listener), Some(vmm));
+        Ok(())
+    }
+
+    /// Makes the VMM's process, held before its first instruction.
+    pub(super) async fn start_vmm(&self) -> Result<StartedProcess, BackendError> {
+        let vmm = self.state().vmm.take();
+        let vmm = vmm.ok_or_else(|| BackendError::failed(DOING, "it was not prepared"))?;
+        self.process.start(&vmm).await.map_err(not_the_command)
+    }
+
+    /// Lets the VMM go, boots its guest, and waits until that connects.
+    pub(super) async fn boot_vmm(&self) -> Result<UnixStream, BackendError> {
+        let (dir, listener) = {
+            let mut state = self.state();
+            (state.dir.clone(), state.listener.take())
+        };
+        let (Some(dir), Some(listener)) = (dir, listener) else {
+            return Err(BackendError::failed(DOING, "it was not started"));
+        };
+        self.process.release().await.map_err(not_the_command)?;
+        self.watch_vmm();
+        tokio::select! {
+            booted = self.vmm.boot(dir.path()) => match booted {
+                Ok(()) => {}
+                Err(BackendError::Failed { action, reason }) => {
+                    return Err(self.explained(&format!("{action}: {reason}")).await);
+                }
+                Err(error) => return Err(error),
+            },
+            _ = self.vmm_ended() => return Err(self.explained("the VMM ended before its guest ran").await),
+        }
+        let socket = tokio::select! {
+            accepted = listener.accept() => accepted.map_err(failed("waiting for the guest"))?.0,
+            _ = self.vmm_ended() => return Err(self.explained("the guest never spoke").await),
+            () = tokio::time::sleep(BOOTED_WITHIN) => {
+                return Err(self.explained(&format!("the guest did not speak within {BOOTED_WITHIN:?}")).await);
+            }
+        };
+        drop(listener);
+        // Nobody else is to connect, and nothing is to be left.
+        let _ = std::fs::remove_file(self.vmm.link(dir.path()));
+        socket.into_std().map_err(failed("speaking to the guest"))
+    }
+
+    /// Waits for the VMM's end, once, so that everybody hears of it.
+    fn watch_vmm(&self) {
+        let (process, gone) = (Arc::clone(&self.process), self.gone.clone());
+        tokio::spawn(async move {
+            let how = match process.wait().await {
+                Ok(ExitReport { status: ExitStatus::Code(code), .. }) => format!("exit code {code}"),
+                Ok(ExitReport { status: ExitStatus::Signal(signal), .. }) => {
+                    glasshouse_execution::outcome::signal_name(signal)
+                }
+                Err(error) => error.to_string(),
+            };
+            gone.send_replace(Some(how));
+        });
+    }
+}
