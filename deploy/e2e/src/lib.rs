@@ -32,13 +32,17 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// Settings of this machine, not of whoever uses it: where a server and the parts of virtual machines are.
+const KEPT: [&str; 4] =
+    ["GLASSHOUSE_NATS_SERVER", "GLASSHOUSE_QEMU", "GLASSHOUSE_GUEST_KERNEL", "GLASSHOUSE_GUEST_PROBE"];
+
 /// A command line of a program of this workspace, without the settings of whoever runs the tests.
 pub fn command(name: &str) -> Command {
     let mut command = Command::new(program(name));
     for (key, _) in std::env::vars_os() {
         let key_text = key.to_string_lossy();
         if key_text.starts_with("OTEL_")
-            || (key_text.starts_with("GLASSHOUSE_") && key_text != "GLASSHOUSE_NATS_SERVER")
+            || (key_text.starts_with("GLASSHOUSE_") && !KEPT.contains(&&*key_text))
         {
             command.env_remove(&key);
         }

@@ -141,11 +141,12 @@ impl Qemu {
     }
 
     fn sandbox(&self, vmlinux: &Path) -> SandboxRequest {
+        let own = [vmlinux.to_owned(), on_path(&self.config.qemu)].into_iter();
         SandboxRequest {
             level: SandboxLevel::Standard,
             network: Some(NetworkAccess::None),
             // Wherever they are, also in directories that are hidden inside.
-            read: self.config.image.iter().cloned().chain([vmlinux.to_owned()]).collect(),
+            read: own.chain(self.config.image.clone()).collect(),
             write: Vec::new(),
         }
     }

@@ -1,0 +1,212 @@
+//! Commands in virtual machines, by the programs that users run: an image is built, and what a machine's receipt says is
+//! what it says of the same command without one; a machine that lies is found out; nothing is left of any.
+//!
+//! `GLASSHOUSE_MACHINES=20,4` runs so many machines one after the other, and so many at once; without it, few.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod machines {
+    pub(crate) mod image;
+    pub(crate) mod traces;
+}
+// What two receipts must agree about is said once.
+#[path = "../../kernels/src/facts.rs"]
+#[allow(dead_code, reason = "the runner of kernels uses the rest of it")]
+mod facts;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use glasshouse_e2e::{command, output_within, skip_unless_watching_works, stderr};
+use serde_json::{Value, json};
+
+use machines::{image, traces};
+
+/// An emulated machine on a busy host takes its time.
+const DEADLINE: Duration = Duration::from_secs(180);
+/// Where the workload runs in the guest.
+const GUEST_DIR: &str = "/srv";
+/// The environment that a command in a machine has, and so the other one too.
+const ENVIRONMENT: [(&str, &str); 2] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/")];
+/// Opens, writes, renames, links, deletes, forks, executes, fails, connects, and is told apart by its exit code.
+const WORKLOAD: &str = r#"
+echo one > a; cat a >> b; cat < b
+mv b c; ln c d; ln -s c e; mkdir f; chmod 600 c; touch f/g; rm a d; rm -r f
+cat nothing 2> errors
+(exec head -n 1 /etc/hostname > h)
+(sleep 0; exit 3); sh -c 'kill -9 $$'
+setsid bash -c ': < /dev/tcp/127.0.0.1/9' 2>> errors
+cat c | head -n 1 > i
+exit 7
+"#;
+
+macro_rules! skip_unless_machines_work {
+    () => {{
+        skip_unless_watching_works!();
+        match image::made() {
+            Ok(image) => image,
+            Err(reason) => {
+                let required = std::env::var("GLASSHOUSE_CONFORMANCE").is_ok_and(|name| name == "qemu");
+                assert!(!required, "GLASSHOUSE_CONFORMANCE=qemu, and {reason}");
+                return eprintln!("skipped: {reason}");
+            }
+        }
+    }};
+}
+
+/// `glasshouse run` in a machine, with its temporary files in `dir`.
+fn in_machine(dir: &Path, image: &Path, profile: &str, receipt: &Path) -> Command {
+    let mut command = command("glasshouse");
+    command.env("TMPDIR", dir).args(["run", "--backend", "qemu", "--profile", profile, "--receipt"]);
+    command.arg(receipt).arg("--image").arg(image);
+    command
+}
+
+fn read(receipt: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(receipt).expect("a receipt")).expect("it is JSON")
+}
+
+/// What one vantage point says of the command, out of the lists that name who says it. How long the files of /proc are is
+/// the kernel's.
+fn seen_from(vantage: &str, receipt: &Value) -> Value {
+    let of = |list: &Value| -> Value {
+        let mine = list.as_array().into_iter().flatten().filter(|entry| entry["vantage"] == vantage);
+        mine.map(|entry| {
+            let of_kernel = entry["path"].as_str().is_some_and(|path| path.starts_with("/proc/"));
+            let dropped = |name: &str| name == "vantage" || (of_kernel && name == "bytes_read");
+            let fields = entry.as_object().unwrap().iter().filter(|(name, _)| !dropped(name));
+            fields.map(|(name, value)| (name.clone(), value.clone())).collect::<Value>()
+        })
+        .collect()
+    };
+    let mut classes = of(&receipt["coverage"]["vantages"])[0]["classes"].clone();
+    // Another machine has another clock to read, so a program may call the kernel or not; and no list is of it.
+    classes.as_object_mut().unwrap().remove("syscall");
+    json!({
+        "completeness": receipt["completeness"],
+        "outcome": receipt["outcome"],
+        "artifacts": receipt["artifacts"],
+        "process_tree": of(&receipt["process_tree"]),
+        "files": of(&receipt["files"]),
+        "sockets": of(&receipt["sockets"]),
+        "operations": of(&receipt["operations"]),
+        "coverage": {"vantages": [{"classes": classes}]},
+    })
+}
+
+#[test]
+fn a_guest_tells_the_same_facts_as_the_host() {
+    let image = skip_unless_machines_work!();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    let (on_host, in_guest) = (dir.join("host.json"), dir.join("guest.json"));
+    let work = dir.join("work");
+    std::fs::create_dir(&work).unwrap();
+    let argv = ["--", "/bin/sh", "-c", WORKLOAD];
+
+    let mut run = command("glasshouse");
+    run.args(["run", "--profile", "host", "--receipt"]).arg(&on_host).arg("--workdir").arg(&work).args(argv);
+    run.env_clear().envs(ENVIRONMENT);
+    let host = output_within(DEADLINE, run);
+    let mut run = in_machine(&dir, &image, "combined", &in_guest);
+    run.args(["--workdir", GUEST_DIR]).args(argv);
+    let guest = output_within(DEADLINE, run);
+
+    assert_eq!((host.status.code(), guest.status.code()), (Some(7), Some(7)), "{}", stderr(&guest));
+    assert_eq!(String::from_utf8_lossy(&host.stdout), String::from_utf8_lossy(&guest.stdout));
+    let (on_host, in_guest) = (read(&on_host), read(&in_guest));
+    assert_eq!(in_guest["completeness"], "closed", "{:#}", in_guest["coverage"]["incomplete"]);
+    assert_eq!(in_guest["provenance"], "host+guest");
+    assert_eq!(in_guest["contradictions"], Value::Null);
+    let host = facts::facts(&seen_from("host", &on_host), work.to_str().unwrap());
+    let guest = facts::facts(&seen_from("guest", &in_guest), GUEST_DIR);
+    assert_eq!(facts::differences(&host, &guest), Vec::<String>::new());
+    eprintln!("{} facts are the same", host.len());
+    assert!(host.len() > 50, "only {} facts were compared", host.len());
+    // Beside them stands what the host saw of the machine.
+    let tree = in_guest["process_tree"].as_array().unwrap();
+    let vmm: Vec<_> = tree.iter().filter(|process| process["vantage"] == "host").collect();
+    assert_eq!((vmm.len(), &vmm[0]["exe"]), (1, &in_guest["environment"]["vmm"]["programs"][0]));
+}
+
+#[test]
+fn a_machine_that_is_more_than_it_says_is_found_out() {
+    let image = skip_unless_machines_work!();
+    // Where the VMM's sandbox has no directory of its own.
+    let dir = tempfile::tempdir_in("/root").unwrap();
+    let (liar, secret) = (dir.path().join("vmm"), dir.path().join("secret"));
+    std::fs::write(&secret, "secret").unwrap();
+    let real = std::env::var("GLASSHOUSE_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
+    let script = format!(
+        "#!/bin/bash\nread -r line < {}\n(exec 3<> /dev/tcp/127.0.0.1/9) 2> /dev/null\nexec {real} \"$@\"\n",
+        secret.display()
+    );
+    std::fs::write(&liar, script).unwrap();
+    std::fs::set_permissions(&liar, PermissionsExt::from_mode(0o755)).unwrap();
+
+    let receipt = dir.path().join("receipt.json");
+    let mut run = in_machine(&std::env::temp_dir(), &image, "combined", &receipt);
+    run.env("GLASSHOUSE_QEMU", &liar).args(["--", "/bin/sh", "-c", "exit 5"]);
+    let output = output_within(DEADLINE, run);
+    // The command itself is none the worse for it.
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    let receipt = read(&receipt);
+    let found = receipt["contradictions"].as_array().unwrap_or_else(|| panic!("none: {receipt:#}"));
+    let kinds: Vec<&str> = found.iter().map(|found| found["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["vmm_file", "vmm_network", "vmm_program"], "{found:#?}");
+    let said = |kind: usize, who: usize| &found[kind]["said"][who];
+    assert!(said(0, 0)["says"].as_str().unwrap().contains("secret"), "{found:#?}");
+    assert!(said(1, 0)["says"].as_str().unwrap().contains("connect 127.0.0.1:9 (tcp)"), "{found:#?}");
+    assert_eq!((&said(1, 0)["vantage"], &said(1, 1)["vantage"]), (&json!("host"), &json!("guest")));
+    assert!(said(2, 0)["says"].as_str().unwrap().contains("bash"), "{found:#?}");
+    assert_eq!(receipt["completeness"], "partial");
+    assert!(stderr(&output).is_empty(), "{}", stderr(&output));
+}
+
+/// How many machines one after the other, and how many at once.
+fn how_many() -> (usize, usize) {
+    let Ok(text) = std::env::var("GLASSHOUSE_MACHINES") else { return (3, 2) };
+    let (one, other) = text.split_once(',').expect("GLASSHOUSE_MACHINES=SEQUENCE,ATONCE");
+    (one.parse().unwrap(), other.parse().unwrap())
+}
+
+#[test]
+fn nothing_is_left_of_machines() {
+    let image = skip_unless_machines_work!();
+    let (in_sequence, at_once) = how_many();
+    let dir = tempfile::tempdir().unwrap();
+    let temporary = dir.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let before = traces::Node::now();
+    let run = |number: usize| {
+        let began = Instant::now();
+        let receipt = dir.path().join(format!("{number}.json"));
+        let mut run = in_machine(&temporary, &image, "combined", &receipt);
+        run.args(["--", "/bin/sh", "-c", "cat /etc/hostname; sleep 1000 & exit 4"]);
+        let output = output_within(DEADLINE, run);
+        assert_eq!(output.status.code(), Some(4), "machine {number}: {}", stderr(&output));
+        let receipt = read(&receipt);
+        assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+        let id = receipt["execution_id"].as_str().unwrap().to_owned();
+        let left = traces::of_execution(&id);
+        eprintln!("machine {number}: {:?}, left: {}", began.elapsed(), left.len());
+        assert_eq!(left, Vec::<String>::new());
+        id
+    };
+    let mut ids: Vec<String> = (0..in_sequence).map(run).collect();
+    ids.extend(std::thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> =
+            (0..at_once).map(|number| scope.spawn(move || run(in_sequence + number))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    }));
+    let left: Vec<String> = ids.iter().flat_map(|id| traces::of_execution(id)).collect();
+    assert_eq!(left, Vec::<String>::new());
+    assert_eq!(traces::of_directory(&temporary), Vec::<String>::new());
+    assert_eq!(traces::Node::now(), before);
+    eprintln!("{in_sequence} machines in sequence and {at_once} at once left nothing behind");
+}
