@@ -397,6 +397,36 @@ async fn a_bus_that_stops_answering_costs_seconds_and_no_receipt() {
     server.stop().await;
 }
 
+/// Fail-open, and said: the local receipt is whole, nothing waits on a disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_spool_what_the_bus_does_not_take_is_lost_and_said() {
+    skip_unless_watching_works!();
+    use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology};
+    let data = tempfile::tempdir().unwrap();
+    let server = NatsServer::start(ServerOptions::new(data.path())).await.unwrap();
+    let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
+    Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
+    let server_pid = process_with(data.path().to_str().unwrap());
+    let (dir, spool) = (tempfile::tempdir().unwrap(), data.path().join("spool"));
+    let mut run = watched_in(dir.path(), &["--json", "--nats", server.url(), "--spool-bytes", "0"], HELD);
+    run.env("GLASSHOUSE_SPOOL", &spool).stderr(Stdio::piped());
+    let mut run = Process::spawn(run);
+    started(dir.path());
+    nix::sys::signal::kill(server_pid, Signal::SIGSTOP).unwrap();
+    std::fs::write(dir.path().join("go"), "").unwrap();
+    let code = run.0.wait().unwrap().code();
+    nix::sys::signal::kill(server_pid, Signal::SIGCONT).unwrap();
+    let said = std::io::read_to_string(run.0.stderr.take().unwrap()).unwrap();
+    assert_eq!(code, Some(9), "{said}");
+    assert!(said.contains("\"published\":false"), "{said}");
+    assert!(!said.contains("spool send"), "there is nothing to send: {said}");
+    let receipt = std::fs::read(dir.path().join("receipt.json")).unwrap();
+    let receipt: serde_json::Value = serde_json::from_slice(&receipt).unwrap();
+    assert_eq!((&receipt["exit_code"], &receipt["completeness"]), (&9.into(), &"closed".into()));
+    assert!(!spool.exists(), "there is no spool");
+    server.stop().await;
+}
+
 #[test]
 fn a_caller_that_does_not_read_can_still_end_us() {
     skip_unless_watching_works!();
