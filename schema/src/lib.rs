@@ -12,6 +12,7 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")
 )]
 
+pub mod admission;
 pub mod canonical;
 pub mod dead;
 pub mod errno;

@@ -62,6 +62,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
             "glasshouse-schema",
             "glasshouse-execution",
             "glasshouse-fold",
+            "glasshouse-eval",
             "glasshouse-nats",
             "glasshouse-telemetry",
         ]),

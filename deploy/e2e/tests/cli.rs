@@ -174,6 +174,28 @@ fn a_bad_policy_is_refused_with_line_and_column_before_anything_runs() {
 }
 
 #[test]
+fn a_rule_before_the_run_keeps_a_command_from_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let (policy, marker) = (dir.path().join("pre.yaml"), dir.path().join("ran"));
+    let text = "name: pre\nversion: v1\nrules:\n  - id: no-touch\n    phase: pre\n    \
+        expression: request.argv[0] != 'touch' || request.labels.why != ''\n    message: do not touch\n";
+    std::fs::write(&policy, text).unwrap();
+    let run = |options: &[&str]| {
+        let argv = ["--", "touch", marker.to_str().unwrap()];
+        glasshouse(&[&["run", "--policy", policy.to_str().unwrap()], options, &argv[..]].concat())
+    };
+    for (options, reason) in [(&["--label", "why="][..], "do not touch"), (&[], "nobody knows")] {
+        let refused = run(options);
+        assert_eq!(refused.status.code(), Some(125));
+        let said = stderr(&refused);
+        assert!(said.contains("policy `pre`, rule `no-touch`: ") && said.contains(reason), "{said}");
+        assert!(!marker.exists());
+    }
+    let passes = run(&["--label", "why=test"]);
+    assert!(passes.status.success() && marker.exists(), "{}", stderr(&passes));
+}
+
+#[test]
 fn an_unreachable_or_too_old_server_is_said_within_five_seconds_and_the_receipt_stays_local() {
     skip_unless_watching_works!();
     let dir = tempfile::tempdir().unwrap();

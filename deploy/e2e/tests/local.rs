@@ -176,6 +176,27 @@ fn a_command_is_its_callers_in_everything_and_has_a_receipt() {
 }
 
 #[test]
+fn what_the_agents_policies_do_not_let_pass_does_not_run_for_a_user_either() {
+    skip_unless_watching_works!();
+    let dir = tempfile::tempdir().unwrap();
+    let policy = dir.path().join("users.yaml");
+    let rules = "name: users\nversion: v1\nrules:\n  - id: no-true\n    phase: pre\n    \
+        expression: request.user.uid == 65534 && request.argv[0] != 'true'\n    message: nothing is true\n";
+    std::fs::write(&policy, rules).unwrap();
+    let place = Place::new(&["--policy", policy.to_str().unwrap()]);
+    let refused = place.ran(&[], &["true"]);
+    assert_eq!(refused.status.code(), Some(125));
+    assert!(
+        stderr(&refused).contains("policy `users`, rule `no-true`: nothing is true"),
+        "{}",
+        stderr(&refused)
+    );
+    let passes = place.ran(&[], &["echo", "yes"]);
+    assert_eq!((passes.status.code(), text(&passes)), (Some(0), "yes\n".to_owned()), "{}", stderr(&passes));
+    assert_eq!(place.receipt()["policies"][0]["name"], "users");
+}
+
+#[test]
 fn a_sandbox_is_the_users_too() {
     skip_unless_watching_works!();
     let place = Place::new(&[]);

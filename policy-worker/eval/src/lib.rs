@@ -39,6 +39,7 @@ mod shape;
 pub use diagnostic::{Diagnostic, PolicyError};
 pub use policy::{MAX_POLICY_BYTES, MAX_RULES};
 
+use glasshouse_schema::admission::Admission;
 use glasshouse_schema::canonical::{self, CanonicalError};
 use glasshouse_schema::lifecycle::PolicyRef;
 use glasshouse_schema::verdict::{Decision, RuleAction, RuleOutcome, RulePhase, RuleResult, Verdict};
@@ -65,14 +66,23 @@ pub struct Policy {
     reference: PolicyRef,
 }
 
-/// Why a receipt could not be judged at all.
+/// What a policy says before an execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreVerdict {
+    /// What it says.
+    pub decision: Decision,
+    /// Every `pre` rule's outcome, in the policy's order.
+    pub rules: Vec<RuleOutcome>,
+}
+
+/// Why a document could not be judged at all.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// Its execution has no id that a verdict could be published under (a record of an older grammar).
     #[error("the receipt's execution id is none of this grammar: {0}")]
     ExecutionId(#[from] IdError),
     /// It cannot be written as JSON.
-    #[error("the receipt cannot be read as a document: {0}")]
+    #[error("it cannot be read as a document: {0}")]
     Document(#[from] serde_json::Error),
 }
 
@@ -97,19 +107,39 @@ impl Policy {
 
     /// How many rules are evaluated over a receipt.
     pub fn post_rules(&self) -> usize {
-        self.text.rules.iter().filter(|rule| rule.phase == RulePhase::Post).count()
+        self.rules_of(RulePhase::Post)
+    }
+
+    /// How many rules are evaluated before an execution.
+    pub fn pre_rules(&self) -> usize {
+        self.rules_of(RulePhase::Pre)
+    }
+
+    fn rules_of(&self, phase: RulePhase) -> usize {
+        self.text.rules.iter().filter(|rule| rule.phase == phase).count()
+    }
+
+    /// Judges an execution that is asked for by the `pre` rules. Nothing of what is asked for is unknown, so a rule is only where
+    /// it cannot be evaluated.
+    pub fn evaluate_pre(&self, request: &Admission) -> Result<PreVerdict, EvalError> {
+        let rules = self.judge(RulePhase::Pre, &serde_json::to_value(request)?, &Gaps::default());
+        Ok(PreVerdict { decision: decision(&rules), rules })
     }
 
     /// Judges a receipt by the `post` rules. `receipt_digest` is that of the receipt's canonical bytes.
     pub fn evaluate_post(&self, receipt: &Receipt, receipt_digest: Digest) -> Result<Verdict, EvalError> {
         let execution_id: ExecutionId = receipt.execution_id.parse()?;
-        let document = serde_json::to_value(receipt)?;
-        let gaps = Gaps::of(receipt);
+        let rules = self.judge(RulePhase::Post, &serde_json::to_value(receipt)?, &Gaps::of(receipt));
+        Ok(self.verdict(execution_id, Some(receipt_digest), rules))
+    }
+
+    /// Every rule of a phase over its document.
+    fn judge(&self, phase: RulePhase, document: &serde_json::Value, gaps: &Gaps) -> Vec<RuleOutcome> {
         let mut left = POLICY_STEPS;
-        let rules = self.outcomes(|node| {
+        self.outcomes(phase, |node| {
             let mut steps = Steps(left.min(RULE_STEPS));
             let granted = steps.0;
-            let value = eval::evaluate(node, &document, gaps.open, &mut steps);
+            let value = eval::evaluate(node, document, gaps.open, &mut steps);
             left -= granted - steps.0;
             match value {
                 Ok(Value::Bool(true)) => (RuleResult::Passed, String::new()),
@@ -123,24 +153,27 @@ impl Policy {
                     (RuleResult::Unknown, format!("the expression cannot be evaluated: {error}"))
                 }
                 Err(Fault::TooCostly) => {
-                    let reason = "the expression takes more steps over this receipt than a rule may";
+                    let reason = "the expression takes more steps over this document than a rule may";
                     (RuleResult::Unknown, reason.to_owned())
                 }
             }
-        });
-        Ok(self.verdict(execution_id, Some(receipt_digest), rules))
+        })
     }
 
     /// The verdict over an execution that has no receipt: every rule is unknown, for that reason.
     pub fn without_receipt(&self, execution: ExecutionId, reason: &str) -> Verdict {
-        let rules = self.outcomes(|_| (RuleResult::Unknown, reason.to_owned()));
+        let rules = self.outcomes(RulePhase::Post, |_| (RuleResult::Unknown, reason.to_owned()));
         self.verdict(execution, None, rules)
     }
 
-    fn outcomes(&self, mut judge: impl FnMut(&Node) -> (RuleResult, String)) -> Vec<RuleOutcome> {
+    fn outcomes(
+        &self,
+        phase: RulePhase,
+        mut judge: impl FnMut(&Node) -> (RuleResult, String),
+    ) -> Vec<RuleOutcome> {
         let rules = self.text.rules.iter().zip(&self.nodes);
         rules
-            .filter(|(rule, _)| rule.phase == RulePhase::Post)
+            .filter(|(rule, _)| rule.phase == phase)
             .map(|(rule, node)| {
                 let (result, reason) = judge(node);
                 let reason = match result {
@@ -166,21 +199,23 @@ impl Policy {
         receipt_digest: Option<Digest>,
         rules: Vec<RuleOutcome>,
     ) -> Verdict {
-        let denies =
-            |result| rules.iter().any(|rule| rule.action == RuleAction::Deny && rule.result == result);
-        let decision = match () {
-            () if denies(RuleResult::Violated) => Decision::Denied,
-            () if denies(RuleResult::Unknown) => Decision::Unknown,
-            () => Decision::Allowed,
-        };
         Verdict {
             version: glasshouse_schema::version::VERDICT.to_owned(),
             execution_id,
             policy: self.reference(),
             receipt_digest,
-            decision,
+            decision: decision(&rules),
             rules,
         }
+    }
+}
+
+fn decision(rules: &[RuleOutcome]) -> Decision {
+    let denies = |result| rules.iter().any(|rule| rule.action == RuleAction::Deny && rule.result == result);
+    match () {
+        () if denies(RuleResult::Violated) => Decision::Denied,
+        () if denies(RuleResult::Unknown) => Decision::Unknown,
+        () => Decision::Allowed,
     }
 }
 

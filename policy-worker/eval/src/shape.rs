@@ -41,10 +41,10 @@ impl Shape {
         SHAPE.clone()
     }
 
-    /// The request, as `pre` rules see it.
+    /// What is asked for, as `pre` rules see it.
     pub(crate) fn request() -> Self {
         static SHAPE: LazyLock<Shape> =
-            LazyLock::new(|| from_schema(&schemars::schema_for!(glasshouse_schema::lifecycle::Requested)));
+            LazyLock::new(|| from_schema(&schemars::schema_for!(glasshouse_schema::admission::Admission)));
         SHAPE.clone()
     }
 

@@ -14,11 +14,12 @@ use glasshouse_execution::{
 use glasshouse_nats::{ClaimOutcome, Claims, Controls, Delivery, Error, OutputWriter, Spool, SpoolOptions};
 use glasshouse_runner::bus::BusSink;
 use glasshouse_runner::files::Patterns;
+use glasshouse_runner::gate::PolicyGate;
 use glasshouse_runner::sink::RunSink;
 use glasshouse_schema::Request;
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::ExecutionId;
-use glasshouse_schema::lifecycle::{Isolation, PhaseName, ProfilingMode, RedactionRules, Step};
+use glasshouse_schema::lifecycle::{Failed, Isolation, PhaseName, ProfilingMode, RedactionRules, Step};
 use glasshouse_schema::request::{Action, RequestError};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -129,7 +130,13 @@ impl Shared {
             ProfilingMode::Disabled | ProfilingMode::Guest => Vec::new(),
             ProfilingMode::Host | ProfilingMode::Combined => vec![self.probe.clone()],
         };
-        let engine = Engine { controllers, ..Engine::new(backend.clone(), sink.clone()) };
+        let enforcement = Arc::new(PolicyGate {
+            policies: settings.policies.clone(),
+            backend: name.clone(),
+            files: request.files.clone(),
+            artifacts: request.artifacts.clone(),
+        });
+        let engine = Engine { controllers, enforcement, ..Engine::new(backend.clone(), sink.clone()) };
         let ended_because = Arc::clone(&engine.ended_because);
         let ending = Ending { backend, ended_because, kill_grace: settings.kill_grace };
 
@@ -148,6 +155,10 @@ impl Shared {
         let unseen = output.end().await;
         if unseen > 0 {
             tracing::warn!(execution_id = %execution, bytes = unseen, "output that the bus did not take was not shown live");
+        }
+        if let Some(Failed { step: step @ (Step::Validate | Step::Admit), error, .. }) = &report.failed {
+            // The engine says nothing of what was not admitted, because it may be somebody else's. This one is ours.
+            self.refuse(execution, *step, error).await?;
         }
         // Without the end of its record a request would be acknowledged that nobody hears of again.
         let Some(bus) = &sink.bus else { return Ok(()) };
@@ -306,7 +317,7 @@ impl Shared {
             sandbox: request.sandbox.clone(),
             limits: request.limits,
             labels,
-            policies: Vec::new(),
+            policies: settings.policies.references(),
             redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },
             redaction_key: random()?,
         };

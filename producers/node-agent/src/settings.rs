@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use glasshouse_nats::{Encoding, SpoolOptions};
+use glasshouse_runner::gate::Policies;
 use glasshouse_runner::local::DEFAULT_SOCKET;
 use glasshouse_schema::ids::{NodeId, PoolName};
 use glasshouse_schema::lifecycle::ProfilingMode;
@@ -89,6 +90,10 @@ pub struct Layer {
     #[arg(long, env = "GLASSHOUSE_KILL_GRACE", value_name = "TIME", value_parser = parse_duration)]
     #[serde(default, deserialize_with = "duration_text")]
     pub kill_grace: Option<Duration>,
+    /// A policy, or a directory of them, whose `pre` rules must let an execution pass before it runs; may be given several times
+    /// (default: none)
+    #[arg(long = "policy", env = "GLASSHOUSE_POLICIES", value_name = "FILE", value_delimiter = ',')]
+    pub policies: Option<Vec<PathBuf>>,
     /// Directory with compiled BPF objects to use instead of the built-in ones
     #[arg(long, env = "GLASSHOUSE_BPF_DIR", value_name = "DIR")]
     pub bpf_dir: Option<PathBuf>,
@@ -136,6 +141,7 @@ pub struct Settings {
     pub lost_after: Duration,
     pub drain_grace: Duration,
     pub kill_grace: Duration,
+    pub policies: Policies,
     pub bpf_dir: Option<PathBuf>,
     /// `None` for no socket.
     pub socket: Option<PathBuf>,
@@ -193,6 +199,11 @@ impl Settings {
             problems.push(format!("socket-limits: {error}"));
             Limits::default()
         });
+        let policies = policies(&over.policies.or(under.policies).unwrap_or_default());
+        let policies = policies.unwrap_or_else(|error| {
+            problems.push(error);
+            Policies::default()
+        });
         let settings = Self {
             nats: over.nats.or(under.nats).unwrap_or_else(|| "nats://127.0.0.1:4222".into()),
             creds: over.creds.or(under.creds),
@@ -213,6 +224,7 @@ impl Settings {
             lost_after: over.lost_after.or(under.lost_after).unwrap_or(Duration::from_secs(60)),
             drain_grace: over.drain_grace.or(under.drain_grace).unwrap_or(Duration::from_secs(30)),
             kill_grace: over.kill_grace.or(under.kill_grace).unwrap_or(Duration::from_secs(5)),
+            policies,
             bpf_dir: over.bpf_dir.or(under.bpf_dir),
             socket_required: socket.as_ref().is_some_and(|path| path != Path::new(NO_SOCKET)),
             socket: Some(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
@@ -270,6 +282,18 @@ impl Settings {
             ("local-only", self.local_only != other.local_only),
         ];
         differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+    }
+}
+
+/// One that decides nothing here is a mistake of whoever relies on it.
+fn policies(paths: &[PathBuf]) -> Result<Policies, String> {
+    let policies = glasshouse_policy_worker::load(paths).map_err(|error| format!("policies: {error}"))?;
+    match policies.iter().find(|policy| policy.pre_rules() == 0) {
+        Some(policy) => Err(format!(
+            "policies: `{}` has no rule of the phase `pre`, so it decides nothing before a run",
+            policy.reference().name
+        )),
+        None => Ok(Policies::new(policies)),
     }
 }
 
@@ -335,10 +359,18 @@ mod tests {
     fn everything_that_is_wrong_is_said_at_once() {
         let bad = file(
             "node = \"n1\"\nconcurrency = 0\nbackend = \"qemu\"\nspool-bytes = 1\nack-wait = \"1ms\"\n\
-                  socket-mode = \"9\"\nsocket-limits = \"memory\"",
+                  socket-mode = \"9\"\nsocket-limits = \"memory\"\npolicies = [\"/no/policy.yaml\"]",
         );
         let error = Settings::merge(Layer::default(), bad).unwrap_err().to_string();
-        for part in ["concurrency", "qemu", "spool-bytes", "ack-wait", "socket-mode", "socket-limits"] {
+        for part in [
+            "concurrency",
+            "qemu",
+            "spool-bytes",
+            "ack-wait",
+            "socket-mode",
+            "socket-limits",
+            "/no/policy.yaml",
+        ] {
             assert!(error.contains(part), "{error}");
         }
         assert!(toml::from_str::<Layer>("concurency = 1").unwrap_err().to_string().contains("concurency"));

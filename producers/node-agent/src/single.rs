@@ -7,6 +7,7 @@ use std::sync::Arc;
 use glasshouse_backends::signals::SignalForwarder;
 use glasshouse_execution::{Engine, ExecutionSpec, ProfilingController, StdStreams};
 use glasshouse_host_probe::{EbpfController, LoadOptions};
+use glasshouse_runner::gate::PolicyGate;
 use glasshouse_runner::receipt_file::ReceiptFile;
 use glasshouse_runner::sink::{LocalFold, RunSink};
 use glasshouse_schema::lifecycle::{Outcome, ProfilingMode, RedactionRules};
@@ -40,7 +41,7 @@ pub async fn run_one(
         sandbox: SandboxRequest::default(),
         limits: Limits::default(),
         labels: settings.labels.clone(),
-        policies: Vec::new(),
+        policies: settings.policies.references(),
         redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },
         redaction_key: glasshouse_runner::random().map_err(system("make a key"))?,
     };
@@ -60,7 +61,8 @@ pub async fn run_one(
             vec![Arc::new(EbpfController::new(options))]
         }
     };
-    let engine = Engine { controllers, ..Engine::new(backend, sink.clone()) };
+    let enforcement = Arc::new(PolicyGate::new(settings.policies.clone(), &settings.backend));
+    let engine = Engine { controllers, enforcement, ..Engine::new(backend, sink.clone()) };
     let report = engine.run(spec, glasshouse_telemetry::current_traceparent()).await;
     drop(signals);
     match sink.local.as_ref().map(LocalFold::close).transpose() {

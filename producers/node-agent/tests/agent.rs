@@ -8,7 +8,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, broker, request, until};
-use glasshouse_schema::lifecycle::{Phase, PhaseName, ProfilingMode};
+use glasshouse_schema::lifecycle::{Phase, PhaseName, ProfilingMode, Step};
 use glasshouse_schema::receipt::Receipt;
 use glasshouse_schema::request::{Action, Stdin};
 use glasshouse_schema::subject::OutputStream;
@@ -213,6 +213,81 @@ async fn an_agent_says_what_it_offers_drains_and_reads_its_settings_again() {
     broker.queue_is_empty().await;
 }
 
+/// A policy whose name a refusal names.
+const POLICY: &str = "version: v1\nname: house\nrules:\n\
+    - {id: no-reboot, phase: pre, expression: '!(request.argv[0] in [\"reboot\"])', message: nobody reboots here}\n\
+    - {id: team, phase: pre, expression: request.labels.team != '', message: whose is it}\n\
+    - {id: short, phase: pre, action: warn, expression: has(request.limits.wall_ms), message: it may take for ever}\n\
+    - {id: after, expression: receipt.exit_code == 0, message: it failed}\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_policy_does_not_let_pass_does_not_run() {
+    let broker = broker().await;
+    let (file, policy) = (broker.dir.path().join("agent.toml"), broker.dir.path().join("house.yaml"));
+    std::fs::write(&policy, POLICY).unwrap();
+    std::fs::write(&file, format!("concurrency = 1\npolicies = [{:?}]\n", policy.display())).unwrap();
+    let agent = broker.agent("node-1", &["--config", file.to_str().unwrap()]);
+    let ran = broker.work().join("ran");
+    let labelled = |argv: &[&str], team: Option<&str>| {
+        let mut request = request(&format!("echo x > {}", ran.display()));
+        request.labels.extend(team.map(|team| ("team".to_owned(), team.to_owned())));
+        if !argv.is_empty() {
+            request.argv = argv.iter().map(|&argument| argument.to_owned()).collect();
+        }
+        request
+    };
+    // Violated, and what cannot be evaluated: both are refused, each with policy, rule and reason.
+    for (request, rule, reason) in [
+        (labelled(&["reboot"], Some("a")), "no-reboot", "nobody reboots here"),
+        (labelled(&[], None), "team", "nobody knows"),
+        (labelled(&[], Some("")), "team", "whose is it"),
+    ] {
+        broker.submit(&request).await;
+        let outcome = broker.outcome(request.execution_id).await;
+        assert_eq!(outcome.exit_code, 125);
+        let error = outcome.error.unwrap();
+        assert!(
+            error.contains(&format!("policy `house`, rule `{rule}`: ")) && error.contains(reason),
+            "{error}"
+        );
+        let record = broker.record(request.execution_id).await;
+        let phases: Vec<PhaseName> = record.iter().map(|event| event.phase.name()).collect();
+        assert_eq!(phases, [PhaseName::Failed, PhaseName::Cleaned]);
+        assert!(matches!(&record[0].phase, Phase::Failed(failed) if failed.step == Step::Admit));
+    }
+    assert!(!ran.exists());
+    // What passes says by which policies.
+    let passes = labelled(&[], Some("a"));
+    broker.submit(&passes).await;
+    assert_eq!(broker.outcome(passes.execution_id).await.exit_code, 0);
+    assert!(ran.exists());
+    let record = broker.record(passes.execution_id).await;
+    let pinned = record.iter().find_map(|event| match &event.phase {
+        Phase::Admitted(admitted) => Some(admitted.policies.clone()),
+        _ => None,
+    });
+    assert_eq!(pinned.unwrap()[0].name.as_str(), "house");
+    broker.queue_is_empty().await;
+
+    // A reload takes what is right, and what is wrong leaves what there was.
+    std::fs::write(&policy, POLICY.replace("== 0", "== zero")).unwrap();
+    agent.signal(Signal::SIGHUP);
+    let still = labelled(&["reboot"], Some("a"));
+    broker.submit(&still).await;
+    assert!(broker.outcome(still.execution_id).await.error.unwrap().contains("no-reboot"));
+    std::fs::write(&file, "concurrency = 2\n").unwrap();
+    agent.signal(Signal::SIGHUP);
+    let two_slots = async {
+        while broker.bus.nodes().await.unwrap()[0].status.agent.as_ref().unwrap().slots != 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, two_slots).await.expect("the new settings are told");
+    let free = labelled(&[], None);
+    broker.submit(&free).await;
+    assert_eq!(broker.outcome(free.execution_id).await.exit_code, 0, "no policy any more");
+}
+
 #[test]
 fn a_single_command_runs_without_a_server() {
     let dir = tempfile::tempdir().unwrap();
@@ -222,4 +297,11 @@ fn a_single_command_runs_without_a_server() {
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(output.stdout, b"hello\n");
     assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none(), "no receipt of what was not watched");
+
+    std::fs::write(dir.path().join("house.yaml"), POLICY).unwrap();
+    let mut refused = std::process::Command::new(env!("CARGO_BIN_EXE_glasshouse-node-agent"));
+    refused.args(["--policy", "house.yaml", "--label", "team=a", "--", "reboot"]);
+    let output = refused.current_dir(dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("rule `no-reboot`"), "{output:?}");
 }

@@ -3,6 +3,7 @@
 //!
 //! - [`bus`]: claims, and one execution's events in order, by way of a spool while the bus does not take them.
 //! - [`files`]: files that executions are given, and those that are taken from them, on this machine.
+//! - [`gate`]: policies that an execution must pass before it runs.
 //! - [`sink`]: the fold in this process, the bus, or both.
 //! - [`spool`]: the directories of what could not be published.
 //! - [`local`]: what is said over a node agent's Unix socket.
@@ -15,6 +16,7 @@
 
 pub mod bus;
 pub mod files;
+pub mod gate;
 #[cfg(target_os = "linux")]
 pub mod local;
 pub mod receipt_file;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail, ensure};
 use glasshouse_backends::LentStreams;
 use glasshouse_execution::{EngineReport, ExecutionSpec};
+use glasshouse_runner::gate::PolicyGate;
 use glasshouse_runner::local::{LocalAnswer, LocalRequest, ask, read_answer};
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -63,7 +64,15 @@ pub(crate) fn is_wanted(args: &RunArgs) -> anyhow::Result<bool> {
 pub(crate) async fn run(
     args: &RunArgs,
     spec: &ExecutionSpec,
+    gate: &PolicyGate,
 ) -> anyhow::Result<(EngineReport, Option<Vec<u8>>)> {
+    // The agent has its own; these are the caller's.
+    if let Err(reason) = gate.judge(spec) {
+        return Ok((
+            report(spec, LocalAnswer::refused(format!("enforcement `policy` refused it: {reason}"))),
+            None,
+        ));
+    }
     // Before anything is started: what comes from here on is the command's.
     let (send, mut signals) = mpsc::channel(16);
     for handed in SIGNALS {

@@ -4,12 +4,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::ValueEnum;
 use glasshouse_backends::signals::SignalForwarder;
 use glasshouse_eval::Policy;
 use glasshouse_execution::{Engine, EngineReport, ExecutionSpec, ProfilingController, StdStreams};
 use glasshouse_host_probe::{EbpfController, LoadOptions};
 use glasshouse_nats::{Leftover, Spool, StreamPosition};
 use glasshouse_runner::bus::{BusSink, Flushed, connect_to_publish};
+use glasshouse_runner::gate::{Policies, PolicyGate};
 use glasshouse_runner::receipt_file::ReceiptFile;
 use glasshouse_runner::sink::{LocalFold, LocalReceipt, RunSink};
 use glasshouse_runner::{new_execution_id, random};
@@ -54,7 +56,7 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let spec = spec(&args, &policies)?;
     if super::local::is_wanted(&args)? {
         let file = watches(&args).then(|| ReceiptFile::open(&args.receipt)).transpose()?;
-        let (report, receipt) = super::local::run(&args, &spec).await?;
+        let (report, receipt) = super::local::run(&args, &spec, &gate(&args, &policies)).await?;
         let mut end = End::default();
         end.write(file, receipt.as_deref());
         // Only who judges it or tells of it has to understand it.
@@ -94,7 +96,9 @@ async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let local = watches.then(|| LocalFold::new(execution));
     let sink = Arc::new(RunSink { local, bus });
     let signals = SignalForwarder::install(Arc::clone(&backend)).context("cannot forward signals")?;
-    let engine = Engine { controllers: controllers(&args, inside), ..Engine::new(backend, sink.clone()) };
+    let enforcement = Arc::new(gate(&args, &policies));
+    let controllers = controllers(&args, inside);
+    let engine = Engine { controllers, enforcement, ..Engine::new(backend, sink.clone()) };
     let trace = glasshouse_telemetry::current_traceparent();
     let report = engine.run(spec, trace).await;
     // Done by the time that our own events are.
@@ -250,6 +254,13 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
     };
     spec.validate()?;
     Ok(spec)
+}
+
+/// The `pre` rules of the policies; the others are for the receipt.
+fn gate(args: &RunArgs, policies: &[Policy]) -> PolicyGate {
+    let backend = args.backend.to_possible_value();
+    let name = backend.as_ref().map(|value| value.get_name()).unwrap_or_default();
+    PolicyGate::new(Policies::new(policies.to_vec()), name)
 }
 
 fn controllers(

@@ -4,6 +4,7 @@
 //! Invariants:
 //! - a command runs as whoever connected, says the kernel, with that user's groups and limits, and never as root;
 //! - what is looked up for a command is looked up with the rights of its user;
+//! - nothing runs that the agent's policies do not let pass;
 //! - the settings' sandbox and limits are the least that holds; a request can only ask for more of them;
 //! - a command of an execution cannot ask, so nothing gets out of its sandbox, its limits, or its receipt through here;
 //! - whoever connected and leaves has its command killed.
@@ -24,6 +25,7 @@ use glasshouse_execution::{
     Engine, ExecutionBackend, ExecutionSpec, GivenStreams, ProfilingController, StdStreams, StopSignal,
 };
 use glasshouse_host_probe::EbpfController;
+use glasshouse_runner::gate::PolicyGate;
 use glasshouse_runner::local::{LocalAnswer, LocalRequest, read_request, write_answer};
 use glasshouse_runner::sink::{LocalFold, RunSink};
 use glasshouse_schema::lifecycle::ProfilingMode;
@@ -234,7 +236,8 @@ impl Local {
             ProfilingMode::Host | ProfilingMode::Combined => vec![self.probe.clone()],
         };
         let backend: Arc<dyn ExecutionBackend> = Arc::new(ProcessBackend::new());
-        let engine = Engine { controllers, ..Engine::new(Arc::clone(&backend), sink.clone()) };
+        let enforcement = Arc::new(PolicyGate::new(settings.policies.clone(), backend.name()));
+        let engine = Engine { controllers, enforcement, ..Engine::new(Arc::clone(&backend), sink.clone()) };
         let ended_because = Arc::clone(&engine.ended_because);
         let end = |reason: &str| drop(ended_because.set(reason.to_owned()));
         let report = {
@@ -319,6 +322,8 @@ fn spec(
     sandbox.level = sandbox.level.max(settings.socket_sandbox);
     let mut labels = settings.labels.clone();
     labels.extend(request.labels);
+    let mut policies = settings.policies.references();
+    policies.extend(request.policies.into_iter().filter(|of| !settings.policies.references().contains(of)));
     let spec = ExecutionSpec {
         // Never the caller's choice: another execution may run under the id that it knows.
         id: glasshouse_runner::new_execution_id().map_err(random)?,
@@ -336,7 +341,7 @@ fn spec(
         sandbox,
         limits: request.limits.strictest(settings.socket_limits),
         labels,
-        policies: request.policies,
+        policies,
         redaction: request.redaction,
         redaction_key: glasshouse_runner::random().map_err(random)?,
     };
