@@ -295,8 +295,7 @@ fn a_refused_second_run_leaves_the_record_of_the_first_alone() {
 
 #[test]
 fn a_closed_stderr_changes_no_exit_code() {
-    for (options, code) in
-        [(&["--json"][..], 9), (&["--profile", "guest"], 9), (&["--backend", "cloud"], 2)]
+    for (options, code) in [(&["--json"][..], 9), (&["--profile", "guest"], 9), (&["--backend", "cloud"], 2)]
     {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);

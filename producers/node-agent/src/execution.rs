@@ -315,7 +315,7 @@ impl Shared {
             guest_prep: false,
             wait_for_descendants: false,
             sandbox: request.sandbox.clone(),
-            limits: request.limits,
+            limits: request.limits.strictest(settings.limits),
             labels,
             policies: settings.policies.references(),
             redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },

@@ -55,6 +55,10 @@ pub struct Layer {
     /// From where a request is watched that does not say: disabled, host, guest or combined (default: disabled)
     #[arg(long, env = "GLASSHOUSE_PROFILE", value_name = "MODE", value_parser = profile)]
     pub profile: Option<ProfilingMode>,
+    /// The most that a request may use, such as wall=1h,memory=4GiB,pids=500; what it asks for itself can only be less (default: no
+    /// limit)
+    #[arg(long, env = "GLASSHOUSE_LIMITS", value_name = "LIMITS")]
+    pub limits: Option<String>,
     /// A label of this node, and of the executions that it runs; may be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     #[serde(skip)]
@@ -133,6 +137,7 @@ pub struct Settings {
     pub backends: Vec<String>,
     pub backend: String,
     pub profile: ProfilingMode,
+    pub limits: Limits,
     pub labels: BTreeMap<String, String>,
     pub state: PathBuf,
     pub frame_encoding: Encoding,
@@ -193,12 +198,16 @@ impl Settings {
         if socket_mode.is_none() {
             problems.push(format!("socket-mode is `{mode}`: it is octal, such as 660"));
         }
-        let limits = over.socket_limits.or(under.socket_limits).unwrap_or_default();
-        let socket_limits = if limits.is_empty() { Ok(Limits::default()) } else { limits.parse() };
-        let socket_limits = socket_limits.unwrap_or_else(|error| {
-            problems.push(format!("socket-limits: {error}"));
-            Limits::default()
-        });
+        let mut read_limits = |name: &str, text: Option<String>| {
+            let text = text.unwrap_or_default();
+            let limits = if text.is_empty() { Ok(Limits::default()) } else { text.parse() };
+            limits.unwrap_or_else(|error| {
+                problems.push(format!("{name}: {error}"));
+                Limits::default()
+            })
+        };
+        let limits = read_limits("limits", over.limits.or(under.limits));
+        let socket_limits = read_limits("socket-limits", over.socket_limits.or(under.socket_limits));
         let policies = policies(&over.policies.or(under.policies).unwrap_or_default());
         let policies = policies.unwrap_or_else(|error| {
             problems.push(error);
@@ -216,6 +225,7 @@ impl Settings {
             backend: over.backend.or(under.backend).or_else(|| backends.first().cloned()).unwrap_or_default(),
             backends,
             profile: over.profile.or(under.profile).unwrap_or_default(),
+            limits,
             labels,
             state: over.state.or(under.state).unwrap_or_else(|| "/var/lib/glasshouse/node-agent".into()),
             frame_encoding: over.frame_encoding.or(under.frame_encoding).unwrap_or_default(),
@@ -359,7 +369,7 @@ mod tests {
     fn everything_that_is_wrong_is_said_at_once() {
         let bad = file(
             "node = \"n1\"\nconcurrency = 0\nbackend = \"qemu\"\nspool-bytes = 1\nack-wait = \"1ms\"\n\
-                  socket-mode = \"9\"\nsocket-limits = \"memory\"\npolicies = [\"/no/policy.yaml\"]",
+                  socket-mode = \"9\"\nsocket-limits = \"memory\"\nlimits = \"wall=soon\"\npolicies = [\"/no/policy.yaml\"]",
         );
         let error = Settings::merge(Layer::default(), bad).unwrap_err().to_string();
         for part in [
@@ -369,6 +379,7 @@ mod tests {
             "ack-wait",
             "socket-mode",
             "socket-limits",
+            "soon",
             "/no/policy.yaml",
         ] {
             assert!(error.contains(part), "{error}");

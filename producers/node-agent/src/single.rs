@@ -10,8 +10,8 @@ use glasshouse_host_probe::{EbpfController, LoadOptions};
 use glasshouse_runner::gate::PolicyGate;
 use glasshouse_runner::receipt_file::ReceiptFile;
 use glasshouse_runner::sink::{LocalFold, RunSink};
+use glasshouse_schema::SandboxRequest;
 use glasshouse_schema::lifecycle::{Outcome, ProfilingMode, RedactionRules};
-use glasshouse_schema::{Limits, SandboxRequest};
 
 use crate::{Error, Registry, Settings};
 
@@ -39,7 +39,7 @@ pub async fn run_one(
         guest_prep: false,
         wait_for_descendants: false,
         sandbox: SandboxRequest::default(),
-        limits: Limits::default(),
+        limits: settings.limits,
         labels: settings.labels.clone(),
         policies: settings.policies.references(),
         redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },

@@ -141,6 +141,26 @@ async fn a_running_command_is_cancelled_at_once_and_has_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_has_limits_of_its_own_and_a_request_can_only_ask_for_less() {
+    let broker = broker().await;
+    let _agent = broker.agent("node-1", &["--concurrency", "2", "--limits", "wall=300ms,files=50"]);
+    for asked in [None, Some(1_000_000), Some(100)] {
+        let mut long = request("ulimit -n; exec sleep 1000");
+        long.limits.wall_ms = asked;
+        broker.submit(&long).await;
+        let outcome = broker.outcome(long.execution_id).await;
+        assert_eq!(outcome.limit_exceeded, Some(glasshouse_schema::Limit::Wall), "{outcome:?}");
+        let record = broker.record(long.execution_id).await;
+        let limits = record.iter().find_map(|event| match &event.phase {
+            Phase::Admitted(admitted) => Some(admitted.limits),
+            _ => None,
+        });
+        let limits = limits.unwrap();
+        assert_eq!((limits.wall_ms, limits.open_files), (Some(asked.unwrap_or(300).min(300)), Some(50)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_says_what_it_offers_drains_and_reads_its_settings_again() {
     let broker = broker().await;
     let file = broker.dir.path().join("agent.toml");
