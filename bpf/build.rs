@@ -8,6 +8,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.sh");
     println!("cargo::rerun-if-changed=include");
     println!("cargo::rerun-if-changed=probe");
+    println!("cargo::rerun-if-changed=sandbox");
     println!("cargo::rerun-if-env-changed=CLANG");
     println!("cargo::rerun-if-env-changed=LLVM_STRIP");
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {

@@ -49,7 +49,7 @@ compile() {
 }
 
 mkdir -p "$out"
-for source in "$here"/probe/*.bpf.c; do
+for source in "$here"/probe/*.bpf.c "$here"/sandbox/*.bpf.c; do
     compile "$source" "$out/$(basename "$source" .c).o"
 done
 compile "$here/probe/probe.bpf.c" "$out/probe.direct.bpf.o" -DGH_DIRECT_READS

@@ -1,6 +1,6 @@
-//! The host probe's BPF programs and the ABI they share with user space.
+//! The host probe's BPF programs, the ABI they share with user space, and the programs of a sandbox's network.
 //!
-//! The programs (C, CO-RE) are in `probe/`; `build.sh` compiles them at build and by hand. Where the target is Linux
+//! The programs (C, CO-RE) are in `probe/`, those of a sandbox in `sandbox/`; `build.sh` compiles them at build and by hand. Where the target is Linux
 //! their objects are embedded in [`OBJECTS`]; elsewhere there are none and [`object`] returns `None`, so that client
 //! crates build anywhere. [`abi`] mirrors `include/abi.h`; `tests/alignment.rs` holds the two equal through the BTF of
 //! the compiled object.
@@ -29,6 +29,8 @@ pub const PROBE: &str = "probe.bpf.o";
 pub const PROBE_DIRECT: &str = "probe.direct.bpf.o";
 /// File name of the object with one minimal program per type, for `doctor`.
 pub const DOCTOR: &str = "doctor.bpf.o";
+/// File name of the allow-list of a sandbox's network.
+pub const CONNECT: &str = "connect.bpf.o";
 /// File name of the object with an empty program per hook, for the bench of what watching costs; embedded with feature
 /// `empty` only. The program on hook
 /// `sys_exit` is `empty_sys_exit`.
@@ -47,6 +49,8 @@ mod embedded {
         &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/probe.direct.bpf.o")));
     static DOCTOR_BYTES: &Aligned<[u8]> =
         &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/doctor.bpf.o")));
+    static CONNECT_BYTES: &Aligned<[u8]> =
+        &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/connect.bpf.o")));
     #[cfg(feature = "empty")]
     static EMPTY_BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/empty.bpf.o")));
 
@@ -54,6 +58,7 @@ mod embedded {
         Object { name: super::PROBE, bytes: &PROBE_BYTES.0 },
         Object { name: super::PROBE_DIRECT, bytes: &DIRECT_BYTES.0 },
         Object { name: super::DOCTOR, bytes: &DOCTOR_BYTES.0 },
+        Object { name: super::CONNECT, bytes: &CONNECT_BYTES.0 },
         #[cfg(feature = "empty")]
         Object { name: super::EMPTY, bytes: &EMPTY_BYTES.0 },
     ];

@@ -14,6 +14,7 @@
 
 pub mod admission;
 pub mod canonical;
+pub mod connect;
 pub mod dead;
 pub mod errno;
 pub mod event;
@@ -35,6 +36,7 @@ pub mod verdict;
 pub mod version;
 pub mod words;
 
+pub use connect::{ConnectHost, ConnectTarget};
 pub use event::{
     Address, Class, Counters, Event, ExecFlags, Fact, FileChange, Operation, PathFlags, PathRef,
     SocketOperation, Usage,

@@ -325,6 +325,9 @@ pub struct VmmBounds {
 pub struct Sandbox {
     /// `host`, `none` or `allow-list`.
     pub network: String,
+    /// All that can be connected to; names with the addresses that the node found for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connect: Vec<String>,
     /// How far the command is kept from the node.
     #[serde(default, skip_serializing_if = "SandboxLevel::is_none")]
     pub level: SandboxLevel,

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::connect::ConnectTarget;
+
 /// How far. Each level promises all that the one before it does; docs/sandbox.md says what.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema,
@@ -63,10 +65,12 @@ impl FromStr for SandboxLevel {
 
 /// Which network a command has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum NetworkAccess {
     /// A loopback interface of its own.
     None,
+    /// The node's, of which what is on a list can be reached.
+    AllowList,
     /// The node's.
     Host,
 }
@@ -76,6 +80,7 @@ impl NetworkAccess {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::AllowList => "allow-list",
             Self::Host => "host",
         }
     }
@@ -87,7 +92,8 @@ impl NetworkAccess {
 pub struct SandboxRequest {
     /// How far.
     pub level: SandboxLevel,
-    /// Which network; absent for what the level has by itself: the node's, and none at `strict`.
+    /// Which network; absent for what the level has by itself: the node's, and none at `strict`. With a list in `connect` it
+    /// is that of the list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkAccess>,
     /// Absolute paths that can be read, and executed, beside what the level allows by itself.
@@ -96,6 +102,9 @@ pub struct SandboxRequest {
     /// Absolute paths that can be written too, beside the working directory.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub write: Vec<PathBuf>,
+    /// All that can be connected to, by TCP and UDP: `HOST:PORT`, or an address or network with a port or without one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub connect: Vec<ConnectTarget>,
 }
 
 impl SandboxRequest {
@@ -106,10 +115,12 @@ impl SandboxRequest {
 
     /// The network that the command gets.
     pub fn network(&self) -> NetworkAccess {
-        self.network.unwrap_or(match self.level {
+        let by_itself = match self.level {
+            _ if !self.connect.is_empty() => NetworkAccess::AllowList,
             SandboxLevel::None | SandboxLevel::Standard => NetworkAccess::Host,
             SandboxLevel::Strict => NetworkAccess::None,
-        })
+        };
+        self.network.unwrap_or(by_itself)
     }
 }
 
@@ -132,6 +143,10 @@ mod tests {
         assert_eq!(SandboxRequest::of(SandboxLevel::Standard).network(), NetworkAccess::Host);
         assert_eq!(SandboxRequest::of(SandboxLevel::Strict).network(), NetworkAccess::None);
         assert_eq!(serde_json::to_string(&SandboxRequest::default()).unwrap(), r#"{"level":"none"}"#);
+        let listed: SandboxRequest =
+            serde_json::from_str(r#"{"level":"strict","connect":["[::1]:80"]}"#).unwrap();
+        assert_eq!(listed.network(), NetworkAccess::AllowList);
+        assert_eq!(serde_json::to_value(listed.network()).unwrap(), listed.network().as_str());
         assert!(serde_json::from_str::<SandboxRequest>(r#"{"levl":"strict"}"#).is_err());
     }
 }

@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("glasshouse-telemetry", Some(&[])),
     ("glasshouse-nats", Some(&["glasshouse-schema"])),
     ("glasshouse-execution", Some(&["glasshouse-schema"])),
-    ("glasshouse-backends", Some(&["glasshouse-schema", "glasshouse-execution"])),
+    ("glasshouse-backends", Some(&["glasshouse-schema", "glasshouse-bpf", "glasshouse-execution"])),
     ("glasshouse-host-probe", Some(&["glasshouse-schema", "glasshouse-bpf", "glasshouse-execution"])),
     ("glasshouse-guest-link", Some(&["glasshouse-schema"])),
     // The whole of what runs and watches inside a virtual machine: a composition root of its own, without the bus.

@@ -47,6 +47,37 @@ fn refused_calls_and_own_paths_are_in_a_closed_receipt() {
     }
 }
 
+/// One address is allowed, and a listener at another one is tried.
+#[test]
+fn a_connection_that_is_not_allowed_is_in_the_receipt_with_its_refusal() {
+    skip_unless_watching_works!();
+    let [allowed, other] = [0, 1].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let port = |of: &std::net::TcpListener| of.local_addr().unwrap().port();
+    let code = format!(
+        "import socket\nfor port in ({}, {}):\n    try: socket.create_connection(('127.0.0.1', port))\n    except PermissionError: print('refused', port)",
+        port(&allowed),
+        port(&other)
+    );
+    for level in ["standard", "strict"] {
+        let dir = tempfile::tempdir_in("/root").unwrap();
+        let target = format!("127.0.0.1:{}", port(&allowed));
+        let workdir = dir.path().canonicalize().unwrap();
+        let options =
+            ["--sandbox", level, "--allow-connect", &target, "--workdir", workdir.to_str().unwrap()];
+        let (receipt, output) = watched(dir.path(), &options, &["/usr/bin/python3", "-c", &code]);
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(printed, format!("refused {}\n", port(&other)), "{}", stderr(&output));
+        assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]);
+        let sandbox = &receipt["environment"]["sandbox"];
+        assert_eq!((&sandbox["network"], &sandbox["connect"][0]), (&"allow-list".into(), &target.into()));
+        assert!(strings(&receipt, "/syscalls/denied").iter().any(|name| name == "connect"), "{receipt:#}");
+        let sockets = receipt["sockets"].as_array().unwrap();
+        let of = |port: u16| sockets.iter().find(|socket| socket.to_string().contains(&port.to_string()));
+        assert!(of(port(&other)).unwrap().to_string().contains("EPERM"), "{sockets:#?}");
+        assert!(!of(port(&allowed)).unwrap().to_string().contains("EPERM"), "{sockets:#?}");
+    }
+}
+
 #[test]
 fn a_limit_is_named_in_the_receipt() {
     skip_unless_watching_works!();
@@ -67,6 +98,12 @@ fn what_makes_no_sense_says_so_and_runs_nothing() {
         (&["--network", "none"], "--sandbox <LEVEL>"),
         (&["--sandbox", "strict", "--network", "host"], "strict has no network"),
         (&["--sandbox", "standard", "--workdir", "/"], "cannot be writable"),
+        (&["--sandbox", "strict", "--allow-connect", "example.org"], "a name needs a port"),
+        (&["--sandbox", "none", "--allow-connect", "192.0.2.1:1"], "choose the level standard or strict"),
+        (
+            &["--sandbox", "standard", "--network", "host", "--allow-connect", "192.0.2.1"],
+            "cannot be used with",
+        ),
     ] {
         let mut run = command("glasshouse");
         run.arg("run").args(options).args(["--", "echo", "ran"]);

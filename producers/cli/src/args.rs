@@ -153,6 +153,7 @@ Examples:
   sudo glasshouse run --profile host --policy deploy/policies/baseline.yaml --fail-on deny -- ./install.sh
   sudo glasshouse run --sandbox standard --limit memory=512MiB --limit wall=10s -- ./untrusted
   sudo glasshouse run --sandbox strict --allow-read /srv/model --workdir /srv/job -- python3 job.py
+  sudo glasshouse run --sandbox strict --allow-connect registry.example:443 -- ./fetch
   glasshouse run --profile host -- make test                   (through the node agent's socket, without root)
   glasshouse run --agent always --profile host --sandbox standard -- ./untrusted
   sudo glasshouse run --backend qemu --image root.ext4 --profile combined -- /bin/sh -c 'ls /'

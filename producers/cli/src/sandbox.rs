@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use glasshouse_schema::{Limits, NetworkAccess, SandboxLevel, SandboxRequest};
+use glasshouse_schema::{ConnectTarget, Limits, NetworkAccess, SandboxLevel, SandboxRequest};
 
 /// Sandbox and limits of one command.
 #[derive(Debug, Clone, Args)]
@@ -24,6 +24,13 @@ pub(crate) struct SandboxArgs {
     /// Let a sandboxed command write below this path too; may be given several times
     #[arg(long, value_name = "PATH", requires = "sandbox")]
     pub(crate) allow_write: Vec<PathBuf>,
+    /// Let a sandboxed command connect there, by TCP and UDP, and nowhere else; may be given several times
+    ///
+    /// HOST:PORT, or an address or a network with a port or without one: 10.0.0.0/8, 192.0.2.1:443, [2001:db8::/32]:443. A
+    /// name stands for the addresses that the node finds before the command starts. The command can ask no DNS server that is
+    /// not allowed too.
+    #[arg(long, value_name = "TARGET", requires = "sandbox", conflicts_with = "network")]
+    pub(crate) allow_connect: Vec<ConnectTarget>,
     /// The sandbox's network (default: the node's at standard, none at strict)
     #[arg(long, value_enum, value_name = "WHICH", requires = "sandbox")]
     pub(crate) network: Option<Network>,
@@ -91,6 +98,7 @@ impl SandboxArgs {
             network: self.network.map(Into::into),
             read: all(&self.allow_read)?,
             write: all(&self.allow_write)?,
+            connect: self.allow_connect.clone(),
         })
     }
 

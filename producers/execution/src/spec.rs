@@ -14,6 +14,8 @@ use glasshouse_schema::subject::OutputStream;
 
 /// Most bytes of label names and values together.
 pub const MAX_LABEL_BYTES: usize = 16 * 1024;
+/// Most targets that a sandboxed command can be allowed to connect to.
+pub const MAX_CONNECT_TARGETS: usize = 256;
 
 /// How the command's standard streams are connected.
 #[derive(Debug, Clone, Default)]
@@ -176,8 +178,16 @@ pub enum SpecError {
     #[error("allowed paths and networks are for a sandbox: choose the level standard or strict")]
     SandboxWithoutLevel,
     /// The level promises that there is none.
-    #[error("the sandbox level strict has no network: choose the level standard, or leave the network out")]
+    #[error(
+        "the sandbox level strict has no network, or what is allowed: choose the level standard, or leave the network out"
+    )]
     StrictWithNetwork,
+    /// Two answers to one question.
+    #[error("what can be connected to is a list, or no list: leave the network out where there is a list")]
+    NetworkAndList,
+    /// More than the node looks up.
+    #[error("{0} targets are more than the {MAX_CONNECT_TARGETS} that can be allowed")]
+    TooManyTargets(usize),
     /// Relative to what would not be clear.
     #[error("the allowed path `{0}` is not absolute, or goes through `..`")]
     BadPath(String),
@@ -239,9 +249,9 @@ impl ExecutionSpec {
     }
 
     fn validate_sandbox(&self) -> Result<(), SpecError> {
-        let SandboxRequest { level, network, read, write } = &self.sandbox;
+        let SandboxRequest { level, network, read, write, connect } = &self.sandbox;
         if *level == SandboxLevel::None {
-            let asks = network.is_some() || !read.is_empty() || !write.is_empty();
+            let asks = network.is_some() || !(read.is_empty() && write.is_empty() && connect.is_empty());
             return if asks { Err(SpecError::SandboxWithoutLevel) } else { Ok(()) };
         }
         if self.guest_prep {
@@ -249,6 +259,12 @@ impl ExecutionSpec {
         }
         if *level == SandboxLevel::Strict && *network == Some(NetworkAccess::Host) {
             return Err(SpecError::StrictWithNetwork);
+        }
+        if network.is_some_and(|network| (network == NetworkAccess::AllowList) == connect.is_empty()) {
+            return Err(SpecError::NetworkAndList);
+        }
+        if connect.len() > MAX_CONNECT_TARGETS {
+            return Err(SpecError::TooManyTargets(connect.len()));
         }
         for path in read.iter().chain(write) {
             let is_plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);

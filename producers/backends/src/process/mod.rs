@@ -32,6 +32,7 @@ use glasshouse_execution::backend::{
 };
 use glasshouse_execution::profiling::TargetIdentity;
 use glasshouse_execution::spec::{ExecutionSpec, RunAs, StdStreams};
+use glasshouse_schema::ids::ExecutionId;
 use glasshouse_schema::lifecycle::{self, Environment, Isolation, Rusage};
 use glasshouse_schema::limits::Limit;
 use glasshouse_schema::sandbox::SandboxLevel;
@@ -44,7 +45,7 @@ use self::cgroup::Cgroup;
 use self::limits::Enforced;
 pub use self::limits::OutputBudget;
 use self::resolve::Program;
-use self::sandbox::{Init, Sandbox};
+use self::sandbox::{AllowList, Init, Peers, Sandbox};
 use self::spawn::{Failure, Held, Placement, Plan, Stage};
 use self::streams::{Prepared, Running};
 
@@ -70,6 +71,8 @@ struct State {
     child: Option<Arc<Child>>,
     streams: Option<Running>,
     sandbox: Sandbox,
+    /// Of its network; it goes before the cgroup does.
+    allow_list: Option<AllowList>,
     /// What the receipt says of it.
     told: lifecycle::Sandbox,
     limits: Arc<Enforced>,
@@ -134,6 +137,14 @@ impl ProcessBackend {
         Self { state: Mutex::default(), own_group: true }
     }
 
+    /// Whether the network of a sandbox can have an allow-list here, found out by making one for `execution`, which is to be new.
+    pub fn try_allow_list(execution: ExecutionId) -> Result<(), String> {
+        let cgroup = Cgroup::make(execution)?;
+        let attached = AllowList::attach(cgroup.fd(), &Peers::default()).map(drop);
+        let left = cgroup.remove();
+        attached.and_then(|()| if left.is_empty() { Ok(()) } else { Err(left.join("; ")) })
+    }
+
     /// Ends what executions left behind whose runner was killed, and removes it; gives what is left. A runner that lives keeps
     /// a lock on its execution, so nothing else is touched. It may take seconds and blocks.
     pub fn end_orphans() -> Result<Vec<String>, String> {
@@ -192,6 +203,8 @@ impl ProcessBackend {
                     let child = Child::new(&held, program, shares_group, false, is_given).map_err(failed)?;
                     return Ok((held, child));
                 }
+                // Outside of it nothing would keep to the list.
+                Err(error) if !spec.sandbox.connect.is_empty() => return Err(failed(error)),
                 Err(error) => {
                     tracing::warn!(cgroup = %found.path().display(), error = %error, "no process can be put into the cgroup");
                     found.remove();
@@ -272,6 +285,22 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Puts a cgroup's network under the list that was asked for. Without one that works nothing is run, at any level: the command
+/// would have all of the node's network.
+async fn allow_list(
+    spec: &ExecutionSpec,
+    cgroup: Option<&Cgroup>,
+) -> Result<(Option<AllowList>, Vec<String>), BackendError> {
+    if spec.sandbox.connect.is_empty() {
+        return Ok((None, Vec::new()));
+    }
+    let failed = |reason: String| BackendError::failed("allowing connections", reason);
+    let cgroup = cgroup.ok_or_else(|| failed("there is no cgroup v2 to keep within them".into()))?;
+    let peers = Peers::find(&spec.sandbox.connect).await.map_err(failed)?;
+    let attached = AllowList::attach(cgroup.fd(), &peers).map_err(failed)?;
+    Ok((Some(attached), peers.told))
 }
 
 fn still_there() -> io::Error {
@@ -436,6 +465,7 @@ impl ExecutionBackend for ProcessBackend {
         let user = spec.run_as.as_ref();
         let of_paths = user.filter(|_| spec.sandbox.level > SandboxLevel::None);
         let sandbox = user::with_rights_of(of_paths, || Sandbox::plan(spec))??;
+        let (allow_list, connect) = allow_list(spec, cgroup.as_deref()).await?;
         let workdir = sandbox.workdir().or(spec.workdir.as_deref()).unwrap_or(Path::new("."));
         let mut limits = Enforced::prepare(spec.id, &spec.limits, cgroup.as_deref(), workdir, user);
         if matches!(spec.streams, StdStreams::Given { .. }) && limits.output.take().is_some() {
@@ -456,11 +486,13 @@ impl ExecutionBackend for ProcessBackend {
         }
         state.told = lifecycle::Sandbox {
             network: spec.sandbox.network().as_str().to_owned(),
+            connect,
             level: spec.sandbox.level,
             limits: spec.limits,
             not_applied,
         };
         state.sandbox = sandbox;
+        state.allow_list = allow_list;
         state.user.clone_from(&spec.run_as);
         Ok(())
     }
@@ -627,7 +659,11 @@ impl ExecutionBackend for ProcessBackend {
             Ok(Err(error)) => left.push(format!("ending the command's processes: {error}")),
             Err(_) => left.push(still_there().to_string()),
         }
-        left.extend(self.state().limits.remove());
+        {
+            let mut state = self.state();
+            state.allow_list = None;
+            left.extend(state.limits.remove());
+        }
         if let Some(cgroup) = &cgroup {
             let kept = cgroup.remove();
             if kept.is_empty() {

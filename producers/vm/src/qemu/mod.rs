@@ -147,7 +147,7 @@ impl Qemu {
             network: Some(NetworkAccess::None),
             // Wherever they are, also in directories that are hidden inside.
             read: own.chain(self.config.image.clone()).collect(),
-            write: Vec::new(),
+            ..SandboxRequest::default()
         }
     }
 

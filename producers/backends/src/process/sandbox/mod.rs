@@ -8,6 +8,7 @@
 
 mod init;
 mod landlock;
+mod network;
 mod seccomp;
 mod step;
 
@@ -27,6 +28,7 @@ use self::landlock::{Allowed, Domain};
 use self::step::{Ids, NO_DEVICES, NO_SETUID, READ_ONLY};
 
 pub(super) use self::init::Init;
+pub(super) use self::network::{AllowList, Peers};
 pub(super) use self::step::{Descriptors, Step, carry_out};
 
 /// Most paths that one sandbox can be given; the held process keeps a descriptor of each for a moment.
@@ -171,7 +173,8 @@ impl Sandbox {
         paths.insert(workdir.clone(), Allowed::WriteAndExecute);
         check(&paths)?;
 
-        let domain = self.domain(is_strict, &paths)?;
+        let network = spec.sandbox.network();
+        let domain = self.domain(is_strict, network, &paths)?;
         if let Some(user) = &spec.run_as {
             // What is made for the command has the modes that it is made with.
             self.steps.extend([Step::Groups(user.groups.clone()), Step::Umask(0)]);
@@ -181,12 +184,11 @@ impl Sandbox {
         }
         let mut namespaces =
             libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
-        let has_network = spec.sandbox.network() == NetworkAccess::Host;
-        if !has_network {
+        if network == NetworkAccess::None {
             namespaces |= libc::CLONE_NEWNET;
         }
         self.steps.push(Step::Unshare(namespaces));
-        if !has_network {
+        if network == NetworkAccess::None {
             self.steps.push(Step::Loopback);
         }
         self.rearrange(&paths, &spec.limits, is_strict)?;
@@ -198,7 +200,8 @@ impl Sandbox {
         if self.ruleset.is_some() {
             self.steps.push(Step::Landlock);
         }
-        let programs = seccomp::programs().map_err(|error| format!("making the seccomp filter: {error}"))?;
+        let programs =
+            seccomp::programs(network).map_err(|error| format!("making the seccomp filter: {error}"))?;
         self.steps.extend(programs.iter().map(|program| Step::Seccomp(program)));
         self.workdir = Some(workdir);
         Ok(())
@@ -208,6 +211,7 @@ impl Sandbox {
     fn domain(
         &mut self,
         is_strict: bool,
+        network: NetworkAccess,
         paths: &BTreeMap<PathBuf, Allowed>,
     ) -> Result<Option<Domain>, String> {
         let abi = match landlock::abi() {
@@ -218,10 +222,13 @@ impl Sandbox {
             }
             Ok(abi) => abi,
         };
-        if !is_strict && abi < 6 {
+        // A network of its own has abstract sockets of its own.
+        if abi < 6 && network != NetworkAccess::None {
             self.not_applied.push(format!(
                 "abstract sockets of the node can be reached: Landlock has ABI {abi}, which is older than 6"
             ));
+        }
+        if !is_strict && abi < 6 {
             return Ok(None);
         }
         let mut domain = Domain::new(abi, is_strict)?;

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use glasshouse_schema::sandbox::NetworkAccess;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch,
@@ -56,16 +57,21 @@ const ALLOWED: &str = "\
 const NEW_NAMESPACES: u64 = 0x7e02_0000;
 /// personality(2): PER_LINUX, PER_LINUX32, UNAME26 with either, and the question for what is set.
 const PERSONALITIES: [u64; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+/// SOCK_TYPE_MASK of linux/net.h: the rest are flags.
+const SOCKET_TYPE: u64 = 0xf;
 const AF_ALG: u64 = 38;
 const AF_VSOCK: u64 = 40;
 
 /// The programs in the order in which they are to be loaded, or why there are none. Made once.
-pub(super) fn programs() -> Result<&'static [BpfProgram; 2], String> {
-    static PROGRAMS: OnceLock<Result<[BpfProgram; 2], String>> = OnceLock::new();
-    PROGRAMS.get_or_init(|| compile().map_err(|error| error.to_string())).as_ref().map_err(Clone::clone)
+pub(super) fn programs(network: NetworkAccess) -> Result<&'static [BpfProgram; 2], String> {
+    static PROGRAMS: [OnceLock<Result<[BpfProgram; 2], String>>; 2] = [OnceLock::new(), OnceLock::new()];
+    let is_listed = network == NetworkAccess::AllowList;
+    let made = PROGRAMS[usize::from(is_listed)]
+        .get_or_init(|| compile(is_listed).map_err(|error| error.to_string()));
+    made.as_ref().map_err(Clone::clone)
 }
 
-fn compile() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
+fn compile(is_listed: bool) -> Result<[BpfProgram; 2], seccompiler::BackendError> {
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     let program = |rules, mismatch, matched| -> Result<BpfProgram, seccompiler::BackendError> {
         SeccompFilter::new(rules, mismatch, matched, arch)?.try_into()
@@ -74,11 +80,11 @@ fn compile() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     Ok([
         program(clone3, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?,
-        program(allowed()?, refused, SeccompAction::Allow)?,
+        program(allowed(is_listed)?, refused, SeccompAction::Allow)?,
     ])
 }
 
-fn allowed() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+fn allowed(is_listed: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
     let when = |op, value| -> Result<SeccompRule, seccompiler::BackendError> {
         SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, op, value)?])
     };
@@ -90,9 +96,37 @@ fn allowed() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendErro
     rules.insert(Sysno::clone.id().into(), vec![when(SeccompCmpOp::MaskedEq(NEW_NAMESPACES), 0)?]);
     let families = [(SeccompCmpOp::Lt, AF_ALG), (SeccompCmpOp::Eq, AF_ALG + 1), (SeccompCmpOp::Gt, AF_VSOCK)];
     let families = families.into_iter().map(|(op, family)| when(op, family)).collect::<Result<_, _>>()?;
-    rules.insert(Sysno::socket.id().into(), families);
+    rules.insert(Sysno::socket.id().into(), if is_listed { judged_sockets()? } else { families });
     let personalities = PERSONALITIES.into_iter().map(|value| when(SeccompCmpOp::Eq, value));
     rules.insert(Sysno::personality.id().into(), personalities.collect::<Result<_, _>>()?);
+    Ok(rules)
+}
+
+/// Sockets of which the programs of an allow-list see all: TCP and UDP, beside those that stay on this machine.
+fn judged_sockets() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let is = |argument, op, value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value);
+    let family = |family: libc::c_int| is(0, SeccompCmpOp::Eq, family as u64);
+    let mut rules = vec![
+        SeccompRule::new(vec![family(libc::AF_UNIX)?])?,
+        // What libraries ask for addresses and routes; nothing can be changed by it without capabilities.
+        SeccompRule::new(vec![
+            family(libc::AF_NETLINK)?,
+            is(2, SeccompCmpOp::Eq, libc::NETLINK_ROUTE as u64)?,
+        ])?,
+    ];
+    for internet in [libc::AF_INET, libc::AF_INET6] {
+        for (kind, protocol) in
+            [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)]
+        {
+            for protocol in [0, protocol] {
+                rules.push(SeccompRule::new(vec![
+                    family(internet)?,
+                    is(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), kind as u64)?,
+                    is(2, SeccompCmpOp::Eq, protocol as u64)?,
+                ])?);
+            }
+        }
+    }
     Ok(rules)
 }
 
@@ -104,7 +138,7 @@ mod tests {
     fn the_list_holds_what_programs_need_and_nothing_that_gets_out() {
         let names: Vec<&str> = ALLOWED.split_whitespace().collect();
         assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "sorted, each once");
-        let rules = allowed().unwrap();
+        let rules = allowed(false).unwrap();
         for allowed in [Sysno::read, Sysno::execve, Sysno::exit_group, Sysno::ptrace, Sysno::rseq] {
             assert_eq!(rules.get(&i64::from(allowed.id())), Some(&Vec::new()), "{allowed}");
         }
@@ -131,7 +165,9 @@ mod tests {
 
     #[test]
     fn both_programs_compile() {
-        let programs = programs().unwrap();
-        assert!(programs.iter().all(|program| !program.is_empty() && program.len() <= 4096));
+        for network in [NetworkAccess::None, NetworkAccess::AllowList] {
+            let programs = programs(network).unwrap();
+            assert!(programs.iter().all(|program| !program.is_empty() && program.len() <= 4096));
+        }
     }
 }

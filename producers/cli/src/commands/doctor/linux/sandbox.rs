@@ -12,7 +12,15 @@ use super::super::report::{Finding, Group, Status};
 use super::read;
 
 pub(super) fn findings() -> Vec<Finding> {
-    vec![of_namespaces(try_namespaces()), of_landlock(landlock()), of_seccomp(read(SECCOMP).as_deref())]
+    let allow_list = glasshouse_runner::new_execution_id()
+        .map_err(|error| error.to_string())
+        .and_then(glasshouse_backends::ProcessBackend::try_allow_list);
+    vec![
+        of_namespaces(try_namespaces()),
+        of_landlock(landlock()),
+        of_seccomp(read(SECCOMP).as_deref()),
+        of_allow_list(allow_list),
+    ]
 }
 
 const SECCOMP: &str = "/proc/sys/kernel/seccomp/actions_avail";
@@ -78,6 +86,19 @@ fn of_landlock(abi: io::Result<i64>) -> Finding {
     }
 }
 
+fn of_allow_list(tried: Result<(), String>) -> Finding {
+    let finding = |status, found: String| {
+        let needed_for = "letting a sandboxed command connect to some addresses only (--allow-connect)";
+        Finding::new(Group::Sandbox, "network allow-list", status, found, needed_for)
+    };
+    match tried {
+        Ok(()) => finding(Status::Ok, "programs attach to a cgroup".to_owned()),
+        Err(reason) => finding(Status::Warn, reason).action(
+            "run as root (CAP_BPF, CAP_NET_ADMIN), with a cgroup v2 that can be written and CONFIG_CGROUP_BPF=y",
+        ),
+    }
+}
+
 fn of_seccomp(actions: Option<&str>) -> Finding {
     let finding = |status, found: String| {
         Finding::new(Group::Sandbox, "seccomp", status, found, "refusing system calls to a command")
@@ -104,6 +125,7 @@ mod tests {
         assert_eq!(of_seccomp(Some("kill_process errno user_notif allow")).status, Status::Ok);
         assert_eq!(of_seccomp(Some("kill allow")).status, Status::Warn);
         assert_eq!(of_seccomp(None).status, Status::Warn);
+        assert_eq!(of_allow_list(Err("there is no cgroup v2".into())).status, Status::Warn);
         assert_eq!(of_namespaces(Err(io::Error::from_raw_os_error(libc::EPERM))).status, Status::Warn);
     }
 
