@@ -347,7 +347,7 @@ fn a_terminal_is_the_commands_own() {
     let place = Place::new(&[]);
     let inner = format!(
         "{} run --agent always --profile host --socket {} -- sh -c 'test -t 0 && test -t 1 && test -t 2 && echo all; \
-         echo hello >/dev/tty; read line; echo got-$line; sleep 1000'",
+         echo hello >/dev/tty; read line; echo got-$line; exec sleep 1000'",
         place.own.display(),
         place.socket().display()
     );
