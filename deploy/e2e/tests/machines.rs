@@ -167,6 +167,25 @@ fn a_machine_that_is_more_than_it_says_is_found_out() {
     assert!(stderr(&output).is_empty(), "{}", stderr(&output));
 }
 
+#[test]
+fn an_agent_runs_a_command_in_a_machine() {
+    let image = skip_unless_machines_work!();
+    let dir = tempfile::tempdir().unwrap();
+    let receipt = dir.path().join("receipt.json");
+    let mut agent = command("glasshouse-node-agent");
+    agent.args(["--backends", "qemu", "--profile", "combined", "--receipt"]).arg(&receipt);
+    agent.arg("--image").arg(&image).args(["--", "/bin/sh", "-c", "cat /etc/hostname; exit 6"]);
+    let output = output_within(DEADLINE, agent);
+    assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
+    assert_eq!(output.stdout, std::fs::read("/etc/hostname").unwrap());
+    let receipt = read(&receipt);
+    assert_eq!(
+        (&receipt["execution"]["backend"], &receipt["provenance"]),
+        (&json!("qemu"), &json!("host+guest"))
+    );
+    assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+}
+
 /// How many machines one after the other, and how many at once.
 fn how_many() -> (usize, usize) {
     let Ok(text) = std::env::var("GLASSHOUSE_MACHINES") else { return (3, 2) };

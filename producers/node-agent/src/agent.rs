@@ -290,7 +290,7 @@ struct Agent {
 
 impl Agent {
     async fn start(settings: Settings, state: Arc<StateDir>) -> Result<Self, Error> {
-        let registry = Registry::new(&settings.backends)?;
+        let registry = Registry::new(&settings.backends, settings.image.as_deref())?;
         let socket = listen_locally(&settings)?;
         end_orphans(state.work()).await;
         let options = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
@@ -344,7 +344,8 @@ impl Agent {
     fn reload(&self, line: &Layer, file: Option<&Path>) {
         let loaded = Settings::load(line, file).map_err(|error| error.to_string());
         let loaded = loaded.and_then(|settings| {
-            let registry = Registry::new(&settings.backends).map_err(|error| error.to_string())?;
+            let registry = Registry::new(&settings.backends, settings.image.as_deref());
+            let registry = registry.map_err(|error| error.to_string())?;
             Ok((settings, registry))
         });
         match loaded {

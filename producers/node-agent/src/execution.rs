@@ -8,9 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
-use glasshouse_execution::{
-    Engine, ExecutionBackend, ExecutionSpec, OutputTap, ProfilingController, StdStreams, StopSignal,
-};
+use glasshouse_execution::{Engine, ExecutionBackend, ExecutionSpec, OutputTap, StdStreams, StopSignal};
 use glasshouse_nats::{ClaimOutcome, Claims, Controls, Delivery, Error, OutputWriter, Spool, SpoolOptions};
 use glasshouse_runner::bus::BusSink;
 use glasshouse_runner::files::Patterns;
@@ -19,7 +17,7 @@ use glasshouse_runner::sink::RunSink;
 use glasshouse_schema::Request;
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::ExecutionId;
-use glasshouse_schema::lifecycle::{Failed, Isolation, PhaseName, ProfilingMode, RedactionRules, Step};
+use glasshouse_schema::lifecycle::{Failed, Isolation, PhaseName, RedactionRules, Step};
 use glasshouse_schema::request::{Action, RequestError};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -101,7 +99,8 @@ impl Shared {
         let execution = request.execution_id;
         let settings = self.settings();
         let name = request.backend.as_ref().unwrap_or(&settings.backend);
-        let Some(backend) = self.registry().make(name) else {
+        let limits = request.limits.strictest(settings.limits);
+        let Some(made) = self.registry().make(name, limits) else {
             let backends = settings.backends.join(", ");
             let reason = format!("node {} has no backend `{name}`, only {backends}", self.node);
             self.refuse(execution, Step::Validate, &reason).await?;
@@ -109,7 +108,7 @@ impl Shared {
         };
         let output = Arc::new(OutputWriter::new(&self.bus, &self.node, execution));
         let prepared = self
-            .workspace(&request, backend)
+            .workspace(&request, made.backend.clone())
             .and_then(|(backend, workdir)| Ok((backend, self.spec(&request, &settings, workdir, &output)?)));
         let (backend, spec) = match prepared {
             Ok(prepared) => prepared,
@@ -126,10 +125,7 @@ impl Shared {
             local: None,
             bus: Some(BusSink::claimed(&self.bus, spool, epoch, traceparent.as_deref())),
         });
-        let controllers: Vec<Arc<dyn ProfilingController>> = match spec.profile {
-            ProfilingMode::Disabled | ProfilingMode::Guest => Vec::new(),
-            ProfilingMode::Host | ProfilingMode::Combined => vec![self.probe.clone()],
-        };
+        let controllers = made.controllers(spec.profile, || self.probe.clone());
         let enforcement = Arc::new(PolicyGate {
             policies: settings.policies.clone(),
             backend: name.clone(),

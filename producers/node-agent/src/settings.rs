@@ -46,12 +46,15 @@ pub struct Layer {
     /// How many executions it runs at a time (default: the number of processors)
     #[arg(long, env = "GLASSHOUSE_CONCURRENCY", value_name = "N")]
     pub concurrency: Option<u32>,
-    /// A backend that requests may ask for (process, fake); may be given several times (default: process)
+    /// A backend that requests may ask for (process, fake, qemu); may be given several times (default: process)
     #[arg(long = "backends", env = "GLASSHOUSE_BACKENDS", value_name = "NAME", value_delimiter = ',')]
     pub backends: Option<Vec<String>>,
     /// The backend of a request that asks for none (default: the first of the backends)
     #[arg(long, env = "GLASSHOUSE_BACKEND", value_name = "NAME")]
     pub backend: Option<String>,
+    /// The root filesystem of the backend qemu's machines, as `glasshouse image build` makes one
+    #[arg(long, env = "GLASSHOUSE_IMAGE", value_name = "FILE")]
+    pub image: Option<PathBuf>,
     /// From where a request is watched that does not say: disabled, host, guest or combined (default: disabled)
     #[arg(long, env = "GLASSHOUSE_PROFILE", value_name = "MODE", value_parser = profile)]
     pub profile: Option<ProfilingMode>,
@@ -136,6 +139,7 @@ pub struct Settings {
     pub concurrency: u32,
     pub backends: Vec<String>,
     pub backend: String,
+    pub image: Option<PathBuf>,
     pub profile: ProfilingMode,
     pub limits: Limits,
     pub labels: BTreeMap<String, String>,
@@ -224,6 +228,7 @@ impl Settings {
             concurrency: over.concurrency.or(under.concurrency).unwrap_or(cpus),
             backend: over.backend.or(under.backend).or_else(|| backends.first().cloned()).unwrap_or_default(),
             backends,
+            image: over.image.or(under.image),
             profile: over.profile.or(under.profile).unwrap_or_default(),
             limits,
             labels,

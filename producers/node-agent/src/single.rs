@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use glasshouse_backends::signals::SignalForwarder;
-use glasshouse_execution::{Engine, ExecutionSpec, ProfilingController, StdStreams};
+use glasshouse_execution::{Engine, ExecutionSpec, StdStreams};
 use glasshouse_host_probe::{EbpfController, LoadOptions};
 use glasshouse_runner::gate::PolicyGate;
 use glasshouse_runner::receipt_file::ReceiptFile;
@@ -23,8 +23,10 @@ pub async fn run_one(
     receipt: &Path,
 ) -> Result<(Outcome, Vec<String>), Error> {
     let system = |what| move |source| Error::System { what, source };
-    let backend = Registry::new(std::slice::from_ref(&settings.backend))?.make(&settings.backend);
-    let Some(backend) = backend else { return Ok((failed("the backend is gone"), Vec::new())) };
+    let registry = Registry::new(std::slice::from_ref(&settings.backend), settings.image.as_deref())?;
+    let Some(made) = registry.make(&settings.backend, settings.limits) else {
+        return Ok((failed("the backend is gone"), Vec::new()));
+    };
     let spec = ExecutionSpec {
         id: glasshouse_runner::new_execution_id().map_err(system("make an id"))?,
         node: settings.node.clone(),
@@ -53,16 +55,13 @@ pub async fn run_one(
         Err(error) => return Ok((failed(&error.to_string()), problems)),
     };
     let sink = Arc::new(RunSink { local: watches.then(|| LocalFold::new(spec.id)), bus: None });
-    let signals = SignalForwarder::install(Arc::clone(&backend)).map_err(system("forward signals"))?;
-    let controllers: Vec<Arc<dyn ProfilingController>> = match spec.profile {
-        ProfilingMode::Disabled | ProfilingMode::Guest => Vec::new(),
-        ProfilingMode::Host | ProfilingMode::Combined => {
-            let options = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
-            vec![Arc::new(EbpfController::new(options))]
-        }
-    };
+    let signals = SignalForwarder::install(Arc::clone(&made.backend)).map_err(system("forward signals"))?;
+    let controllers = made.controllers(spec.profile, || {
+        let options = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
+        Arc::new(EbpfController::new(options))
+    });
     let enforcement = Arc::new(PolicyGate::new(settings.policies.clone(), &settings.backend));
-    let engine = Engine { controllers, enforcement, ..Engine::new(backend, sink.clone()) };
+    let engine = Engine { controllers, enforcement, ..Engine::new(made.backend, sink.clone()) };
     let report = engine.run(spec, glasshouse_telemetry::current_traceparent()).await;
     drop(signals);
     match sink.local.as_ref().map(LocalFold::close).transpose() {
