@@ -90,6 +90,7 @@ impl Load {
         let bus = connect(ConnectOptions::new(server.url(), "load")).await?;
         Topology::embedded(1)?.apply(&bus).await?;
 
+        let mounts_before = mounts()?;
         let _aggregator = self.is_watched().then(|| {
             let config = glasshouse_aggregator::Config::new(server.url(), "load");
             Ended(tokio::spawn(glasshouse_aggregator::run(config, std::future::pending())))
@@ -123,9 +124,10 @@ impl Load {
         let stopped = Command::new("kill").arg(pid.to_string()).status().and_then(|_| agent.wait())?;
         let spool = std::fs::read_dir(dir.path().join("agent/spool")).map_or(0, Iterator::count);
         println!("left: {spool} spools; the agent ended with {stopped}");
-        let cgroups = cgroups();
-        println!("left: {} cgroups of executions", cgroups);
-        Ok(measured? && spool == 0 && stopped.success() && cgroups == 0)
+        let work = std::fs::read_dir(dir.path().join("agent/work")).map_or(0, Iterator::count);
+        let (cgroups, mounts) = (cgroups(), mounts()?.saturating_sub(mounts_before));
+        println!("left: {cgroups} cgroups of executions, {work} working directories, {mounts} mounts");
+        Ok(measured? && spool + cgroups + work + mounts == 0 && stopped.success())
     }
 
     fn is_watched(&self) -> bool {
@@ -242,6 +244,11 @@ fn beside_loops(loops: usize, level: SandboxLevel, rate: f64) -> Result<(), Fail
         "bwrap --ro-bind / / --bind /opt /opt --chdir /opt --dev /dev --proc /proc --tmpfs /tmp --tmpfs /run --unshare-pid \
          --unshare-ipc --unshare-uts --unshare-cgroup --cap-drop ALL --die-with-parent -- sh -c 'exit 0'",
     )
+}
+
+/// How many mounts this machine has.
+fn mounts() -> std::io::Result<usize> {
+    Ok(std::fs::read_to_string("/proc/self/mountinfo")?.lines().count())
 }
 
 /// Cgroups of executions, wherever cgroup v2 is mounted.
