@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ),
     ("glasshouse-images", Some(&[])),
     ("glasshouse-firecracker", Some(&[])),
+    ("glasshouse-kata", Some(&["glasshouse-schema", "glasshouse-execution", "glasshouse-backends"])),
     (
         "glasshouse-vm",
         Some(&[

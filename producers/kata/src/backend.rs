@@ -1,0 +1,528 @@
+//! The steps of an execution, carried over containerd's services.
+//!
+//! ```text
+//!   prepare   the image, a pid namespace, the container, a snapshot of its own
+//!   start     the task: its process exists and waits
+//!   release   it is started
+//!   drain     the streams' ends; the shim ends what outlives the root
+//!   cleanup   task, container, snapshot, pid namespace, pipes
+//! ```
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{io, sync::Arc};
+
+use async_trait::async_trait;
+use glasshouse_backends::process::OutputBudget;
+use glasshouse_backends::process::streams::{Prepared, Running};
+use glasshouse_execution::backend::{
+    BackendError, ExecutionBackend, ExitReport, ExitStatus, OutputReport, StartedProcess, StopSignal,
+};
+use glasshouse_execution::profiling::TargetIdentity;
+use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_schema::lifecycle::{Environment, Isolation, Sandbox};
+use glasshouse_schema::limits::{Limit, Limits};
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::api::{
+    Any, CloseIo, Container, CreateContainer, CreateTask, DeleteContainer, DeleteTask, KillTask, Mount,
+    PrepareSnapshot, RemoveSnapshot, Runtime, StartTask, WaitTask,
+};
+use crate::cgroup::Cgroup;
+use crate::client::{Client, is_gone};
+use crate::holder::Holder;
+use crate::pump::{Copied, Pipes};
+use crate::{image, oci};
+
+/// Where containerd listens.
+pub const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
+/// The namespace of containerd that `ctr` takes when it is told none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+/// Kata's own shim.
+pub const DEFAULT_RUNTIME: &str = "io.containerd.kata.v2";
+
+/// What containerd takes when it is told none.
+const SNAPSHOTTER: &str = "overlayfs";
+/// How long a task may take to end once it is killed.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// How often is looked whether too much was printed.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
+/// What a shim adds to a signal's number to say that it ended a command, as a shell does.
+const SIGNALLED: u32 = 128;
+/// The highest signal.
+const MAX_SIGNAL: u32 = 64;
+const DOING: &str = "running the command in its container";
+
+/// What containers are made of.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// containerd's socket.
+    pub address: PathBuf,
+    /// containerd's namespace, where the image is.
+    pub namespace: String,
+    /// The shim, as containerd names it.
+    pub runtime: String,
+    /// The image, by its name in containerd. It has to be unpacked, as it is after a pull or an import.
+    pub image: String,
+    /// Files and folders of the node that the container sees at the same path, writable.
+    pub binds: Vec<PathBuf>,
+}
+
+/// Runs a command in a container of its own.
+pub struct KataBackend {
+    config: Config,
+    state: Mutex<State>,
+    /// How the task ended, or why that cannot be told.
+    exit: watch::Sender<Option<Result<u32, String>>>,
+    /// Somebody does not want to wait for output any more.
+    abort: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct State {
+    client: Option<Client>,
+    /// What was asked of containerd, whether or not it came about.
+    has_container: bool,
+    has_task: bool,
+    id: String,
+    rootfs: Vec<Mount>,
+    holder: Option<Holder>,
+    prepared: Option<Prepared>,
+    running: Option<Running>,
+    pipes: Option<Pipes>,
+    copied: Option<[Copied; 2]>,
+    budget: Option<Arc<OutputBudget>>,
+    limits: Limits,
+    cgroup: Cgroup,
+    ran_into: Option<Limit>,
+    /// The task exists, and signals can go there.
+    is_held: bool,
+    is_released: bool,
+    /// Signals that came before it was released.
+    pending: Vec<StopSignal>,
+}
+
+impl KataBackend {
+    /// A backend for one execution.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            state: Mutex::default(),
+            exit: watch::Sender::new(None),
+            abort: watch::Sender::new(false),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection, and what containerd knows the execution by.
+    fn connected(&self) -> Result<(Client, String), BackendError> {
+        let state = self.state();
+        let client =
+            state.client.clone().ok_or_else(|| BackendError::failed(DOING, "it was not prepared"))?;
+        Ok((client, state.id.clone()))
+    }
+
+    fn check(&self, spec: &ExecutionSpec) -> Result<(), &'static str> {
+        if !spec.sandbox.level.is_none() || spec.guest_prep {
+            return Err("the container is the sandbox: leave out --sandbox and --guest");
+        }
+        if spec.run_as.is_some() {
+            return Err("it runs as the image's user, not as another user of this node");
+        }
+        if spec.wait_for_descendants {
+            return Err("a shim ends what outlives the command: leave out --wait-descendants");
+        }
+        if spec.limits.cpu_ms.is_some() || spec.limits.disk_bytes.is_some() {
+            return Err("CPU time and disk are not limited here: leave these limits out");
+        }
+        Ok(())
+    }
+
+    /// Asks for the container, and for a snapshot that the container keeps from being collected.
+    async fn make(&self, client: &Client, spec: &ExecutionSpec) -> Result<(), BackendError> {
+        let id = spec.id.to_string();
+        let finding = || format!("finding the image {} in containerd", self.config.image);
+        let image = image::find(client, &self.config.image)
+            .await
+            .map_err(|reason| BackendError::failed(finding(), reason))?;
+        let holder = Holder::new().map_err(|error| BackendError::failed("making a pid namespace", error))?;
+        let document = oci::document(&oci::Parts {
+            spec,
+            image: &image.config,
+            binds: &self.config.binds,
+            pid_namespace: &holder.namespace(),
+        })
+        .map_err(|reason| BackendError::failed("describing the container", reason))?;
+        {
+            let mut state = self.state();
+            (state.holder, state.has_container) = (Some(holder), true);
+        }
+        let container = Container {
+            id: id.clone(),
+            labels: HashMap::from([("glasshouse.execution".to_owned(), id.clone())]),
+            image: self.config.image.clone(),
+            runtime: Some(Runtime { name: self.config.runtime.clone() }),
+            spec: Some(Any { type_url: oci::TYPE_URL.to_owned(), value: document.to_string().into_bytes() }),
+            snapshotter: SNAPSHOTTER.to_owned(),
+            snapshot_key: id.clone(),
+        };
+        client
+            .call(CreateContainer { container: Some(container) })
+            .await
+            .map_err(at("making the container"))?;
+        let snapshot =
+            PrepareSnapshot { snapshotter: SNAPSHOTTER.to_owned(), key: id, parent: image.snapshot };
+        let mounts = client.call(snapshot).await.map_err(at("making the container's root filesystem"))?;
+        self.state().rootfs = mounts.mounts;
+        Ok(())
+    }
+
+    /// Tells how the task ended, once it has.
+    fn wait_for_the_end(&self, client: Client, id: String) {
+        let exit = self.exit.clone();
+        tokio::spawn(async move {
+            let ended = client.call(WaitTask { container_id: id }).await;
+            let told = ended.map(|exited| exited.exit_status).map_err(|status| status.message().to_owned());
+            exit.send_replace(Some(told));
+        });
+    }
+
+    /// How the task ended.
+    async fn ended(&self) -> Result<u32, BackendError> {
+        let mut exit = self.exit.subscribe();
+        let told = exit.wait_for(Option::is_some).await.map(|told| told.clone());
+        match told {
+            Ok(Some(told)) => told.map_err(|reason| BackendError::failed(DOING, reason)),
+            _ => Err(BackendError::failed(DOING, "nobody waits for its end")),
+        }
+    }
+
+    async fn send(&self, client: &Client, id: &str, signal: StopSignal) -> Result<(), BackendError> {
+        let (number, all) = match signal {
+            StopSignal::Terminate => (libc::SIGTERM, false),
+            StopSignal::Kill => (libc::SIGKILL, true),
+            StopSignal::Number(number) => (number, false),
+        };
+        let signal =
+            u32::try_from(number).map_err(|error| BackendError::failed("sending a signal", error))?;
+        client
+            .remove(KillTask { container_id: id.to_owned(), signal, all })
+            .await
+            .map_err(at("sending a signal"))
+    }
+}
+
+fn at(action: &'static str) -> impl FnOnce(Status) -> BackendError {
+    move |status| BackendError::failed(action, status.message())
+}
+
+fn failed(action: &'static str) -> impl FnOnce(io::Error) -> BackendError {
+    move |error| BackendError::failed(action, error)
+}
+
+/// Why a task could not be made or started. A runtime says it in words only.
+fn of_start(program: &str, status: &Status) -> BackendError {
+    let message = status.message();
+    let is_about_the_program = message.contains("exec: ") || message.contains("exec ");
+    let says = |text: &str| message.contains(text);
+    if says("executable file not found in $PATH")
+        || (is_about_the_program && says("no such file or directory"))
+    {
+        return BackendError::NotFound { program: program.to_owned() };
+    }
+    for reason in ["permission denied", "is a directory", "exec format error"] {
+        if is_about_the_program && says(reason) {
+            return BackendError::CannotExecute { program: program.to_owned(), reason: reason.to_owned() };
+        }
+    }
+    BackendError::failed(DOING, message)
+}
+
+/// A shim gives the code, or 128 and the signal's number; a command that exits with such a code by itself looks the same.
+fn status(told: u32) -> ExitStatus {
+    match told.checked_sub(SIGNALLED) {
+        Some(signal @ 1..=MAX_SIGNAL) => ExitStatus::Signal(signal as i32),
+        _ => ExitStatus::Code(told as i32),
+    }
+}
+
+#[async_trait]
+impl ExecutionBackend for KataBackend {
+    fn name(&self) -> &'static str {
+        "kata"
+    }
+
+    fn isolation(&self) -> Isolation {
+        // Of another runtime, no more is believed than what every one of them does.
+        if self.config.runtime.contains("kata") { Isolation::Vm } else { Isolation::Container }
+    }
+
+    fn environment(&self) -> Environment {
+        let uname = nix::sys::utsname::uname().ok();
+        let of = |text: Option<&std::ffi::OsStr>| text.map(|text| text.to_string_lossy().into_owned());
+        let arch = of(uname.as_ref().map(|uname| uname.machine()));
+        // The kernel of a virtual machine is not this one, and nobody says which it is.
+        let kernel = of(uname.as_ref().map(|uname| uname.release()))
+            .filter(|_| self.isolation() == Isolation::Container);
+        Environment {
+            runtime: self.config.runtime.clone(),
+            os: std::env::consts::OS.into(),
+            arch: arch.unwrap_or_else(|| std::env::consts::ARCH.into()),
+            kernel: kernel.unwrap_or_default(),
+            snapshot: None,
+            sandbox: Sandbox {
+                network: "none".to_owned(),
+                limits: self.state().limits,
+                ..Sandbox::default()
+            },
+            vmm: None,
+        }
+    }
+
+    fn guest_profiling(&self) -> Result<(), String> {
+        Err("the backend `kata` brings no probe into its virtual machine yet: watch it from the host, or use the backend qemu"
+            .to_owned())
+    }
+
+    async fn prepare(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
+        self.check(spec).map_err(|reason| BackendError::failed("preparing the container", reason))?;
+        let budget = spec.limits.output_bytes.map(|limit| Arc::new(OutputBudget::new(limit)));
+        let prepared =
+            Prepared::piped(spec, budget.clone()).map_err(failed("connecting the standard streams"))?;
+        let client = Client::connect(&self.config.address, &self.config.namespace)
+            .await
+            .map_err(|reason| BackendError::failed("connecting to containerd", reason))?;
+        {
+            let mut state = self.state();
+            (state.id, state.client, state.limits) = (spec.id.to_string(), Some(client.clone()), spec.limits);
+            (state.prepared, state.budget) = (Some(prepared), budget);
+        }
+        self.make(&client, spec).await
+    }
+
+    async fn start(&self, spec: &ExecutionSpec) -> Result<StartedProcess, BackendError> {
+        const STREAMS: &str = "connecting the standard streams";
+        let (client, id) = self.connected()?;
+        let task = {
+            let mut state = self.state();
+            let mut prepared =
+                state.prepared.take().ok_or_else(|| BackendError::failed(DOING, "it was not prepared"))?;
+            let [stdin, stdout, stderr] = prepared.take_child();
+            state.running = Some(prepared.run().map_err(failed(STREAMS))?);
+            let (Some(stdout), Some(stderr)) = (stdout, stderr) else {
+                return Err(BackendError::failed(STREAMS, "there is nowhere to print to"));
+            };
+            let stdin = stdin.map_or_else(own_stdin, Ok).map_err(failed(STREAMS))?;
+            let (pipes, copied) = Pipes::new(stdin, stdout, stderr).map_err(failed(STREAMS))?;
+            let [stdin, stdout, stderr] = pipes.paths().map(|path| path.to_string_lossy().into_owned());
+            (state.pipes, state.copied, state.has_task) = (Some(pipes), Some(copied), true);
+            CreateTask {
+                container_id: id.clone(),
+                rootfs: std::mem::take(&mut state.rootfs),
+                stdin,
+                stdout,
+                stderr,
+            }
+        };
+        let program = spec.argv.first().map(|program| program.to_string_lossy()).unwrap_or_default();
+        let created = client.call(task).await.map_err(|status| of_start(&program, &status))?;
+        self.wait_for_the_end(client.clone(), id.clone());
+        let cgroup = Cgroup::of(created.pid);
+        let identity = TargetIdentity { root_pid: Some(created.pid), cgroup_id: cgroup.id() };
+        let pending = {
+            let mut state = self.state();
+            (state.is_held, state.cgroup) = (true, cgroup);
+            state.pending.clone()
+        };
+        for signal in pending {
+            self.send(&client, &id, signal).await?;
+        }
+        Ok(StartedProcess { identity })
+    }
+
+    async fn release(&self) -> Result<(), BackendError> {
+        let (client, id) = self.connected()?;
+        if !self.state().is_held {
+            return Err(BackendError::failed(DOING, "it was not started"));
+        }
+        let started = client.call(StartTask { container_id: id.clone() }).await;
+        let stdin = {
+            let mut state = self.state();
+            let was_signalled = !state.pending.is_empty();
+            match &started {
+                // A signal that came before ended it where it was held, and `wait` tells of that.
+                Err(_) if was_signalled => {}
+                Err(status) => return Err(of_start("the command", status)),
+                Ok(_) => {}
+            }
+            state.is_released = true;
+            let begun = state.pipes.as_mut().map(Pipes::begin).transpose();
+            begun.map_err(failed("connecting the standard streams"))?.flatten()
+        };
+        if let Some(stdin) = stdin {
+            tokio::spawn(async move {
+                let _ = stdin.await;
+                // The shim keeps the pipe open for others until it is told that nobody comes. One that has ended is as good.
+                let _ = client.remove(CloseIo { container_id: id, stdin: true }).await;
+            });
+        }
+        Ok(())
+    }
+
+    async fn wait(&self) -> Result<ExitReport, BackendError> {
+        if !self.state().is_released {
+            return Err(BackendError::failed(DOING, "it was not started"));
+        }
+        Ok(ExitReport { status: status(self.ended().await?), rusage: None })
+    }
+
+    async fn drain(&self, _wait_for_descendants: bool) -> Result<OutputReport, BackendError> {
+        if !self.state().is_released {
+            return Err(BackendError::failed(DOING, "it was not started"));
+        }
+        self.ended().await?;
+        let (copied, running) = {
+            let mut state = self.state();
+            state.ran_into = (state.cgroup.oom_kills() > 0).then_some(Limit::Memory);
+            (state.copied.take(), state.running.take())
+        };
+        if let Some([stdout, stderr]) = copied {
+            let mut aborted = self.abort.subscribe();
+            let all = async { (stdout.await.is_ok(), stderr.await.is_ok()) };
+            tokio::select! {
+                _ = all => {}
+                _ = aborted.wait_for(|aborted| *aborted) => {}
+            }
+        }
+        match running {
+            Some(mut running) => running.finish(self.abort.subscribe()).await,
+            None => Ok(OutputReport::default()),
+        }
+    }
+
+    async fn kill(&self, signal: StopSignal) -> Result<(), BackendError> {
+        let has_ended = self.exit.borrow().is_some();
+        if signal == StopSignal::Kill || has_ended {
+            self.abort.send_replace(true);
+        }
+        let is_held = {
+            let mut state = self.state();
+            if !state.is_released {
+                state.pending.push(signal);
+            }
+            state.is_held
+        };
+        if !is_held || has_ended {
+            return Ok(());
+        }
+        let (client, id) = self.connected()?;
+        self.send(&client, &id, signal).await
+    }
+
+    async fn cleanup(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let (client, id, has_container, has_task) = {
+            let mut state = self.state();
+            (state.prepared, state.running, state.copied) = (None, None, None);
+            let asked = (state.client.clone(), state.id.clone(), state.has_container, state.has_task);
+            (state.has_container, state.has_task, state.is_held) = (false, false, false);
+            asked
+        };
+        let mut note = |what: &str, result: Result<(), Status>| {
+            left.extend(result.err().map(|status| format!("{what} {id} is left: {}", status.message())));
+        };
+        if let Some(client) = client {
+            if has_task {
+                note("the task", end_task(&client, &id).await);
+            }
+            if has_container {
+                note("the container", client.remove(DeleteContainer { id: id.clone() }).await);
+                let snapshot = RemoveSnapshot { snapshotter: SNAPSHOTTER.to_owned(), key: id.clone() };
+                note("the snapshot", client.remove(snapshot).await);
+            }
+        }
+        let (holder, pipes) = {
+            let mut state = self.state();
+            (state.holder.take(), state.pipes.take())
+        };
+        if let Some(holder) = holder {
+            // It waits for what is killed with it.
+            let _ = tokio::task::spawn_blocking(move || drop(holder)).await;
+        }
+        if let Some(Err(error)) = pipes.map(Pipes::close) {
+            left.push(format!("the pipes of {id} are left: {error}"));
+        }
+        left
+    }
+
+    async fn exceeded(&self) -> Limit {
+        let budget = self.state().budget.clone();
+        match budget {
+            Some(budget) => {
+                while !budget.is_exceeded() {
+                    tokio::time::sleep(LOOK_AFTER).await;
+                }
+                Limit::Output
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    fn ran_into(&self) -> Option<Limit> {
+        self.state().ran_into
+    }
+}
+
+/// Kills a task if it is there, and removes it.
+async fn end_task(client: &Client, id: &str) -> Result<(), Status> {
+    let kill = KillTask { container_id: id.to_owned(), signal: libc::SIGKILL as u32, all: true };
+    client.remove(kill).await?;
+    let ended = client.call(WaitTask { container_id: id.to_owned() });
+    match tokio::time::timeout(GONE_WITHIN, ended).await {
+        Ok(Err(status)) if is_gone(&status) => return Ok(()),
+        Ok(ended) => ended.map(drop)?,
+        Err(_) => return Err(Status::deadline_exceeded("it does not end though it was killed")),
+    }
+    client.remove(DeleteTask { container_id: id.to_owned() }).await
+}
+
+fn own_stdin() -> io::Result<OwnedFd> {
+    io::stdin().as_fd().try_clone_to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_tells_codes_and_signals_in_one_number() {
+        for (told, meant) in [
+            (0, ExitStatus::Code(0)),
+            (127, ExitStatus::Code(127)),
+            (128, ExitStatus::Code(128)),
+            (137, ExitStatus::Signal(9)),
+            (192, ExitStatus::Signal(64)),
+            (193, ExitStatus::Code(193)),
+            (255, ExitStatus::Code(255)),
+        ] {
+            assert_eq!(status(told), meant);
+        }
+    }
+
+    #[test]
+    fn words_of_a_runtime_are_told_apart() {
+        let of = |message: &str| of_start("x", &Status::unknown(message));
+        let missing = "runc create failed: unable to start container process: exec: \"x\": executable file not found in $PATH";
+        assert_eq!(of(missing).exit_code(), 127);
+        assert_eq!(of("exec: \"/x\": stat /x: no such file or directory").exit_code(), 127);
+        assert_eq!(of("exec: \"/x\": permission denied").exit_code(), 126);
+        assert_eq!(of("mount: /x: no such file or directory").exit_code(), 125);
+    }
+}

@@ -1,0 +1,9 @@
+//! The conformance suite on real containers, made by a containerd that the tests start for themselves, with the runtime
+//! `io.containerd.runc.v2`. **This is not Kata**: its own shim is spoken to in the same way and is unverified.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+glasshouse_backends::conformance!(kata_by_runc, super::support::InContainer);
