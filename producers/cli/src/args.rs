@@ -157,6 +157,7 @@ Examples:
   glasshouse run --profile host -- make test                   (through the node agent's socket, without root)
   glasshouse run --agent always --profile host --sandbox standard -- ./untrusted
   sudo glasshouse run --backend qemu --image root.ext4 --profile combined -- /bin/sh -c 'ls /'
+  sudo glasshouse run --backend kata --runtime io.containerd.runc.v2 --image docker.io/library/busybox:latest -- sh -c 'ls /'
   sudo glasshouse run --profile host --nats nats://127.0.0.1:4222 --label job=42 -- ./build.sh
   sudo glasshouse run --profile host --nats nats://bus:4222 --spool /srv/ci/spool --spool-bytes 1GiB -- ./build.sh
 
@@ -268,6 +269,9 @@ pub(crate) enum Backend {
     #[cfg(target_os = "linux")]
     /// A microVM of the Firecracker that GLASSHOUSE_FIRECRACKER names, under KVM only (see --image)
     Firecracker,
+    #[cfg(target_os = "linux")]
+    /// A container that containerd makes by Kata's runtime, unverified, or by another (see --image and --runtime)
+    Kata,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -9,6 +9,8 @@ use clap::Args;
 use glasshouse_backends::ProcessBackend;
 use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController};
 #[cfg(target_os = "linux")]
+use glasshouse_kata::{DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME, KataBackend};
+#[cfg(target_os = "linux")]
 use glasshouse_vm::{
     Parts, VmBackend,
     firecracker::{self, Firecracker},
@@ -25,11 +27,34 @@ pub(crate) struct MachineArgs {
     ///
     /// Without it a machine holds nothing but the guest probe. What kernel is booted, GLASSHOUSE_GUEST_KERNEL says: an image,
     /// or a folder with an unpacked kernel package; without it, the newest one installed.
-    #[arg(long, value_name = "FILE", env = "GLASSHOUSE_IMAGE")]
+    ///
+    /// With --backend kata: the image of the container, by its name in containerd.
+    #[arg(long, value_name = "FILE|NAME", env = "GLASSHOUSE_IMAGE")]
     pub(crate) image: Option<PathBuf>,
     /// Virtual processors of a virtual machine
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) vcpus: u32,
+    #[cfg(target_os = "linux")]
+    #[command(flatten)]
+    container: ContainerArgs,
+}
+
+/// What a container is made of, besides its image.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Clone, Args)]
+struct ContainerArgs {
+    /// The runtime of a container, as containerd names it; Kata's own is unverified, io.containerd.runc.v2 is what was tried
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_RUNTIME, env = "GLASSHOUSE_RUNTIME")]
+    runtime: String,
+    /// The socket of containerd
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_ADDRESS, env = "CONTAINERD_ADDRESS")]
+    containerd: PathBuf,
+    /// The namespace of containerd
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAMESPACE, env = "CONTAINERD_NAMESPACE")]
+    containerd_namespace: String,
+    /// A file or folder that a container sees at the same path, writable; may be given several times
+    #[arg(long, value_name = "PATH")]
+    bind: Vec<PathBuf>,
 }
 
 /// What runs the command, and what watches it from inside.
@@ -53,7 +78,7 @@ impl MachineArgs {
             Backend::Process => {
                 anyhow::ensure!(
                     self.image.is_none(),
-                    "--image is of a virtual machine: choose --backend qemu or firecracker, or leave it out"
+                    "--image is of a virtual machine or a container: choose --backend qemu, firecracker or kata, or leave it out"
                 );
                 Ok(Chosen { backend: Arc::new(ProcessBackend::new()), inside: None })
             }
@@ -78,6 +103,27 @@ impl MachineArgs {
                     vcpus: u8::try_from(self.vcpus)?,
                 };
                 Ok(Chosen::machine(VmBackend::new(Firecracker::new(config, spec.limits))))
+            }
+            #[cfg(target_os = "linux")]
+            Backend::Kata => {
+                let ContainerArgs { runtime, containerd, containerd_namespace, bind } =
+                    self.container.clone();
+                let image = self.image.as_ref().and_then(|image| image.to_str());
+                let config = glasshouse_kata::Config {
+                    address: containerd.canonicalize().unwrap_or(containerd),
+                    namespace: containerd_namespace,
+                    runtime,
+                    image: image
+                        .context("--backend kata needs --image with a name that `ctr images ls` shows")?
+                        .to_owned(),
+                    binds: bind
+                        .iter()
+                        .map(|path| {
+                            path.canonicalize().with_context(|| format!("cannot bind {}", path.display()))
+                        })
+                        .collect::<Result<_, _>>()?,
+                };
+                Ok(Chosen { backend: Arc::new(KataBackend::new(config)), inside: None })
             }
         }
     }

@@ -29,6 +29,8 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
 ];
+/// The folder of their cgroups. The backend `process` ends whoever is in its own, `glasshouse`, and has no runner there.
+const CGROUPS: &str = "/glasshouse-containers";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What the document is made of.
@@ -96,7 +98,7 @@ pub(crate) fn document(parts: &Parts<'_>) -> Result<Value, String> {
         "hostname": "glasshouse",
         "mounts": mounts,
         "linux": {
-            "cgroupsPath": format!("/glasshouse/{}", spec.id),
+            "cgroupsPath": format!("{CGROUPS}/{}", spec.id),
             "resources": resources(&spec.limits),
             "namespaces": [
                 {"type": "pid", "path": pid_namespace},

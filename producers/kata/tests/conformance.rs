@@ -4,6 +4,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[allow(dead_code, reason = "each test takes what it needs")]
 mod support;
 
 glasshouse_backends::conformance!(kata_by_runc, super::support::InContainer);
