@@ -124,6 +124,12 @@ elif [ "$purpose" = test ] && [ "$(uname -m)" = x86_64 ]; then
     [ -n "${GLASSHOUSE_QEMU:-}" ] || want qemu-system-x86 qemu-system-x86_64 "the tests of virtual machines"
     [ -x /usr/sbin/mke2fs ] || want e2fsprogs mke2fs "the tests of virtual machines"
 fi
+if [ "$purpose" = test ]; then
+    for package in containerd runc; do
+        want "$package" "$package" "the tests of containers"
+    done
+    want busybox-static busybox "the tests of containers"
+fi
 
 new_clang || die "clang is older than 18" "install clang 18 or newer and put it on PATH"
 
