@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use glasshouse_e2e::{Pipeline, Process, command, output, stderr, wait_for};
+use glasshouse_e2e::{Pipeline, Process, command, output, skip_unless_watching_works, stderr, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -244,6 +244,25 @@ fn what_runs_and_what_waits_is_cancelled() {
     wait_for("the queue is empty", || fleet.json(&["ps", "--json"]).is_empty().then_some(()));
     let never = output(fleet.client(&["cancel", "0198c0de-0000-7000-8000-000000000000"]));
     assert_eq!(never.status.code(), Some(125));
+}
+
+#[test]
+fn a_cancelled_command_leaves_its_receipt() {
+    skip_unless_watching_works!();
+    let fleet = Fleet::start();
+    let dir = tempfile::tempdir().unwrap();
+    let up = dir.path().join("up");
+    let script = format!("echo > {}; exec sleep 1000", up.display());
+    let submitted = ["submit", "--detach", "--profile", "host", "--", "sh", "-c", &script];
+    let submitted = output(fleet.client(&submitted));
+    assert!(submitted.status.success(), "{}", stderr(&submitted));
+    let id = String::from_utf8(submitted.stdout).unwrap().trim().to_owned();
+    wait_for("the command runs", || up.exists().then_some(()));
+    assert_eq!(fleet.json(&["cancel", "--json", &id])[0]["result"], "told");
+    assert_eq!(output(fleet.client(&["wait", "--timeout", "30s", &id])).status.code(), Some(143));
+    let receipt = fleet.json(&["receipt", "get", "--wait", "--json", &id]).remove(0);
+    assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]);
+    assert_eq!(receipt["outcome"]["signal"], "SIGTERM", "{:#}", receipt["outcome"]);
 }
 
 #[test]
