@@ -12,9 +12,20 @@ libc.mount(b'none', b'.', b'tmpfs', 0, None)
 libc.unshare(0x10000000)
 libc.syscall(ctypes.c_long(321), 0, ctypes.create_string_buffer(128), 128)
 libc.syscall(ctypes.c_long(425), 4, ctypes.create_string_buffer(248))
+libc.syscall(ctypes.c_long(101), 0x4206, 1, 0, 0)
+libc.syscall(ctypes.c_long(302), 0, 7, (ctypes.c_ulong * 2)(1 << 30, 1 << 30), 0)
+libc.syscall(ctypes.c_long(304), 0, ctypes.create_string_buffer(148), 0)
+try: open('/usr/glasshouse', 'w')
+except OSError: pass
+try: open('/proc/sys/kernel/core_pattern', 'w')
+except OSError: pass
 open('/tmp/private', 'w').close()
 open('kept', 'w').close()
 "#;
+
+/// What of it each level refuses by a permission.
+const DENIED: [&str; 7] =
+    ["mount", "unshare", "bpf", "io_uring_setup", "ptrace", "prlimit64", "open_by_handle_at"];
 
 #[test]
 fn refused_calls_and_own_paths_are_in_a_closed_receipt() {
@@ -29,8 +40,14 @@ fn refused_calls_and_own_paths_are_in_a_closed_receipt() {
         assert_eq!(receipt["environment"]["sandbox"]["level"], level);
         assert_eq!(receipt["environment"]["sandbox"]["not_applied"], serde_json::Value::Null);
         let denied = strings(&receipt, "/syscalls/denied");
-        for name in ["mount", "unshare", "bpf", "io_uring_setup"] {
+        for name in DENIED {
             assert!(denied.iter().any(|denied| denied == name), "{name} is not in {denied:?}");
+        }
+        // What is not to be written to says so in words of its own at each level.
+        for path in ["/usr/glasshouse", "/proc/sys/kernel/core_pattern"] {
+            let files = receipt["files"].as_array().unwrap();
+            let file = files.iter().find(|file| file["path"] == path);
+            assert!(file.is_some_and(|file| file["errors"].is_object()), "{path}: {file:?}");
         }
         let writes = strings(&receipt, "/filesystem/writes");
         for path in ["/tmp/private".to_owned(), format!("{}/kept", workdir.display())] {
