@@ -19,6 +19,11 @@ struct Fleet {
 
 impl Fleet {
     fn start() -> Self {
+        Self::started_by(&[])
+    }
+
+    /// With these variables in the agent's environment.
+    fn started_by(environment: &[(&str, &str)]) -> Self {
         let pipeline = Pipeline::start(&[], &[]);
         let state = tempfile::tempdir().unwrap();
         let mut agent = command("glasshouse-node-agent");
@@ -35,7 +40,7 @@ impl Fleet {
             "1s",
             "--state",
         ]);
-        agent.arg(state.path()).stderr(Stdio::piped());
+        agent.arg(state.path()).envs(environment.iter().copied()).stderr(Stdio::piped());
         let mut agent = Process::spawn(agent);
         let mut log = BufReader::new(agent.0.stderr.take().unwrap()).lines();
         assert!(log.by_ref().map_while(Result::ok).any(|line| line.contains("taking requests")));
@@ -244,6 +249,32 @@ fn what_runs_and_what_waits_is_cancelled() {
     wait_for("the queue is empty", || fleet.json(&["ps", "--json"]).is_empty().then_some(()));
     let never = output(fleet.client(&["cancel", "0198c0de-0000-7000-8000-000000000000"]));
     assert_eq!(never.status.code(), Some(125));
+}
+
+/// As sd_notify(3) and sd_watchdog_enabled(3) say; nothing here runs systemd itself.
+#[test]
+fn a_service_manager_hears_that_the_agent_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let heard = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    heard.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let hear = || {
+        let mut word = [0; 64];
+        let length = heard.recv(&mut word).unwrap();
+        String::from_utf8(word[..length].to_vec()).unwrap()
+    };
+    let mut fleet =
+        Fleet::started_by(&[("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "400000")]);
+    let mut words = vec![hear()];
+    assert_eq!(words[0], "READY=1");
+    let since = Instant::now();
+    while words.iter().filter(|word| *word == "WATCHDOG=1").count() < 3 {
+        words.push(hear());
+    }
+    assert!(since.elapsed() < Duration::from_secs(5), "{words:?} in {:?}", since.elapsed());
+    fleet.agent.signal(Signal::SIGTERM);
+    wait_for("it says that it stops", || (hear() == "STOPPING=1").then_some(()));
+    assert_eq!(wait_for("the agent ends", || fleet.agent.0.try_wait().unwrap()).code(), Some(0));
 }
 
 #[test]
