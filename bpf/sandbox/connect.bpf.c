@@ -13,7 +13,6 @@ enum { REFUSE = 0, PASS = 1 };
 #define IPPROTO_TCP 6
 #endif
 
-
 static long (*bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 size) = (void *)26;
 
 /* Of include/uapi/linux/bpf.h, up to the last field that is used. */

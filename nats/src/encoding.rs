@@ -32,7 +32,7 @@ pub enum Encoding {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EncodingError {
     /// Nothing here compresses like that.
-    #[error("its {CONTENT_ENCODING} `{0}` is not known: identity, lz4")]
+    #[error("no {CONTENT_ENCODING} `{0}` is known here: it is identity or lz4")]
     Unknown(String),
     /// It is larger than any body is.
     #[error(
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn names_are_few() {
         let unknown = "br".parse::<Encoding>().unwrap_err();
-        assert_eq!(unknown.to_string(), "its Content-Encoding `br` is not known: identity, lz4");
+        assert_eq!(unknown.to_string(), "no Content-Encoding `br` is known here: it is identity or lz4");
         assert_eq!("lz4".parse(), Ok(Encoding::Lz4));
     }
 }

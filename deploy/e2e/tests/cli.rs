@@ -360,15 +360,20 @@ fn process_with(text: &str) -> nix::unistd::Pid {
     nix::unistd::Pid::from_raw(pids.next().unwrap())
 }
 
+/// A server with every stream, and its process, so that it can be stopped.
+async fn server_in(data: &Path) -> (glasshouse_nats::NatsServer, nix::unistd::Pid) {
+    use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology};
+    let server = NatsServer::start(ServerOptions::new(data)).await.unwrap();
+    let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
+    Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
+    (server, process_with(data.to_str().unwrap()))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bus_that_stops_answering_costs_seconds_and_no_receipt() {
     skip_unless_watching_works!();
-    use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology};
     let data = tempfile::tempdir().unwrap();
-    let server = NatsServer::start(ServerOptions::new(data.path())).await.unwrap();
-    let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
-    Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
-    let server_pid = process_with(data.path().to_str().unwrap());
+    let (server, server_pid) = server_in(data.path()).await;
     // One each: what is in it a later run would send.
     let spools =
         [false, true].map(|interrupts| (interrupts, data.path().join(format!("spool-{interrupts}"))));
@@ -422,12 +427,8 @@ async fn a_bus_that_stops_answering_costs_seconds_and_no_receipt() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_spool_what_the_bus_does_not_take_is_lost_and_said() {
     skip_unless_watching_works!();
-    use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology};
     let data = tempfile::tempdir().unwrap();
-    let server = NatsServer::start(ServerOptions::new(data.path())).await.unwrap();
-    let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
-    Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
-    let server_pid = process_with(data.path().to_str().unwrap());
+    let (server, server_pid) = server_in(data.path()).await;
     let (dir, spool) = (tempfile::tempdir().unwrap(), data.path().join("spool"));
     let mut run = watched_in(dir.path(), &["--json", "--nats", server.url(), "--spool-bytes", "0"], HELD);
     run.env("GLASSHOUSE_SPOOL", &spool).stderr(Stdio::piped());

@@ -115,6 +115,11 @@ impl Policy {
         self.rules_of(RulePhase::Pre)
     }
 
+    /// Whether it has something to say of receipts: not if every rule of it is for before a run.
+    pub fn judges_receipts(&self) -> bool {
+        self.post_rules() > 0 || self.pre_rules() == 0
+    }
+
     fn rules_of(&self, phase: RulePhase) -> usize {
         self.text.rules.iter().filter(|rule| rule.phase == phase).count()
     }

@@ -63,15 +63,14 @@ pub enum Error {
 /// Connects and judges until `shutdown` resolves; the receipt in hand is finished first.
 ///
 /// Without policies nothing is taken from the queue: receipts wait for a worker that can judge them. A policy of which every rule
-/// is for before a run has nothing to say of a receipt, and gives no verdict.
+/// is for before a run gives no verdict.
 pub async fn run(mut config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     worker::check(&config.policies)?;
     config.policies.retain(|policy| {
-        let judges = policy.post_rules() > 0 || policy.pre_rules() == 0;
-        if !judges {
+        if !policy.judges_receipts() {
             tracing::info!(policy = %policy.reference().name, "the policy has no rule over receipts, only before runs");
         }
-        judges
+        policy.judges_receipts()
     });
     let mut shutdown = std::pin::pin!(shutdown);
     let options = ConnectOptions::new(&config.url, format!("policy worker {}", config.name));

@@ -49,8 +49,6 @@ pub const DEFAULT_RUNTIME: &str = "io.containerd.kata.v2";
 const SNAPSHOTTER: &str = "overlayfs";
 /// How long a task may take to end once it is killed.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
-/// How often is looked whether too much was printed.
-const LOOK_AFTER: Duration = Duration::from_millis(20);
 /// What a shim adds to a signal's number to say that it ended a command, as a shell does.
 const SIGNALLED: u32 = 128;
 /// The highest signal.
@@ -464,15 +462,7 @@ impl ExecutionBackend for KataBackend {
 
     async fn exceeded(&self) -> Limit {
         let budget = self.state().budget.clone();
-        match budget {
-            Some(budget) => {
-                while !budget.is_exceeded() {
-                    tokio::time::sleep(LOOK_AFTER).await;
-                }
-                Limit::Output
-            }
-            None => std::future::pending().await,
-        }
+        OutputBudget::exceeded(budget).await
     }
 
     fn ran_into(&self) -> Option<Limit> {

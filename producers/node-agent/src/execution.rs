@@ -14,11 +14,11 @@ use glasshouse_runner::bus::BusSink;
 use glasshouse_runner::files::Patterns;
 use glasshouse_runner::gate::PolicyGate;
 use glasshouse_runner::sink::RunSink;
-use glasshouse_schema::Request;
 use glasshouse_schema::dead::{DeadKind, DeadLetter};
 use glasshouse_schema::ids::ExecutionId;
 use glasshouse_schema::lifecycle::{Failed, Isolation, PhaseName, RedactionRules, Step};
 use glasshouse_schema::request::{Action, RequestError};
+use glasshouse_schema::{Limits, Request};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -107,9 +107,9 @@ impl Shared {
             return delivery.ack().await;
         };
         let output = Arc::new(OutputWriter::new(&self.bus, &self.node, execution));
-        let prepared = self
-            .workspace(&request, made.backend.clone())
-            .and_then(|(backend, workdir)| Ok((backend, self.spec(&request, &settings, workdir, &output)?)));
+        let prepared = self.workspace(&request, made.backend.clone()).and_then(|(backend, workdir)| {
+            Ok((backend, self.spec(&request, &settings, (workdir, limits), &output)?))
+        });
         let (backend, spec) = match prepared {
             Ok(prepared) => prepared,
             Err(reason) => {
@@ -281,7 +281,7 @@ impl Shared {
         &self,
         request: &Request,
         settings: &Settings,
-        workdir: PathBuf,
+        (workdir, limits): (PathBuf, Limits),
         output: &Arc<OutputWriter>,
     ) -> Result<ExecutionSpec, String> {
         let mut env: BTreeMap<OsString, OsString> =
@@ -311,7 +311,7 @@ impl Shared {
             guest_prep: false,
             wait_for_descendants: false,
             sandbox: request.sandbox.clone(),
-            limits: request.limits.strictest(settings.limits),
+            limits,
             labels,
             policies: settings.policies.references(),
             redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },

@@ -54,8 +54,6 @@ const OFF_WITHIN: Duration = Duration::from_secs(10);
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// How long to wait for the word of a VMM's end once its guest is gone.
 const END_TOLD_WITHIN: Duration = Duration::from_secs(2);
-/// How often is looked whether too much was printed.
-const LOOK_AFTER: Duration = Duration::from_millis(20);
 const DOING: &str = "running the command in its virtual machine";
 
 /// Runs a command in a virtual machine of its own.
@@ -517,19 +515,10 @@ impl ExecutionBackend for VmBackend {
     }
 
     async fn exceeded(&self) -> Limit {
-        let budget = self.0.state().budget.clone();
-        let printed = async {
-            match budget {
-                Some(budget) => {
-                    while !budget.is_exceeded() {
-                        tokio::time::sleep(LOOK_AFTER).await;
-                    }
-                    Limit::Output
-                }
-                None => std::future::pending().await,
-            }
+        let (budget, session) = {
+            let state = self.0.state();
+            (state.budget.clone(), state.session.clone())
         };
-        let session = self.0.state().session.clone();
         let told = async {
             match session {
                 Some(session) => match session.until(|state| state.exceeded).await {
@@ -540,7 +529,7 @@ impl ExecutionBackend for VmBackend {
             }
         };
         tokio::select! {
-            limit = printed => limit,
+            limit = OutputBudget::exceeded(budget) => limit,
             limit = told => limit,
         }
     }

@@ -13,19 +13,22 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use glasshouse_backends::conformance::spec;
 use glasshouse_execution::backend::BackendError;
-use glasshouse_execution::sink::{EventSink, SinkError};
 use glasshouse_execution::{Engine, EngineReport, ExecutionSpec};
-use glasshouse_fold::ExecutionFold;
 use glasshouse_guest_link::message::Bytes;
 use glasshouse_guest_link::{
     Drained, Exit, Hello, Receiver, Sealed, Sender, Status, StreamReceiver, StreamSender, ToGuest, ToHost,
 };
 use glasshouse_schema::frame::{FrameWriterConfig, Seal, SealTotals};
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
-use glasshouse_schema::lifecycle::{Attached, Closed, Environment, LifecycleEvent, Phase, ProfilingMode};
+use glasshouse_schema::lifecycle::{Attached, Environment, ProfilingMode};
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_schema::{EncodedFrame, Event, Fact, FrameWriter, PathRef, ProcessKey, Receipt};
 use glasshouse_vm::{Launch, VmBackend, Vmm};
+
+#[path = "support/folding.rs"]
+mod folding;
+
+use folding::Folding;
 
 type Guest = Box<dyn FnOnce(Host) + Send>;
 
@@ -152,49 +155,20 @@ fn frame(bytes: Vec<u8>) -> ToHost {
     ToHost::Frame(Bytes(bytes))
 }
 
-/// Folds what is published.
-struct Folding(Mutex<ExecutionFold>, Mutex<u64>);
-
-#[async_trait]
-impl EventSink for Folding {
-    async fn lifecycle(&self, event: &LifecycleEvent) -> Result<(), SinkError> {
-        self.0.lock().unwrap().lifecycle(event).unwrap();
-        Ok(())
-    }
-
-    fn frame(&self, frame: EncodedFrame) {
-        *self.1.lock().unwrap() += 1;
-        self.0.lock().unwrap().frame(&frame.bytes, Some((&frame.node, frame.vantage))).unwrap();
-    }
-
-    async fn flush(&self) -> Result<(), SinkError> {
-        Ok(())
-    }
-}
-
 /// Runs a command in a played guest; gives the report, the receipt, and how many frames were handed on.
 async fn run(guest: impl FnOnce(Host) + Send + 'static) -> (EngineReport, Receipt, u64) {
     let mut spec = spec(["true"]);
     spec.profile = ProfilingMode::Guest;
     let backend = VmBackend::new(Played { guest: Mutex::new(Some(Box::new(guest))) });
-    let sink = Arc::new(Folding(Mutex::new(ExecutionFold::new(spec.id)), Mutex::new(0)));
+    let sink = Arc::new(Folding::new(spec.id));
     let controllers: Vec<Arc<dyn glasshouse_execution::ProfilingController>> =
         vec![Arc::new(backend.controller())];
     let execution = spec.id;
     let engine = Engine { controllers, ..Engine::new(Arc::new(backend), sink.clone()) };
     let report = engine.run(spec, None).await;
     assert_eq!(report.cleanup_errors, Vec::<String>::new());
-    let mut fold = sink.0.lock().unwrap().clone();
-    let reason = fold.closing().expect("the execution is over");
-    fold.lifecycle(&LifecycleEvent {
-        schema_version: glasshouse_schema::version::LIFECYCLE,
-        execution_id: execution,
-        node: None,
-        unix_ns: 0,
-        phase: Phase::Closed(Closed { reason }),
-    })
-    .unwrap();
-    (report, fold.receipt().expect("it was profiled"), *sink.1.lock().unwrap())
+    let (receipt, frames) = sink.receipt(execution);
+    (report, receipt, frames)
 }
 
 /// The lie ends the execution in good time, with words, and in a partial receipt.

@@ -46,9 +46,17 @@ impl OutputBudget {
         usize::try_from(room).unwrap_or(usize::MAX).min(bytes)
     }
 
-    /// Whether more was to be printed.
-    pub fn is_exceeded(&self) -> bool {
+    fn is_exceeded(&self) -> bool {
         self.used.load(Ordering::Relaxed) > self.limit
+    }
+
+    /// Returns once more was to be printed; never, if there is no budget. For backends that hold to no other limit by looking.
+    pub async fn exceeded(budget: Option<Arc<Self>>) -> Limit {
+        let Some(budget) = budget else { return std::future::pending().await };
+        while !budget.is_exceeded() {
+            tokio::time::sleep(LOOK_AFTER).await;
+        }
+        Limit::Output
     }
 }
 

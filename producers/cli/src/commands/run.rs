@@ -304,6 +304,7 @@ fn verdicts(
     };
     policies
         .iter()
+        .filter(|policy| policy.judges_receipts())
         .map(|policy| match receipt {
             Some(local) => Ok(policy.evaluate_post(&local.receipt, local.digest)?),
             None => Ok(policy.without_receipt(execution, &why())),

@@ -1,38 +1,17 @@
 //! What a real machine's command does, watched from inside, from outside, and from both: the receipt is closed.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use async_trait::async_trait;
 use glasshouse_backends::conformance::{report_skipped, spec};
-use glasshouse_execution::sink::{EventSink, SinkError};
 use glasshouse_execution::{Engine, EngineReport, ExecutionSpec, ProfilingController};
-use glasshouse_fold::ExecutionFold;
 use glasshouse_host_probe::{EbpfController, LoadOptions};
+use glasshouse_schema::Receipt;
 use glasshouse_schema::ids::Vantage;
-use glasshouse_schema::lifecycle::{Closed, LifecycleEvent, Phase, ProfilingMode};
+use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::receipt::Completeness;
-use glasshouse_schema::{EncodedFrame, Receipt};
 use glasshouse_vm::VmBackend;
 
-use super::support;
-
-struct Folding(Mutex<ExecutionFold>);
-
-#[async_trait]
-impl EventSink for Folding {
-    async fn lifecycle(&self, event: &LifecycleEvent) -> Result<(), SinkError> {
-        self.0.lock().unwrap().lifecycle(event).unwrap();
-        Ok(())
-    }
-
-    fn frame(&self, frame: EncodedFrame) {
-        self.0.lock().unwrap().frame(&frame.bytes, Some((&frame.node, frame.vantage))).unwrap();
-    }
-
-    async fn flush(&self) -> Result<(), SinkError> {
-        Ok(())
-    }
-}
+use super::support::{self, folding::Folding};
 
 /// Runs the spec with the controllers that its profile asks for.
 pub(crate) async fn run(backend: VmBackend, spec: ExecutionSpec) -> (EngineReport, Receipt) {
@@ -44,23 +23,13 @@ pub(crate) async fn run(backend: VmBackend, spec: ExecutionSpec) -> (EngineRepor
         controllers.push(Arc::new(backend.controller()));
     }
     let execution_id = spec.id;
-    let sink = Arc::new(Folding(Mutex::new(ExecutionFold::new(execution_id))));
+    let sink = Arc::new(Folding::new(execution_id));
     let engine = Engine { controllers, ..Engine::new(Arc::new(backend), sink.clone()) };
     let report = engine.run(spec, None).await;
     assert_eq!(report.outcome.error, None);
     assert_eq!(report.cleanup_errors, Vec::<String>::new());
     assert_eq!(support::left_of(&execution_id.to_string()), Vec::<String>::new());
-    let mut fold = sink.0.lock().unwrap().clone();
-    let reason = fold.closing().expect("the execution is over");
-    fold.lifecycle(&LifecycleEvent {
-        schema_version: glasshouse_schema::version::LIFECYCLE,
-        execution_id,
-        node: None,
-        unix_ns: 0,
-        phase: Phase::Closed(Closed { reason }),
-    })
-    .unwrap();
-    (report, fold.receipt().expect("it was profiled"))
+    (report, sink.receipt(execution_id).0)
 }
 
 /// Whether the receipt is whole and tells what `cat /etc/no-program` did, as far as its vantage points see it.
