@@ -24,11 +24,31 @@ __noinline int on_operation(struct task *t, struct scratch *s, struct gh_counter
 	return finish_activity(s, count, GH_CLASS_OTHER);
 }
 
-/* A timer's signal, say, comes in whatever task it interrupts. */
-static __inline bool sends_signals(long nr)
+#define SI_USER 0
+#define SI_TKILL (-6)
+
+/*
+ * Whether this is the signal that the task's system call sends. A timer's, say, comes in whatever task it interrupts, within
+ * a call that sends another one too.
+ */
+static __inline bool is_sent_by(struct pt_regs *regs, __u32 signal, int code)
 {
-	return nr == NR_kill || nr == NR_tkill || nr == NR_tgkill || nr == NR_rt_sigqueueinfo ||
-	       nr == NR_rt_tgsigqueueinfo || nr == NR_pidfd_send_signal;
+	switch (SYSCALL_NR(regs)) {
+	case NR_kill:
+		return code == SI_USER && (__u32)ARG2(regs) == signal;
+	case NR_tkill:
+		return code == SI_TKILL && (__u32)ARG2(regs) == signal;
+	case NR_tgkill:
+		return code == SI_TKILL && (__u32)ARG3(regs) == signal;
+	/* The code is what the caller says. */
+	case NR_rt_sigqueueinfo:
+	case NR_pidfd_send_signal:
+		return (__u32)ARG2(regs) == signal;
+	case NR_rt_tgsigqueueinfo:
+		return (__u32)ARG3(regs) == signal;
+	default:
+		return false;
+	}
 }
 
 /*
@@ -47,13 +67,13 @@ int glasshouse_signal(__u64 *ctx)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct gh_watch *at;
 	__u32 tgid;
+	int code;
 
-	if (!watch)
-		return 0;
 	/* SEND_SIG_NOINFO and SEND_SIG_PRIV. */
-	if (ctx[1] <= 1 || KREAD(info, si_code) > 0)
+	if (!watch || ctx[1] <= 1)
 		return 0;
-	if (!IS_COMPAT(task) && !sends_signals(SYSCALL_NR(bpf_task_pt_regs(task))))
+	code = KREAD(info, si_code);
+	if (code > 0 || (!IS_COMPAT(task) && !is_sent_by((void *)bpf_task_pt_regs(task), ctx[0], code)))
 		return 0;
 	execution = execution_of(watch);
 	count = counters_of(watch);
