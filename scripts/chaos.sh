@@ -42,10 +42,11 @@ use_rust || die "Rust $(wanted_rust) or newer is needed" "scripts/setup.sh"
 export GLASSHOUSE_NATS_SERVER="${GLASSHOUSE_NATS_SERVER:-$ROOT/.tools/nats-server}"
 cargo test -q -p glasshouse-aggregator --test chaos --no-run
 binary=$(cargo test -q -p glasshouse-aggregator --test chaos --no-run --message-format json |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+    sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 [ -x "$binary" ] || die "the chaos suite was not built" "cargo test -p glasshouse-aggregator --test chaos --no-run"
 
 mapfile -t scenarios < <("$binary" --list | sed -n 's/: test$//p')
+[ "${#scenarios[@]}" -gt 0 ] || die "$binary has no scenarios" "cargo test -p glasshouse-aggregator --test chaos -- --list"
 if [ "$list" = yes ]; then
     printf '%s\n' "${scenarios[@]}"
     exit 0

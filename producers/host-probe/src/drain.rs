@@ -472,13 +472,19 @@ impl Drain {
 
     /// Stops the recording, drains to where the producers stand then, and sends the last frame.
     fn seal(&mut self, slot: Slot, pending: &mut VecDeque<Command>) -> Result<SealReport, ProbeError> {
-        let Some(cgroup_id) =
-            self.watched.get(&slot.index).filter(|of| of.slot == slot).map(|of| of.cgroup_id)
+        let Some((cgroup_id, lossless)) =
+            self.watched.get(&slot.index).filter(|of| of.slot == slot).map(|of| (of.cgroup_id, of.lossless))
         else {
             return Err(ProbeError::Stopped);
         };
         let recorded = self.maps().stop(slot);
-        self.go_on(Some(slot));
+        // Else nobody is stopped, and to look for them all takes as long as all the rest.
+        let go_on = |drain: &Self| {
+            if lossless {
+                drain.go_on(Some(slot))
+            }
+        };
+        go_on(self);
         let deadline = Instant::now() + SETTLE;
         let mut until = self.producer_positions();
         let (counters, syscalls) = loop {
@@ -499,7 +505,7 @@ impl Drain {
             until = self.producer_positions();
         };
         // Whoever was just telling may have been stopped since.
-        self.go_on(Some(slot));
+        go_on(self);
         let missed_now = (self.missed)();
         let Some(of) = self.watched.remove(&slot.index) else {
             return Err(ProbeError::Stopped);
@@ -519,7 +525,9 @@ impl Drain {
             && let Some(of) = self.watched.remove(&slot.index)
         {
             self.maps().remove(slot, of.cgroup_id, true);
-            self.go_on(Some(slot));
+            if of.lossless {
+                self.go_on(Some(slot));
+            }
         }
     }
 }

@@ -9,6 +9,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use glasshouse_node_agent::{Layer, Settings, run, run_one};
 
+/// What an execution needs is made and dropped with it, by many threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const HELP: &str = "\
 Settings come from the command line, then GLASSHOUSE_* variables, then the file (TOML, the same names), then defaults.
 SIGTERM stops taking requests, lets what runs end (--drain-grace), and kills the rest; SIGHUP reads the file again.

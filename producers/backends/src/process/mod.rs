@@ -16,6 +16,7 @@ mod limits;
 mod pty;
 mod resolve;
 mod sandbox;
+mod shared;
 mod spawn;
 pub mod streams;
 mod user;
@@ -70,7 +71,7 @@ struct State {
     cgroup: Option<Arc<Cgroup>>,
     child: Option<Arc<Child>>,
     streams: Option<Running>,
-    sandbox: Sandbox,
+    sandbox: Arc<Sandbox>,
     /// Of its network; it goes before the cgroup does.
     allow_list: Option<AllowList>,
     /// What the receipt says of it.
@@ -167,14 +168,14 @@ impl ProcessBackend {
         spec: &ExecutionSpec,
         streams: &Prepared,
         cgroup: &mut Option<Arc<Cgroup>>,
-        sandbox: &Sandbox,
+        sandbox: &Arc<Sandbox>,
     ) -> Result<(Held, Child), BackendError> {
         let program = match Program::named(spec) {
             Some(program) => program,
             None => user::with_rights_of(spec.run_as.as_ref(), || Program::search(spec))??,
         };
         let failed = |error: io::Error| BackendError::failed("making the command's process", error);
-        let plan = Plan::new(spec, program.path(), sandbox).map_err(failed)?;
+        let plan = Arc::new(Plan::new(spec, program.path(), Arc::clone(sandbox)).map_err(failed)?);
         let own_terminal = streams.has_own_terminal();
         let is_given = matches!(spec.streams, StdStreams::Given { .. });
         let own_session = is_given && !own_terminal;
@@ -187,14 +188,12 @@ impl ProcessBackend {
             ..Placement::default()
         };
         if let Some(found) = cgroup.clone() {
-            let placed =
-                spawn::spawn(&plan, Placement { cgroup: Some(found.fd()), ..placement }).and_then(|held| {
-                    match if held.is_in_cgroup { Ok(()) } else { found.add(held.pid) } {
-                        Ok(()) => Ok(held),
-                        Err(error) => {
-                            held.give_up();
-                            Err(error)
-                        }
+            let placed = spawn::spawn(&plan, Placement { cgroup: Some(found.fd().as_raw_fd()), ..placement })
+                .and_then(|held| match if held.is_in_cgroup { Ok(()) } else { found.add(held.pid) } {
+                    Ok(()) => Ok(held),
+                    Err(error) => {
+                        held.give_up();
+                        Err(error)
                     }
                 });
             match placed {
@@ -491,7 +490,7 @@ impl ExecutionBackend for ProcessBackend {
             limits: spec.limits,
             not_applied,
         };
-        state.sandbox = sandbox;
+        state.sandbox = Arc::new(sandbox);
         state.allow_list = allow_list;
         state.user.clone_from(&spec.run_as);
         Ok(())

@@ -14,26 +14,30 @@
 //!   other executions open, and they would not see their ends.
 //! - In a sandbox it is born into the pid namespace of an init: a thread of its own starts the init, lets its children be
 //!   members of that namespace, and makes the process; so the process is our child all the same.
+//! - Without a sandbox the child shares our memory until its exec (`shared.rs`): copying it, and every page that is written while
+//!   the child is held, took longer than all the rest.
 //! - End of file at the barrier (the parent is gone or gave up) ends the child without an instruction of the command.
 
 #![allow(unsafe_code, reason = "fork and exec by hand: no safe API holds a child before its exec")]
 
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::ptr;
+use std::sync::Arc;
 
 use glasshouse_execution::spec::ExecutionSpec;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 use super::sandbox::{self, Descriptors, Init, MAX_SLOTS, Sandbox, Step};
+use super::shared;
 use crate::fd::owned;
 
 /// Flags of clone3 (linux/sched.h); libc's constants do not hold the upper half.
-const CLONE_PIDFD: u64 = 0x1000;
+pub(super) const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
@@ -64,21 +68,21 @@ pub(super) struct Failure {
 }
 
 /// All that the child needs.
-pub(super) struct Plan<'a> {
+pub(super) struct Plan {
     path: CString,
     argv: Vec<CString>,
     /// For a script without an interpreter line, which execvp(3) gives to the shell.
     shell_argv: Vec<CString>,
     env: Vec<CString>,
     workdir: Option<CString>,
-    sandbox: &'a Sandbox,
+    sandbox: Arc<Sandbox>,
     /// What we have open is not the command's.
     closes_all: bool,
 }
 
 /// How the child is placed.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Placement<'a> {
+pub(super) struct Placement {
     /// Its standard streams; `None` leaves the parent's.
     pub(super) streams: [Option<RawFd>; 3],
     /// It leads a session of its own whose terminal is its standard input.
@@ -88,7 +92,7 @@ pub(super) struct Placement<'a> {
     /// It leads a process group of its own.
     pub(super) own_group: bool,
     /// It starts in this cgroup.
-    pub(super) cgroup: Option<BorrowedFd<'a>>,
+    pub(super) cgroup: Option<RawFd>,
 }
 
 /// A process that waits at the barrier.
@@ -133,9 +137,9 @@ impl Held {
     }
 }
 
-impl<'a> Plan<'a> {
+impl Plan {
     /// Fails for a NUL byte only, which the spec's validation finds before.
-    pub(super) fn new(spec: &ExecutionSpec, path: &Path, sandbox: &'a Sandbox) -> io::Result<Self> {
+    pub(super) fn new(spec: &ExecutionSpec, path: &Path, sandbox: Arc<Sandbox>) -> io::Result<Self> {
         let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
         let argv = spec.argv.iter().map(|argument| text(argument)).collect::<io::Result<Vec<_>>>()?;
         let mut shell_argv = vec![c"/bin/sh".to_owned(), text(path.as_os_str())?];
@@ -155,7 +159,7 @@ impl<'a> Plan<'a> {
 }
 
 /// What the child works with: pointers into the [`Plan`], which outlives the call.
-struct Raw<'a> {
+pub(super) struct Raw<'a> {
     path: *const libc::c_char,
     argv: Vec<*const libc::c_char>,
     shell_argv: Vec<*const libc::c_char>,
@@ -177,8 +181,37 @@ fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
     texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
 }
 
+impl<'a> Raw<'a> {
+    /// What is pointed at, and the descriptors, have to be there until the child's exec or end, or until its copy is made.
+    pub(super) fn new(plan: &'a Plan, placement: Placement, pipes: Pipes, init: Option<&Init>) -> Self {
+        Self {
+            path: plan.path.as_ptr(),
+            argv: pointers(&plan.argv),
+            shell_argv: pointers(&plan.shell_argv),
+            env: pointers(&plan.env),
+            workdir: plan.workdir.as_ref().map_or(ptr::null(), |dir| dir.as_ptr()),
+            streams: placement.streams.map(|stream| stream.unwrap_or(-1)),
+            own_terminal: placement.own_terminal,
+            own_session: placement.own_session,
+            own_group: placement.own_group,
+            steps: plan.sandbox.steps(),
+            descriptors: Descriptors { init: init.map_or(-1, Init::pidfd), ruleset: plan.sandbox.ruleset() },
+            closes_all: plan.closes_all,
+            barrier: pipes.barrier,
+            report: pipes.report,
+        }
+    }
+}
+
+/// The child's ends of its pipes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pipes {
+    barrier: RawFd,
+    report: RawFd,
+}
+
 /// Makes the process. It holds at the barrier when this returns, or soon after.
-pub(super) fn spawn(plan: &Plan<'_>, placement: Placement<'_>) -> io::Result<Held> {
+pub(super) fn spawn(plan: &Arc<Plan>, placement: Placement) -> io::Result<Held> {
     if !plan.sandbox.has_namespaces() {
         return spawn_here(plan, placement, None);
     }
@@ -191,72 +224,82 @@ pub(super) fn spawn(plan: &Plan<'_>, placement: Placement<'_>) -> io::Result<Hel
     })
 }
 
-fn spawn_here(plan: &Plan<'_>, placement: Placement<'_>, init: Option<Init>) -> io::Result<Held> {
+fn spawn_here(plan: &Arc<Plan>, placement: Placement, init: Option<Init>) -> io::Result<Held> {
     let (barrier_read, barrier) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     let (report, report_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-    let raw = Raw {
-        path: plan.path.as_ptr(),
-        argv: pointers(&plan.argv),
-        shell_argv: pointers(&plan.shell_argv),
-        env: pointers(&plan.env),
-        workdir: plan.workdir.as_ref().map_or(ptr::null(), |dir| dir.as_ptr()),
-        streams: placement.streams.map(|stream| stream.unwrap_or(-1)),
-        own_terminal: placement.own_terminal,
-        own_session: placement.own_session,
-        own_group: placement.own_group,
-        steps: plan.sandbox.steps(),
-        descriptors: Descriptors {
-            init: init.as_ref().map_or(-1, Init::pidfd),
-            ruleset: plan.sandbox.ruleset(),
-        },
-        closes_all: plan.closes_all,
-        barrier: barrier_read.as_raw_fd(),
-        report: report_write.as_raw_fd(),
+    let pipes = Pipes { barrier: barrier_read.as_raw_fd(), report: report_write.as_raw_fd() };
+    let shared = match init {
+        None => shared::spawn(plan, placement, pipes),
+        // It would start further processes in our memory.
+        Some(_) => None,
     };
-    // No signal may run one of our handlers in the child.
-    let mut before = SigSet::empty();
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    let cloned = clone_child(&raw, placement.cgroup);
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    let (pid, pidfd, is_in_cgroup) = cloned?;
+    let made = match shared {
+        Some(made) => made?,
+        None => spawn_copied(&Raw::new(plan, placement, pipes, init.as_ref()), placement.cgroup)?,
+    };
+    let Made { pid, pidfd, is_in_cgroup } = made;
     Ok(Held { pid, pidfd, barrier, report, is_in_cgroup, has_steps: !plan.sandbox.steps().is_empty(), init })
 }
 
-fn clone_child(raw: &Raw<'_>, cgroup: Option<BorrowedFd<'_>>) -> io::Result<(i32, OwnedFd, bool)> {
-    let mut pidfd: RawFd = -1;
+/// What of a child only its maker knows.
+pub(super) struct Made {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) is_in_cgroup: bool,
+}
+
+fn spawn_copied(raw: &Raw<'_>, cgroup: Option<RawFd>) -> io::Result<Made> {
+    // No signal may run one of our handlers in the child.
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    let cloned = clone_child(raw, cgroup);
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    cloned
+}
+
+/// What every child is made with; the kernel writes its pidfd.
+pub(super) fn clone_args(pidfd: *mut RawFd, cgroup: Option<RawFd>) -> libc::clone_args {
     // SAFETY: clone_args is plain data, for which all zeroes is valid and means "nothing asked for".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = CLONE_PIDFD | CLONE_CLEAR_SIGHAND;
-    args.pidfd = &raw mut pidfd as u64;
+    args.pidfd = pidfd as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
+        args.cgroup = cgroup as u64;
     }
+    args
+}
+
+/// Whether clone3 is not to be had: a kernel before 5.7, or a seccomp filter (older container runtimes) that does not know it.
+pub(super) fn is_refused(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL))
+}
+
+fn clone_child(raw: &Raw<'_>, cgroup: Option<RawFd>) -> io::Result<Made> {
+    let mut pidfd: RawFd = -1;
+    let args = clone_args(&raw mut pidfd, cgroup);
     // SAFETY: without CLONE_VM this is a fork: the child has its own copy of everything, `args` is valid for its size,
     // and the child goes on into `child` and never returns from it.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
     match pid {
         0 => child(raw, true),
-        1.. => Ok((pid as i32, owned(pidfd)?, cgroup.is_some())),
+        1.. => Ok(Made { pid: pid as i32, pidfd: owned(pidfd)?, is_in_cgroup: cgroup.is_some() }),
         _ => match io::Error::last_os_error() {
-            // A kernel before 5.7, or a seccomp filter (older container runtimes) that does not know clone3.
-            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) => {
-                fork_child(raw)
-            }
+            error if is_refused(&error) => fork_child(raw),
             error => Err(error),
         },
     }
 }
 
-fn fork_child(raw: &Raw<'_>) -> io::Result<(i32, OwnedFd, bool)> {
+fn fork_child(raw: &Raw<'_>) -> io::Result<Made> {
     // SAFETY: the child goes on into `child`, which calls async-signal-safe functions only and never returns.
     let pid = unsafe { libc::fork() };
     match pid {
         0 => child(raw, false),
         // SAFETY: pidfd_open takes two integers; the process is our child and not waited for, so the id is its.
         1.. => match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } {
-            pidfd @ 0.. => Ok((pid, owned(pidfd as RawFd)?, false)),
+            pidfd @ 0.. => Ok(Made { pid, pidfd: owned(pidfd as RawFd)?, is_in_cgroup: false }),
             _ => {
                 let error = io::Error::last_os_error();
                 // SAFETY: plain system calls on our own child; the barrier closes with the caller's error.
@@ -273,9 +316,8 @@ fn fork_child(raw: &Raw<'_>) -> io::Result<(i32, OwnedFd, bool)> {
 
 /// The child's life up to the exec. Allocates nothing and calls async-signal-safe functions only. `is_clear` says that it was
 /// made without our signal handlers (CLONE_CLEAR_SIGHAND).
-fn child(raw: &Raw<'_>, is_clear: bool) -> ! {
-    // SAFETY: every pointer in `raw` points into memory that this process copied with the clone and that nothing
-    // frees; all calls are plain system calls with arguments of their kind.
+pub(super) fn child(raw: &Raw<'_>, is_clear: bool) -> ! {
+    // SAFETY: every pointer in `raw` points into memory that nothing frees before the exec, a copy or not; all calls are plain system calls with arguments of their kind.
     unsafe {
         default_signals(if is_clear { libc::SIGPIPE..=libc::SIGPIPE } else { 1..=64 });
         if raw.own_group {

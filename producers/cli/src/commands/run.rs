@@ -54,20 +54,30 @@ pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode
 
 async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let spec = spec(&args, &policies)?;
-    if super::local::is_wanted(&args)? {
-        let file = watches(&args).then(|| ReceiptFile::open(&args.receipt)).transpose()?;
-        let (report, receipt) = super::local::run(&args, &spec, &gate(&args, &policies)).await?;
-        let mut end = End::default();
-        end.write(file, receipt.as_deref());
-        // Only who judges it or tells of it has to understand it.
-        let is_read = args.json || !policies.is_empty();
-        let receipt = receipt.filter(|_| is_read).map(received).transpose();
-        end.receipt = receipt.context("the node agent's receipt")?;
-        for error in &report.cleanup_errors {
-            say(format_args!("glasshouse: error: {error}"));
-        }
-        return Ok(conclude(&args, &policies, &report, end));
+    match super::local::is_wanted(&args)? {
+        true => by_agent(&args, &policies, &spec).await,
+        // Boxed, because it is many times larger, and would be moved about for the other too.
+        false => Box::pin(here(args, policies, spec)).await,
     }
+}
+
+/// The node agent of this machine runs it.
+async fn by_agent(args: &RunArgs, policies: &[Policy], spec: &ExecutionSpec) -> anyhow::Result<ExitCode> {
+    let file = watches(args).then(|| ReceiptFile::open(&args.receipt)).transpose()?;
+    let (report, receipt) = super::local::run(args, spec, &gate(args, policies)).await?;
+    let mut end = End::default();
+    end.write(file, receipt.as_deref());
+    // Only who judges it or tells of it has to understand it.
+    let is_read = args.json || !policies.is_empty();
+    let receipt = receipt.filter(|_| is_read).map(received).transpose();
+    end.receipt = receipt.context("the node agent's receipt")?;
+    for error in &report.cleanup_errors {
+        say(format_args!("glasshouse: error: {error}"));
+    }
+    Ok(conclude(args, policies, &report, end))
+}
+
+async fn here(args: RunArgs, policies: Vec<Policy>, spec: ExecutionSpec) -> anyhow::Result<ExitCode> {
     let Chosen { backend, inside } = args.machine.choose(args.backend, &spec)?;
     let execution = spec.id;
     let mut leftovers = None;

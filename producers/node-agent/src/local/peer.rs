@@ -145,19 +145,25 @@ fn read(path: &str) -> io::Result<String> {
 /// The limits of a process (proc_pid_limits(5)), none above our own: ours may be all that we can give. Read and not asked for
 /// by prlimit(2), for which one needs CAP_SYS_RESOURCE.
 fn resources(pid: i32) -> io::Result<Vec<(u32, u64, u64)>> {
-    let table = |pid: &str| -> io::Result<Vec<(u64, u64)>> {
-        let text = read(&format!("/proc/{pid}/limits"))?;
-        let limits: Vec<(u64, u64)> = text.lines().skip(1).filter_map(limits).collect();
-        let is_known = limits.len() == RESOURCES;
-        is_known.then_some(limits).ok_or_else(|| io::Error::other("the kernel writes them in another way"))
-    };
-    let (theirs, ours) = (table(&pid.to_string())?, table("self")?);
-    let within = |((soft, hard), (_, most)): (&(u64, u64), &(u64, u64))| {
-        let hard = *hard.min(most);
-        (*soft.min(&hard), hard)
-    };
-    let limits = theirs.iter().zip(&ours).map(within);
-    Ok((0..).zip(limits).map(|(resource, (soft, hard))| (resource, soft, hard)).collect())
+    let text = read(&format!("/proc/{pid}/limits"))?;
+    let theirs: Vec<(u64, u64)> = text.lines().skip(1).filter_map(limits).collect();
+    if theirs.len() != RESOURCES {
+        return Err(io::Error::other("the kernel writes them in another way"));
+    }
+    (0..)
+        .zip(theirs)
+        .map(|(resource, (soft, hard))| {
+            let hard = hard.min(own_hard(resource)?);
+            Ok((resource, soft.min(hard), hard))
+        })
+        .collect()
+}
+
+fn own_hard(resource: u32) -> io::Result<u64> {
+    let mut own = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit64; no process but us is asked for, and nothing is set.
+    let got = unsafe { libc::prlimit64(0, resource, std::ptr::null(), &raw mut own) };
+    if got < 0 { Err(io::Error::last_os_error()) } else { Ok(own.rlim_max) }
 }
 
 /// Soft and hard value of a line; the lines come in the order of the resources' numbers, the name has 25 places.
