@@ -29,9 +29,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use glasshouse_schema::frame::DecodeError;
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
 use glasshouse_schema::lifecycle::{
-    Attached, Claimed, ClosedReason, LifecycleEvent, Phase, PhaseName, Profiled, Sealed, Step,
+    Attached, Claimed, Closed, ClosedReason, LifecycleEvent, Phase, PhaseName, Profiled, Sealed, Step,
 };
-use glasshouse_schema::{Frame, Receipt};
+use glasshouse_schema::{EncodedFrame, Frame, Receipt, version};
 
 use chain::{Chain, ChainKey};
 
@@ -235,6 +235,20 @@ impl ExecutionFold {
         })
     }
 
+    /// Closes the execution as a worker would, where nothing more is expected; gives whether that is so. For whoever has all
+    /// of its record, and no worker.
+    pub fn close(&mut self) -> Result<bool, Rejected> {
+        let Some(reason) = self.closing() else { return Ok(false) };
+        self.lifecycle(&LifecycleEvent {
+            schema_version: version::LIFECYCLE,
+            execution_id: self.execution,
+            node: None,
+            unix_ns: 0,
+            phase: Phase::Closed(Closed { reason }),
+        })?;
+        Ok(true)
+    }
+
     /// Whether the `closed` event was taken.
     pub fn is_closed(&self) -> bool {
         self.has(PhaseName::Closed)
@@ -306,6 +320,22 @@ impl ExecutionFold {
             _ => None,
         }
     }
+}
+
+/// The receipt of an execution that is over, from all that was said of it; `None` when nothing was profiled.
+///
+/// # Errors
+/// The first event or frame that is refused.
+pub fn receipt_of(
+    execution: ExecutionId,
+    events: &[LifecycleEvent],
+    frames: &[EncodedFrame],
+) -> Result<Option<Receipt>, Rejected> {
+    let mut fold = ExecutionFold::new(execution);
+    events.iter().try_for_each(|event| fold.lifecycle(event))?;
+    frames.iter().try_for_each(|frame| fold.frame(&frame.bytes, Some((&frame.node, frame.vantage))))?;
+    fold.close()?;
+    Ok(fold.receipt())
 }
 
 /// An event came from JSON or goes to it, so it always has canonical bytes; without them it would still be one fixed digest.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use glasshouse_backends::conformance::spec;
+use glasshouse_backends::fake::RecordingSink;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::{Engine, EngineReport, ExecutionSpec};
 use glasshouse_guest_link::message::Bytes;
@@ -24,11 +25,6 @@ use glasshouse_schema::lifecycle::{Attached, Environment, ProfilingMode};
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_schema::{EncodedFrame, Event, Fact, FrameWriter, PathRef, ProcessKey, Receipt};
 use glasshouse_vm::{Launch, VmBackend, Vmm};
-
-#[path = "support/folding.rs"]
-mod folding;
-
-use folding::Folding;
 
 type Guest = Box<dyn FnOnce(Host) + Send>;
 
@@ -156,19 +152,21 @@ fn frame(bytes: Vec<u8>) -> ToHost {
 }
 
 /// Runs a command in a played guest; gives the report, the receipt, and how many frames were handed on.
-async fn run(guest: impl FnOnce(Host) + Send + 'static) -> (EngineReport, Receipt, u64) {
+async fn run(guest: impl FnOnce(Host) + Send + 'static) -> (EngineReport, Receipt, usize) {
     let mut spec = spec(["true"]);
     spec.profile = ProfilingMode::Guest;
     let backend = VmBackend::new(Played { guest: Mutex::new(Some(Box::new(guest))) });
-    let sink = Arc::new(Folding::new(spec.id));
+    let sink = Arc::new(RecordingSink::new());
     let controllers: Vec<Arc<dyn glasshouse_execution::ProfilingController>> =
         vec![Arc::new(backend.controller())];
     let execution = spec.id;
     let engine = Engine { controllers, ..Engine::new(Arc::new(backend), sink.clone()) };
     let report = engine.run(spec, None).await;
     assert_eq!(report.cleanup_errors, Vec::<String>::new());
-    let (receipt, frames) = sink.receipt(execution);
-    (report, receipt, frames)
+    let frames = sink.frames();
+    // What it refuses was handed on though it was a lie.
+    let receipt = glasshouse_fold::receipt_of(execution, &sink.events(), &frames).unwrap();
+    (report, receipt.expect("it was profiled"), frames.len())
 }
 
 /// The lie ends the execution in good time, with words, and in a partial receipt.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use glasshouse_backends::conformance::{report_skipped, spec};
+use glasshouse_backends::fake::RecordingSink;
 use glasshouse_execution::{Engine, EngineReport, ExecutionSpec, ProfilingController};
 use glasshouse_host_probe::{EbpfController, LoadOptions};
 use glasshouse_schema::Receipt;
@@ -11,7 +12,7 @@ use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_vm::VmBackend;
 
-use super::support::{self, folding::Folding};
+use super::support;
 
 /// Runs the spec with the controllers that its profile asks for.
 pub(crate) async fn run(backend: VmBackend, spec: ExecutionSpec) -> (EngineReport, Receipt) {
@@ -23,13 +24,14 @@ pub(crate) async fn run(backend: VmBackend, spec: ExecutionSpec) -> (EngineRepor
         controllers.push(Arc::new(backend.controller()));
     }
     let execution_id = spec.id;
-    let sink = Arc::new(Folding::new(execution_id));
+    let sink = Arc::new(RecordingSink::new());
     let engine = Engine { controllers, ..Engine::new(Arc::new(backend), sink.clone()) };
     let report = engine.run(spec, None).await;
     assert_eq!(report.outcome.error, None);
     assert_eq!(report.cleanup_errors, Vec::<String>::new());
     assert_eq!(support::left_of(&execution_id.to_string()), Vec::<String>::new());
-    (report, sink.receipt(execution_id).0)
+    let receipt = glasshouse_fold::receipt_of(execution_id, &sink.events(), &sink.frames()).unwrap();
+    (report, receipt.expect("it was profiled"))
 }
 
 /// Whether the receipt is whole and tells what `cat /etc/no-program` did, as far as its vantage points see it.

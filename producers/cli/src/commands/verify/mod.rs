@@ -9,12 +9,10 @@ use std::process::ExitCode;
 
 use glasshouse_fold::ExecutionFold;
 use glasshouse_nats::{Bus, Claims, ErrorKind, RECEIPTS, StoredMessage};
-use glasshouse_schema::lifecycle::{
-    Claimed, Closed, LifecycleEvent, Phase, PhaseName, Sealed, SealedVantage,
-};
+use glasshouse_schema::lifecycle::{Claimed, LifecycleEvent, Phase, PhaseName, Sealed, SealedVantage};
 use glasshouse_schema::receipt::{ChainHead, Completeness, MAX_RECEIPT_BYTES};
 use glasshouse_schema::subject::{EventSubject, EventSubjectKind};
-use glasshouse_schema::{Digest, ExecutionId, Frame, NodeId, Receipt, Vantage, subject, version};
+use glasshouse_schema::{Digest, ExecutionId, Frame, NodeId, Receipt, Vantage, subject};
 use serde::Serialize;
 
 use self::chain::{ChainId, Fault, Problem, StoredChain};
@@ -234,15 +232,8 @@ impl Evidence {
         let mut reasons = Vec::new();
         if self.closed_seq.is_none() && self.events > 0 {
             // Who keeps a receipt of its own may ask before an aggregator came to close the execution.
-            match self.fold.closing() {
-                Some(reason) => self.fold.lifecycle(&LifecycleEvent {
-                    schema_version: version::LIFECYCLE,
-                    execution_id: given.execution,
-                    node: None,
-                    unix_ns: 0,
-                    phase: Phase::Closed(Closed { reason }),
-                })?,
-                None => reasons.push("the stored events do not end the execution".to_owned()),
+            if !self.fold.close()? {
+                reasons.push("the stored events do not end the execution".to_owned());
             }
             if given.is_stored {
                 reasons.push("the `closed` event is not stored, and a receipt is made after it".to_owned());
