@@ -26,6 +26,7 @@ calls! {
     PrepareSnapshot => Mounts, "/containerd.services.snapshots.v1.Snapshots/Prepare";
     RemoveSnapshot => Empty, "/containerd.services.snapshots.v1.Snapshots/Remove";
     CreateContainer => Empty, "/containerd.services.containers.v1.Containers/Create";
+    ListContainers => Listed, "/containerd.services.containers.v1.Containers/List";
     DeleteContainer => Empty, "/containerd.services.containers.v1.Containers/Delete";
     CreateTask => Created, "/containerd.services.tasks.v1.Tasks/Create";
     StartTask => Empty, "/containerd.services.tasks.v1.Tasks/Start";
@@ -147,6 +148,18 @@ pub(crate) struct Container {
 pub(crate) struct Runtime {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ListContainers {
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) filters: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Listed {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) containers: Vec<Container>,
 }
 
 #[derive(Clone, PartialEq, Message)]

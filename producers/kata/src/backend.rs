@@ -8,11 +8,10 @@
 //!   cleanup   task, container, snapshot, pid namespace, pipes
 //! ```
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use std::{io, sync::Arc};
 
 use async_trait::async_trait;
@@ -29,13 +28,14 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use crate::api::{
-    Any, CloseIo, Container, CreateContainer, CreateTask, DeleteContainer, DeleteTask, KillTask, Mount,
-    PrepareSnapshot, RemoveSnapshot, Runtime, StartTask, WaitTask,
+    Any, CloseIo, Container, CreateContainer, CreateTask, KillTask, Mount, PrepareSnapshot, Runtime,
+    StartTask, WaitTask,
 };
 use crate::cgroup::Cgroup;
-use crate::client::{Client, is_gone};
+use crate::client::Client;
 use crate::holder::Holder;
 use crate::pump::{Copied, Pipes};
+use crate::records::{self, SNAPSHOTTER};
 use crate::{image, oci};
 
 /// Where containerd listens.
@@ -45,10 +45,6 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 /// Kata's own shim.
 pub const DEFAULT_RUNTIME: &str = "io.containerd.kata.v2";
 
-/// What containerd takes when it is told none.
-const SNAPSHOTTER: &str = "overlayfs";
-/// How long a task may take to end once it is killed.
-const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// What a shim adds to a signal's number to say that it ended a command, as a shell does.
 const SIGNALLED: u32 = 128;
 /// The highest signal.
@@ -83,9 +79,8 @@ pub struct KataBackend {
 #[derive(Default)]
 struct State {
     client: Option<Client>,
-    /// What was asked of containerd, whether or not it came about.
+    /// Containerd was asked for a container, whether or not it came about.
     has_container: bool,
-    has_task: bool,
     id: String,
     rootfs: Vec<Mount>,
     holder: Option<Holder>,
@@ -113,6 +108,15 @@ impl KataBackend {
             exit: watch::Sender::new(None),
             abort: watch::Sender::new(false),
         }
+    }
+
+    /// Ends what executions of killed processes left in containerd's namespace; gives what is left. A process's first execution does
+    /// the same.
+    ///
+    /// # Errors
+    /// Why containerd cannot be asked.
+    pub async fn end_orphans(config: &Config) -> Result<Vec<String>, String> {
+        Ok(records::sweep(&Client::connect(&config.address, &config.namespace).await?).await)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -164,7 +168,7 @@ impl KataBackend {
         }
         let container = Container {
             id: id.clone(),
-            labels: HashMap::from([("glasshouse.execution".to_owned(), id.clone())]),
+            labels: records::labels(&id),
             image: self.config.image.clone(),
             runtime: Some(Runtime { name: self.config.runtime.clone() }),
             spec: Some(Any { type_url: oci::TYPE_URL.to_owned(), value: document.to_string().into_bytes() }),
@@ -302,6 +306,7 @@ impl ExecutionBackend for KataBackend {
             (state.id, state.client, state.limits) = (spec.id.to_string(), Some(client.clone()), spec.limits);
             (state.prepared, state.budget) = (Some(prepared), budget);
         }
+        sweep_once(&client).await;
         self.make(&client, spec).await
     }
 
@@ -318,9 +323,9 @@ impl ExecutionBackend for KataBackend {
                 return Err(BackendError::failed(STREAMS, "there is nowhere to print to"));
             };
             let stdin = stdin.map_or_else(own_stdin, Ok).map_err(failed(STREAMS))?;
-            let (pipes, copied) = Pipes::new(stdin, stdout, stderr).map_err(failed(STREAMS))?;
+            let (pipes, copied) = Pipes::new(&id, stdin, stdout, stderr).map_err(failed(STREAMS))?;
             let [stdin, stdout, stderr] = pipes.paths().map(|path| path.to_string_lossy().into_owned());
-            (state.pipes, state.copied, state.has_task) = (Some(pipes), Some(copied), true);
+            (state.pipes, state.copied) = (Some(pipes), Some(copied));
             CreateTask {
                 container_id: id.clone(),
                 rootfs: std::mem::take(&mut state.rootfs),
@@ -425,26 +430,15 @@ impl ExecutionBackend for KataBackend {
     }
 
     async fn cleanup(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        let (client, id, has_container, has_task) = {
+        let (client, id) = {
             let mut state = self.state();
-            (state.prepared, state.running, state.copied) = (None, None, None);
-            let asked = (state.client.clone(), state.id.clone(), state.has_container, state.has_task);
-            (state.has_container, state.has_task, state.is_held) = (false, false, false);
-            asked
+            (state.prepared, state.running, state.copied, state.is_held) = (None, None, None, false);
+            let has_container = std::mem::take(&mut state.has_container);
+            (state.client.clone().filter(|_| has_container), state.id.clone())
         };
-        let mut note = |what: &str, result: Result<(), Status>| {
-            left.extend(result.err().map(|status| format!("{what} {id} is left: {}", status.message())));
-        };
-        if let Some(client) = client {
-            if has_task {
-                note("the task", end_task(&client, &id).await);
-            }
-            if has_container {
-                note("the container", client.remove(DeleteContainer { id: id.clone() }).await);
-                let snapshot = RemoveSnapshot { snapshotter: SNAPSHOTTER.to_owned(), key: id.clone() };
-                note("the snapshot", client.remove(snapshot).await);
-            }
+        let mut left = Vec::new();
+        if let Some(client) = &client {
+            left.extend(records::end(client, &id).await);
         }
         let (holder, pipes) = {
             let mut state = self.state();
@@ -457,7 +451,11 @@ impl ExecutionBackend for KataBackend {
         if let Some(Err(error)) = pipes.map(Pipes::close) {
             left.push(format!("the pipes of {id} are left: {error}"));
         }
-        left
+        match client {
+            // What is left is found by the record, when the next process looks.
+            Some(client) if left.is_empty() => records::forget(&client, &id).await,
+            _ => left,
+        }
     }
 
     async fn exceeded(&self) -> Limit {
@@ -470,17 +468,14 @@ impl ExecutionBackend for KataBackend {
     }
 }
 
-/// Kills a task if it is there, and removes it.
-async fn end_task(client: &Client, id: &str) -> Result<(), Status> {
-    let kill = KillTask { container_id: id.to_owned(), signal: libc::SIGKILL as u32, all: true };
-    client.remove(kill).await?;
-    let ended = client.call(WaitTask { container_id: id.to_owned() });
-    match tokio::time::timeout(GONE_WITHIN, ended).await {
-        Ok(Err(status)) if is_gone(&status) => return Ok(()),
-        Ok(ended) => ended.map(drop)?,
-        Err(_) => return Err(Status::deadline_exceeded("it does not end though it was killed")),
+/// Once per process, as the backend `process` does it.
+async fn sweep_once(client: &Client) {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.swap(true, Ordering::Relaxed) {
+        for left in records::sweep(client).await {
+            tracing::warn!(left, "left of an earlier run");
+        }
     }
-    client.remove(DeleteTask { container_id: id.to_owned() }).await
 }
 
 fn own_stdin() -> io::Result<OwnedFd> {

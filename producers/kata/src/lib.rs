@@ -28,5 +28,6 @@ mod holder;
 mod image;
 mod oci;
 mod pump;
+mod records;
 
 pub use backend::{Config, DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME, KataBackend};

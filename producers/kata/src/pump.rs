@@ -17,9 +17,16 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 const CHUNK_BYTES: usize = 64 * 1024;
+/// What their directories are called, with the execution's id.
+const PREFIX: &str = "glasshouse-kata-";
 
 /// Ends when a stream was copied to its end.
 pub(crate) type Copied = oneshot::Receiver<()>;
+
+/// Where the pipes of an execution are.
+pub(crate) fn dir_of(id: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("{PREFIX}{id}"))
+}
 
 /// The pipes of one command. Dropping it ends the copies, save what waits for a reader.
 #[derive(Debug)]
@@ -33,8 +40,14 @@ pub(crate) struct Pipes {
 
 impl Pipes {
     /// Makes them and starts to copy the output, which ends when each of `copied` does.
-    pub(crate) fn new(stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<(Self, [Copied; 2])> {
-        let dir = tempfile::Builder::new().prefix("glasshouse-kata-").tempdir()?;
+    pub(crate) fn new(
+        id: &str,
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    ) -> io::Result<(Self, [Copied; 2])> {
+        // One of that name is no directory of ours: then there are no pipes.
+        let dir = tempfile::Builder::new().prefix(&format!("{PREFIX}{id}")).rand_bytes(0).tempdir()?;
         let quit = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let [path, out, err] = paths(dir.path());
         let (read, write) = make(&path)?;

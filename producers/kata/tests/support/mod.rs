@@ -106,13 +106,7 @@ impl Containerd {
 
     /// A backend whose containers see these folders.
     pub(crate) fn backend(&self, binds: Vec<PathBuf>) -> KataBackend {
-        KataBackend::new(Config {
-            address: self.address(),
-            namespace: NAMESPACE.to_owned(),
-            runtime: RUNTIME.to_owned(),
-            image: IMAGE.to_owned(),
-            binds,
-        })
+        KataBackend::new(config(self.address(), binds))
     }
 
     /// What is left of an execution.
@@ -129,12 +123,20 @@ impl Containerd {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(id)).map(str::to_owned));
         left.extend(dirs_named(id, Path::new("/sys/fs/cgroup")));
+        let pipes = std::env::temp_dir().join(format!("glasshouse-kata-{id}"));
+        left.extend(pipes.exists().then(|| format!("pipes: {}", pipes.display())));
         left
     }
 
     fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
+}
+
+/// What containers are made of that see these folders.
+pub(crate) fn config(address: PathBuf, binds: Vec<PathBuf>) -> Config {
+    let [namespace, runtime, image] = [NAMESPACE, RUNTIME, IMAGE].map(str::to_owned);
+    Config { address, namespace, runtime, image, binds }
 }
 
 impl Drop for Containerd {
