@@ -36,8 +36,11 @@ pub struct AgentStatus {
     /// It takes nothing more and is about to end.
     #[serde(default)]
     pub draining: bool,
-    /// The backends it has.
+    /// The backends it has, and which can run here.
     pub backends: Vec<String>,
+    /// Why those that it was to have besides cannot, by name; absent if all can.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unavailable_backends: BTreeMap<String, String>,
     /// Which vantage points watch a request that does not say.
     pub profile: ProfilingMode,
     /// Why nothing can be watched from the host; absent if it can.

@@ -553,6 +553,7 @@ fn node_status() -> NodeStatus {
         free_slots: 3,
         draining: false,
         backends: vec!["process".into()],
+        unavailable_backends: [("kata".into(), "no containerd".into())].into(),
         profile: ProfilingMode::Host,
         host_profiling_error: Some("no BTF".into()),
         labels: request().labels,

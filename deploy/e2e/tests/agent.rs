@@ -6,9 +6,19 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use glasshouse_e2e::{Pipeline, Process, command, output, skip_unless_watching_works, stderr, wait_for};
+use glasshouse_e2e::{
+    Pipeline, Process, command, output, output_within, skip_unless_watching_works, stderr, wait_for,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+
+#[path = "../../../producers/kata/tests/support/containerd.rs"]
+#[allow(dead_code, reason = "the tests of containers use the rest of it")]
+mod containerd;
+#[path = "machines/image.rs"]
+mod image;
+
+use containerd::Containerd;
 
 /// A pipeline and an agent with two slots.
 struct Fleet {
@@ -324,4 +334,89 @@ fn a_batch_gives_a_line_for_every_request() {
     assert_eq!(refused.status.code(), Some(125));
     assert!(stderr(&refused).contains("line 2"), "{}", stderr(&refused));
     assert!(fleet.json(&["ps", "--json"]).is_empty(), "nothing of it was submitted");
+}
+
+/// An emulated machine on a busy host takes its time.
+const MACHINE_DEADLINE: Duration = Duration::from_secs(180);
+
+/// Submits a command that says where it is, and gives its receipt.
+fn receipt_of_submitted(fleet: &Fleet, options: &[&str], script: &str, expected: (i32, &str)) -> Value {
+    let submit = [&["submit", "--json"], options, &["--", "/bin/sh", "-c", script]].concat();
+    let done = output_within(MACHINE_DEADLINE, fleet.client(&submit));
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert_eq!((done.status.code(), said.as_str()), (Some(expected.0), expected.1), "{}", stderr(&done));
+    let end: Value = serde_json::from_str(stderr(&done).lines().next().unwrap()).unwrap();
+    let id = end["execution_id"].as_str().unwrap();
+    fleet.json(&["receipt", "get", "--wait", "--json", id]).remove(0)
+}
+
+#[test]
+fn a_request_runs_in_a_virtual_machine() {
+    skip_unless_watching_works!();
+    let image = match image::made() {
+        Ok(image) => image,
+        Err(reason) => return eprintln!("skipped: {reason}"),
+    };
+    // Of one that cannot run here nobody is told, and the others run.
+    let fleet = Fleet::started_by(&[
+        ("GLASSHOUSE_BACKENDS", "process,qemu,kata"),
+        ("GLASSHOUSE_IMAGE", image.to_str().unwrap()),
+        ("GLASSHOUSE_CONTAINER_IMAGE", "glasshouse.test/busybox:latest"),
+        ("CONTAINERD_ADDRESS", "/nonexistent"),
+    ]);
+    let nodes = fleet.json(&["nodes", "--json"]);
+    assert_eq!(nodes[0]["agent"]["backends"], serde_json::json!(["process", "qemu"]));
+    let reason = nodes[0]["agent"]["unavailable_backends"]["kata"].as_str().unwrap();
+    assert!(reason.contains("is containerd running"), "{reason}");
+    let refused = output(fleet.client(&["submit", "--backend", "kata", "--", "true"]));
+    assert_eq!(refused.status.code(), Some(125));
+    assert!(stderr(&refused).contains("is containerd running"), "{}", stderr(&refused));
+
+    let options = ["--backend", "qemu", "--profile", "combined"];
+    let script = "echo x > /srv/made; pwd; exit 5";
+    let receipt = receipt_of_submitted(&fleet, &options, script, (5, "/\n"));
+    assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+    let told = (&receipt["environment"]["runtime"], &receipt["provenance"]);
+    assert_eq!(told, (&"qemu".into(), &"host+guest".into()));
+    assert!(receipt["filesystem"]["writes"].as_array().unwrap().contains(&"/srv/made".into()));
+}
+
+#[test]
+fn a_request_runs_in_a_container() {
+    skip_unless_watching_works!();
+    let containerd = match Containerd::shared() {
+        Ok(containerd) => containerd,
+        Err(reason) => return eprintln!("skipped: {reason}"),
+    };
+    let address = containerd.address();
+    let fleet = Fleet::started_by(&[
+        ("GLASSHOUSE_BACKENDS", "process,kata"),
+        ("GLASSHOUSE_CONTAINER_IMAGE", containerd::IMAGE),
+        ("GLASSHOUSE_RUNTIME", containerd::RUNTIME),
+        ("CONTAINERD_ADDRESS", address.to_str().unwrap()),
+        ("CONTAINERD_NAMESPACE", containerd::NAMESPACE),
+    ]);
+    assert_eq!(
+        fleet.json(&["nodes", "--json"])[0]["agent"]["backends"],
+        serde_json::json!(["process", "kata"])
+    );
+    let options = ["--backend", "kata", "--profile", "host", "--limit", "memory=64MiB"];
+    let script = "echo x > made; pwd; ls /; exit 5";
+    let receipt = receipt_of_submitted(&fleet, &options, script, (5, "/tmp\nbin\ndev\nproc\nsys\ntmp\n"));
+    assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+    assert_eq!(receipt["environment"]["runtime"], containerd::RUNTIME);
+    assert_eq!(receipt["filesystem"]["writes"], serde_json::json!(["/tmp/made"]));
+    assert_eq!(containerd.left(receipt["execution_id"].as_str().unwrap()), Vec::<String>::new());
+    let mut doctor = command("glasshouse");
+    doctor.args(["doctor", "--json"]).env("CONTAINERD_ADDRESS", &address);
+    doctor.env("GLASSHOUSE_RUNTIME", containerd::RUNTIME);
+    let report: Value = serde_json::from_slice(&output(doctor).stdout).unwrap();
+    for backend in ["backend process", "backend kata"] {
+        let mut findings = report["findings"].as_array().unwrap().iter();
+        let finding = findings.find(|finding| finding["name"] == backend).unwrap();
+        assert_eq!((&finding["group"], &finding["status"]), (&"backends".into(), &"ok".into()), "{finding}");
+    }
+    let with_files =
+        output(fleet.client(&["submit", "--backend", "kata", "--artifact", "made", "--", "true"]));
+    assert!(stderr(&with_files).contains("takes no files"), "{}", stderr(&with_files));
 }

@@ -202,6 +202,30 @@ pub enum SpecError {
 }
 
 impl ExecutionSpec {
+    /// A command of which nothing is asked: it is not watched, has no limits, and its output is kept.
+    pub fn new(id: ExecutionId, node: NodeId, argv: Vec<OsString>) -> Self {
+        Self {
+            id,
+            node,
+            argv,
+            env: None,
+            workdir: None,
+            streams: StdStreams::Capture,
+            run_as: None,
+            profile: ProfilingMode::Disabled,
+            profile_required: false,
+            lossless: false,
+            guest_prep: false,
+            wait_for_descendants: false,
+            sandbox: SandboxRequest::default(),
+            limits: Limits::default(),
+            labels: BTreeMap::new(),
+            policies: Vec::new(),
+            redaction: RedactionRules::default(),
+            redaction_key: [0; 32],
+        }
+    }
+
     /// Checks what can be checked before anything is touched.
     pub fn validate(&self) -> Result<(), SpecError> {
         use std::os::unix::ffi::OsStrExt;

@@ -21,9 +21,11 @@ macro_rules! calls {
 }
 
 calls! {
+    GetVersion => Version, "/containerd.services.version.v1.Version/Version";
     GetImage => GotImage, "/containerd.services.images.v1.Images/Get";
     ReadContent => Chunk, "/containerd.services.content.v1.Content/Read";
     PrepareSnapshot => Mounts, "/containerd.services.snapshots.v1.Snapshots/Prepare";
+    StatSnapshot => Empty, "/containerd.services.snapshots.v1.Snapshots/Stat";
     RemoveSnapshot => Empty, "/containerd.services.snapshots.v1.Snapshots/Remove";
     CreateContainer => Empty, "/containerd.services.containers.v1.Containers/Create";
     ListContainers => Listed, "/containerd.services.containers.v1.Containers/List";
@@ -46,6 +48,16 @@ pub(crate) struct Any {
     pub(crate) type_url: String,
     #[prost(bytes = "vec", tag = "2")]
     pub(crate) value: Vec<u8>,
+}
+
+/// It is asked for without a word.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct GetVersion {}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Version {
+    #[prost(string, tag = "1")]
+    pub(crate) version: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -110,6 +122,14 @@ pub(crate) struct Mount {
     pub(crate) target: String,
     #[prost(string, repeated, tag = "4")]
     pub(crate) options: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct StatSnapshot {
+    #[prost(string, tag = "1")]
+    pub(crate) snapshotter: String,
+    #[prost(string, tag = "2")]
+    pub(crate) key: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -26,8 +26,10 @@ mod cgroup;
 mod client;
 mod holder;
 mod image;
+mod node;
 mod oci;
 mod pump;
 mod records;
 
 pub use backend::{Config, DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME, KataBackend};
+pub use node::{has_image, ready};

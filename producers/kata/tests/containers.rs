@@ -14,7 +14,7 @@ use std::sync::Arc;
 use glasshouse_backends::conformance::{report_skipped, spec};
 use glasshouse_execution::backend::{ExecutionBackend, ExitReport, ExitStatus, OutputReport};
 use glasshouse_execution::spec::{ExecutionSpec, OutputTap, StdStreams};
-use glasshouse_kata::KataBackend;
+use glasshouse_kata::{Config, KataBackend};
 use glasshouse_schema::ids::Digest;
 use glasshouse_schema::limits::Limit;
 use support::Containerd;
@@ -23,7 +23,7 @@ use support::Containerd;
 fn backend(test: &str) -> Option<(Arc<Containerd>, KataBackend)> {
     match Containerd::shared() {
         Ok(containerd) => {
-            let backend = containerd.backend(Vec::new());
+            let backend = KataBackend::new(support::config(&containerd, Vec::new()));
             Some((containerd, backend))
         }
         Err(reason) => {
@@ -125,4 +125,20 @@ async fn what_cannot_be_kept_is_refused() {
         assert_eq!(backend.prepare(&spec).await.unwrap_err().exit_code(), 125);
         clean(&containerd, &backend, &spec).await;
     }
+}
+
+/// What `doctor` and an agent ask before anything is run.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_lacks_is_said_beforehand() {
+    let Some((containerd, _)) = backend("what_a_node_lacks_is_said_beforehand") else { return };
+    let config = support::config(&containerd, Vec::new());
+    let version = glasshouse_kata::ready(&config).await.unwrap();
+    assert!(version.contains('.'), "{version}");
+    glasshouse_kata::has_image(&config).await.unwrap();
+    let other = Config { image: "glasshouse.test/nothing:latest".into(), ..config.clone() };
+    assert!(glasshouse_kata::has_image(&other).await.unwrap_err().contains("ctr images import"));
+    let other = Config { runtime: "io.containerd.nothing.v9".into(), ..config.clone() };
+    assert!(glasshouse_kata::ready(&other).await.unwrap_err().contains("containerd-shim-nothing-v9"));
+    let other = Config { address: "/nonexistent".into(), ..config };
+    assert!(glasshouse_kata::ready(&other).await.unwrap_err().contains("is containerd running"));
 }

@@ -55,7 +55,7 @@ impl Run {
 #[ignore = "a part of the test of this file"]
 async fn a_run_in_a_process_of_its_own() {
     let address = std::env::var_os(ADDRESS).expect("only as a part of the other test");
-    let backend = KataBackend::new(support::config(address.into(), Vec::new()));
+    let backend = KataBackend::new(support::config_at(address.into(), Vec::new()));
     let spec = spec(["sleep", "1000"]);
     backend.prepare(&spec).await.unwrap();
     backend.start(&spec).await.unwrap();
@@ -91,10 +91,10 @@ async fn what_a_killed_run_left_goes_with_the_next_run() {
     assert!(runs(&other.id) && runs(&next.id), "{tasks}");
     next.process.kill().unwrap();
     next.process.wait().unwrap();
-    let config = support::config(containerd.address(), Vec::new());
+    let config = support::config(&containerd, Vec::new());
     assert_eq!(KataBackend::end_orphans(&config).await, Ok(Vec::new()));
     assert_eq!(containerd.left(&next.id), Vec::<String>::new());
-    let nobody = support::config("/nonexistent".into(), Vec::new());
+    let nobody = support::config_at("/nonexistent".into(), Vec::new());
     assert!(KataBackend::end_orphans(&nobody).await.unwrap_err().contains("is containerd running"));
 
     let id = other.id.clone();

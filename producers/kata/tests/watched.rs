@@ -13,6 +13,7 @@ use glasshouse_backends::conformance::{report_skipped, spec};
 use glasshouse_backends::fake::RecordingSink;
 use glasshouse_execution::{Engine, ProfilingController as _};
 use glasshouse_host_probe::{EbpfController, LoadOptions};
+use glasshouse_kata::KataBackend;
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::receipt::Completeness;
 use support::Containerd;
@@ -32,7 +33,7 @@ async fn a_container_is_watched_from_its_first_exec_to_its_end() {
     spec.profile = ProfilingMode::Host;
     let execution_id = spec.id;
     let sink = Arc::new(RecordingSink::new());
-    let backend = Arc::new(containerd.backend(Vec::new()));
+    let backend = Arc::new(KataBackend::new(support::config(&containerd, Vec::new())));
     let engine = Engine { controllers: vec![Arc::new(controller)], ..Engine::new(backend, sink.clone()) };
     let report = engine.run(spec, None).await;
     assert_eq!((report.outcome.exit_code, report.outcome.error), (4, None));

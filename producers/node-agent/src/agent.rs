@@ -1,7 +1,7 @@
 //! The agent as a whole: slots, what it says of itself, reloading, draining.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -116,7 +116,10 @@ impl Shared {
     fn tell(&self) {
         let in_hand = locked(&self.running).values().sum::<usize>();
         let error = locked(&self.probe_error).clone();
-        self.heartbeat.tell(status(&self.settings(), &self.machine, in_hand, self.phase(), error));
+        let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
+        let backends = (registry.names(), registry.unusable().clone());
+        drop(registry);
+        self.heartbeat.tell(status(&self.settings(), backends, &self.machine, in_hand, self.phase(), error));
     }
 
     /// One slot: takes a request, sees to it, takes the next.
@@ -144,6 +147,7 @@ impl Shared {
 
 fn status(
     settings: &Settings,
+    (backends, unavailable_backends): (Vec<String>, BTreeMap<String, String>),
     machine: &Machine,
     in_hand: usize,
     phase: Phase,
@@ -156,7 +160,8 @@ fn status(
         slots: settings.concurrency,
         free_slots: if phase == Phase::Serving { settings.concurrency.saturating_sub(in_hand) } else { 0 },
         draining: phase != Phase::Serving,
-        backends: settings.backends.clone(),
+        backends,
+        unavailable_backends,
         profile: settings.profile,
         host_profiling_error,
         labels: settings.labels.clone(),
@@ -220,7 +225,14 @@ pub async fn run(line: Layer, file: Option<PathBuf>) -> Result<(), Error> {
             _ = interrupt.recv() => break Ok(()),
             _ = hangup.recv() => {
                 systemd.notify("RELOADING=1");
-                agent.reload(&line, file.as_deref());
+                // It may try whether a machine boots.
+                let mut reload = std::pin::pin!(agent.reload(&line, file.as_deref()));
+                loop {
+                    tokio::select! {
+                        () = &mut reload => break,
+                        _ = alive.tick() => systemd.notify("WATCHDOG=1"),
+                    }
+                }
                 if let Some(shared) = &agent.shared {
                     slots.fill(shared);
                 }
@@ -290,9 +302,9 @@ struct Agent {
 
 impl Agent {
     async fn start(settings: Settings, state: Arc<StateDir>) -> Result<Self, Error> {
-        let registry = Registry::new(&settings.backends, settings.image.as_deref())?;
+        let registry = Registry::new(&settings).await?;
         let socket = listen_locally(&settings)?;
-        end_orphans(state.work()).await;
+        end_orphans(state.work(), &registry).await;
         let options = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
         let probe = Arc::new(EbpfController::new(options));
         let phase = watch::Sender::new(Phase::Serving);
@@ -341,14 +353,13 @@ impl Agent {
     }
 
     /// Takes new settings, as far as they can change while the agent runs. What is wrong leaves the old ones.
-    fn reload(&self, line: &Layer, file: Option<&Path>) {
-        let loaded = Settings::load(line, file).map_err(|error| error.to_string());
-        let loaded = loaded.and_then(|settings| {
-            let registry = Registry::new(&settings.backends, settings.image.as_deref());
-            let registry = registry.map_err(|error| error.to_string())?;
-            Ok((settings, registry))
-        });
-        match loaded {
+    async fn reload(&self, line: &Layer, file: Option<&Path>) {
+        let loaded = async {
+            let settings = Settings::load(line, file)?;
+            let registry = Registry::new(&settings).await?;
+            Ok::<_, Error>((settings, registry))
+        };
+        match loaded.await {
             Ok((mut settings, registry)) => {
                 let old = self.settings.borrow().clone();
                 let fixed = settings.fixed_differences(&old);
@@ -363,7 +374,7 @@ impl Agent {
                 }
                 tracing::info!("settings read again");
             }
-            Err(error) => tracing::error!(error, "the settings are wrong: the old ones stay"),
+            Err(error) => tracing::error!(%error, "the settings are wrong: the old ones stay"),
         }
     }
 }
@@ -396,7 +407,8 @@ impl Shared {
         let bus = glasshouse_nats::connect(options.credentials(settings.creds.clone())).await?;
         send_leftovers(&bus, &state.spool()).await;
         let machine = machine();
-        let status = status(settings, &machine, 0, Phase::Serving, None);
+        let backends = (registry.names(), registry.unusable().clone());
+        let status = status(settings, backends, &machine, 0, Phase::Serving, None);
         let heartbeat = Heartbeat::start_agent(&bus, &settings.node, status).await?;
         state.begin(heartbeat.instance())?;
         let queue = RequestQueue::join(&bus, &settings.pool, settings.ack_wait).await?;
@@ -422,7 +434,9 @@ impl Shared {
 }
 
 /// Ends what the last life left running, and removes the working directories that it left.
-async fn end_orphans(work: PathBuf) {
+async fn end_orphans(work: PathBuf, registry: &Registry) {
+    let of_registry = registry.end_orphans().await;
+    of_registry.iter().for_each(|left| tracing::error!(left, "left of an earlier life"));
     let ended = tokio::task::spawn_blocking(move || {
         let mut left = ProcessBackend::end_orphans().unwrap_or_else(|reason| {
             tracing::info!(reason, "nothing can be left running of an earlier life");

@@ -100,9 +100,15 @@ impl Shared {
         let settings = self.settings();
         let name = request.backend.as_ref().unwrap_or(&settings.backend);
         let limits = request.limits.strictest(settings.limits);
-        let Some(made) = self.registry().make(name, limits) else {
-            let backends = settings.backends.join(", ");
-            let reason = format!("node {} has no backend `{name}`, only {backends}", self.node);
+        let registry = self.registry();
+        let Some(made) = registry.make(name, limits) else {
+            let reason = match registry.unusable().get(name) {
+                Some(reason) => format!("node {} cannot use its backend `{name}`: {reason}", self.node),
+                None => {
+                    let backends = registry.names().join(", ");
+                    format!("node {} has no backend `{name}`, only {backends}", self.node)
+                }
+            };
             self.refuse(execution, Step::Validate, &reason).await?;
             return delivery.ack().await;
         };
@@ -256,13 +262,16 @@ impl Shared {
         &self,
         request: &Request,
         inner: Arc<dyn ExecutionBackend>,
-    ) -> Result<(Arc<dyn ExecutionBackend>, PathBuf), String> {
-        let is_of_node = inner.isolation() != Isolation::Vm;
+    ) -> Result<(Arc<dyn ExecutionBackend>, Option<PathBuf>), String> {
+        // Others do not see the node's directories.
+        let is_of_node = matches!(inner.isolation(), Isolation::None | Isolation::Process);
         if request.has_files() && !is_of_node {
             return Err(format!("the backend `{}` takes no files and gives none", inner.name()));
         }
         if !request.has_own_workdir() || !is_of_node {
-            return Ok((inner, PathBuf::from(request.workdir.as_deref().unwrap_or("/"))));
+            // What is not of the node has a working directory of its own where nobody names one; the node's is the agent's.
+            let default = is_of_node.then_some("/");
+            return Ok((inner, request.workdir.as_deref().or(default).map(PathBuf::from)));
         }
         let dir = self.state.work_of(request.execution_id);
         let workspace = Workspace {
@@ -274,14 +283,14 @@ impl Shared {
             phase: self.phase.subscribe(),
             has_run: AtomicBool::new(false),
         };
-        Ok((Arc::new(workspace), dir))
+        Ok((Arc::new(workspace), Some(dir)))
     }
 
     fn spec(
         &self,
         request: &Request,
         settings: &Settings,
-        (workdir, limits): (PathBuf, Limits),
+        (workdir, limits): (Option<PathBuf>, Limits),
         output: &Arc<OutputWriter>,
     ) -> Result<ExecutionSpec, String> {
         let mut env: BTreeMap<OsString, OsString> =
@@ -302,7 +311,7 @@ impl Shared {
             node: self.node.clone(),
             argv: request.argv.iter().map(OsString::from).collect(),
             env: Some(env.into_iter().collect()),
-            workdir: Some(workdir),
+            workdir,
             streams: StdStreams::Handed { stdin: request.stdin_base64.0.as_slice().into(), output: tap },
             run_as: None,
             profile: request.profile.unwrap_or(settings.profile),

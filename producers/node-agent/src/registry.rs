@@ -1,38 +1,64 @@
 //! The backends of an agent, by name.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use glasshouse_backends::fake::Script;
 use glasshouse_backends::{FakeBackend, ProcessBackend};
 use glasshouse_execution::{ExecutionBackend, ProfilingController};
+use glasshouse_kata::KataBackend;
 use glasshouse_schema::Limits;
 use glasshouse_schema::ids::Vantage;
 use glasshouse_schema::lifecycle::ProfilingMode;
+use glasshouse_vm::firecracker::{self, Firecracker, kvm};
 use glasshouse_vm::qemu::{self, Qemu};
 use glasshouse_vm::{Parts, VmBackend};
 
-/// Why an agent does not have a backend.
+use crate::Settings;
+
+/// Why an agent does not have its backends.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// This build does not have it.
     #[error("there is no backend `{0}`: this build has {all}", all = NAMES.join(", "))]
     Unknown(String),
-    /// Virtual machines cannot be made on this node.
-    #[error("the backend `qemu` cannot be used: {0}")]
-    NoMachines(String),
+    /// Nobody named what it makes its machines or containers of.
+    #[error("the backend `{name}` needs {needs}")]
+    NoImage {
+        /// The backend.
+        name: &'static str,
+        /// What is to be named, and how.
+        needs: String,
+    },
+    /// Requests that ask for no backend would have none.
+    #[error("the backend `{name}` cannot be used: {reason}")]
+    Unusable {
+        /// The backend of requests that ask for none.
+        name: String,
+        /// What this node lacks.
+        reason: String,
+    },
 }
 
 /// Every backend of this build.
-const NAMES: [&str; 3] = ["process", "fake", QEMU];
-const QEMU: &str = "qemu";
+const NAMES: [&str; 5] = ["process", "fake", "qemu", "firecracker", "kata"];
 
 /// The backends that requests may ask for. A backend value serves one execution, so this makes them.
 #[derive(Debug, Clone)]
 pub struct Registry {
-    names: Vec<&'static str>,
-    /// How virtual machines are made; there whenever [`QEMU`] is among the names.
-    machines: Option<qemu::Config>,
+    usable: Vec<(&'static str, Kind)>,
+    unusable: BTreeMap<String, String>,
+}
+
+/// What backends of a name are made of.
+#[derive(Debug, Clone)]
+enum Kind {
+    Process,
+    Fake,
+    Qemu(qemu::Config),
+    Firecracker(firecracker::Config),
+    Kata(glasshouse_kata::Config),
 }
 
 /// What runs one command, and what watches it from inside.
@@ -43,6 +69,15 @@ pub struct Made {
 }
 
 impl Made {
+    fn machine(backend: VmBackend) -> Self {
+        let inside: Arc<dyn ProfilingController> = Arc::new(backend.controller());
+        Self { backend: Arc::new(backend), inside: Some(inside) }
+    }
+
+    fn without_guest(backend: impl ExecutionBackend + 'static) -> Self {
+        Self { backend: Arc::new(backend), inside: None }
+    }
+
     /// What watches it from where the mode says, as far as there is something: `host` from outside.
     pub fn controllers(
         &self,
@@ -59,64 +94,164 @@ impl Made {
 }
 
 impl Registry {
-    /// The backends of these names. Virtual machines have `image` as their root filesystem.
-    pub fn new(names: &[String], image: Option<&Path>) -> Result<Self, RegistryError> {
-        let known = |name: &String| {
-            let found = NAMES.into_iter().find(|known| known == name);
-            found.ok_or_else(|| RegistryError::Unknown(name.chars().take(64).collect()))
-        };
-        let names: Vec<_> = names.iter().map(known).collect::<Result<_, _>>()?;
-        let machines = names.contains(&QEMU).then(|| machines(image)).transpose();
-        Ok(Self { names, machines: machines.map_err(RegistryError::NoMachines)? })
+    /// The backends of the settings. One that cannot run on this node is left out with the reason, so that nobody is told of a
+    /// backend that every request would fail with; without the one of requests that ask for none there is no registry.
+    pub async fn new(settings: &Settings) -> Result<Self, RegistryError> {
+        let mut registry = Self { usable: Vec::new(), unusable: BTreeMap::new() };
+        for name in &settings.backends {
+            let known = NAMES.into_iter().find(|known| known == name);
+            let known = known.ok_or_else(|| RegistryError::Unknown(name.chars().take(64).collect()))?;
+            match Kind::found(known, settings).await? {
+                Ok(kind) => registry.usable.push((known, kind)),
+                Err(reason) => {
+                    tracing::warn!(backend = known, reason, "a backend cannot be used here");
+                    registry.unusable.insert(known.to_owned(), reason);
+                }
+            }
+        }
+        match registry.unusable.get(&settings.backend) {
+            Some(reason) => {
+                Err(RegistryError::Unusable { name: settings.backend.clone(), reason: reason.clone() })
+            }
+            None => Ok(registry),
+        }
     }
 
-    /// Their names.
-    pub fn names(&self) -> &[&'static str] {
-        &self.names
+    /// The names of those that can run here.
+    pub fn names(&self) -> Vec<String> {
+        self.usable.iter().map(|(name, _)| (*name).to_owned()).collect()
+    }
+
+    /// Those that cannot, with the reasons.
+    pub fn unusable(&self) -> &BTreeMap<String, String> {
+        &self.unusable
     }
 
     /// A backend for one execution with these limits; `None` if there is none of this name.
     pub fn make(&self, name: &str, limits: Limits) -> Option<Made> {
-        let backend: Arc<dyn ExecutionBackend> = match *self.names.iter().find(|known| **known == name)? {
-            "process" => Arc::new(ProcessBackend::new()),
-            "fake" => Arc::new(FakeBackend::new(Script::default())),
-            _ => {
-                let machine = VmBackend::new(Qemu::new(self.machines.clone()?, limits));
-                let inside: Arc<dyn ProfilingController> = Arc::new(machine.controller());
-                return Some(Made { backend: Arc::new(machine), inside: Some(inside) });
-            }
-        };
-        Some(Made { backend, inside: None })
+        let (_, kind) = self.usable.iter().find(|(known, _)| *known == name)?;
+        Some(match kind.clone() {
+            Kind::Process => Made::without_guest(ProcessBackend::new()),
+            Kind::Fake => Made::without_guest(FakeBackend::new(Script::default())),
+            Kind::Qemu(config) => Made::machine(VmBackend::new(Qemu::new(config, limits))),
+            Kind::Firecracker(config) => Made::machine(VmBackend::new(Firecracker::new(config, limits))),
+            Kind::Kata(config) => Made::without_guest(KataBackend::new(config)),
+        })
+    }
+
+    /// Ends what executions of killed processes left running, as far as that is not of cgroups; gives what is left, in words.
+    pub async fn end_orphans(&self) -> Vec<String> {
+        let containers = self.usable.iter().find_map(|(_, kind)| match kind {
+            Kind::Kata(config) => Some(config),
+            _ => None,
+        });
+        match containers {
+            Some(config) => KataBackend::end_orphans(config).await.unwrap_or_else(|reason| vec![reason]),
+            None => Vec::new(),
+        }
     }
 }
 
-/// Looked for when the agent starts, and not when the first request wants one.
-fn machines(image: Option<&Path>) -> Result<qemu::Config, String> {
-    let image = image.ok_or("its machines need a root filesystem: name an image with --image")?;
-    let image = image
-        .canonicalize()
-        .map_err(|error| format!("the image {} cannot be read: {error}", image.display()))?;
+impl Kind {
+    /// Looked for when the agent starts, and not when the first request wants one. The inner error is what this node lacks.
+    async fn found(name: &'static str, settings: &Settings) -> Result<Result<Self, String>, RegistryError> {
+        let of_machines = || {
+            let needs = "a root filesystem of its machines: name an image with --image";
+            settings.image.clone().ok_or(RegistryError::NoImage { name, needs: needs.to_owned() })
+        };
+        Ok(match name {
+            "process" => Ok(Self::Process),
+            "fake" => Ok(Self::Fake),
+            "qemu" => of_qemu(of_machines()?).map(Self::Qemu),
+            "firecracker" => of_firecracker(of_machines()?).await.map(Self::Firecracker),
+            _ => {
+                let needs = "an image of its containers: name one that containerd has with --container-image";
+                let image = settings.container_image.clone();
+                let image = image.ok_or(RegistryError::NoImage { name, needs: needs.to_owned() })?;
+                let config = glasshouse_kata::Config {
+                    address: settings.containerd.clone(),
+                    namespace: settings.containerd_namespace.clone(),
+                    runtime: settings.runtime.clone(),
+                    image,
+                    binds: Vec::new(),
+                };
+                of_kata(config).await.map(Self::Kata)
+            }
+        })
+    }
+}
+
+fn readable(image: PathBuf) -> Result<PathBuf, String> {
+    image.canonicalize().map_err(|error| format!("the image {} cannot be read: {error}", image.display()))
+}
+
+fn of_qemu(image: PathBuf) -> Result<qemu::Config, String> {
     let parts = Parts::find().map_err(|error| error.to_string())?;
-    Ok(qemu::Config { parts, qemu: qemu::program()?, image: Some(image), vcpus: 1, nested: false })
+    Ok(qemu::Config { parts, qemu: qemu::program()?, image: Some(readable(image)?), vcpus: 1, nested: false })
+}
+
+async fn of_firecracker(image: PathBuf) -> Result<firecracker::Config, String> {
+    let parts = Parts::find().map_err(|error| error.to_string())?;
+    let config = firecracker::Config {
+        firecracker: firecracker::program()?,
+        jailer: firecracker::jailer()?,
+        image: Some(readable(image)?),
+        vcpus: 1,
+        parts,
+    };
+    let vmlinux = config.parts.vmlinux().map_err(|error| error.to_string())?;
+    kvm::boots(&config.firecracker, &vmlinux, &config.parts.cache).await?;
+    Ok(config)
+}
+
+async fn of_kata(config: glasshouse_kata::Config) -> Result<glasshouse_kata::Config, String> {
+    glasshouse_kata::ready(&config).await?;
+    glasshouse_kata::has_image(&config).await?;
+    Ok(config)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Layer;
 
-    #[test]
-    fn every_name_of_this_build_has_its_backend_and_others_are_refused() {
-        let of = |names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            Registry::new(&names, None)
-        };
-        let registry = of(&["process", "fake"]).unwrap();
+    /// What an agent with these backends has, and with nothing else named.
+    async fn of(names: &[&str], more: Layer) -> Result<Registry, RegistryError> {
+        let backends = Some(names.iter().map(|name| (*name).to_owned()).collect());
+        let layer = Layer { backends, node: Some("n1".parse().unwrap()), ..more };
+        Registry::new(&Settings::merge(layer, Layer::default()).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn every_name_of_this_build_has_its_backend_and_others_are_refused() {
+        let registry = of(&["process", "fake"], Layer::default()).await.unwrap();
         for name in ["process", "fake"] {
             assert_eq!(registry.make(name, Limits::default()).unwrap().backend.name(), name);
         }
         assert!(registry.make("qemu", Limits::default()).is_none());
-        assert!(of(&["process"]).unwrap().make("fake", Limits::default()).is_none());
-        assert!(of(&["docker"]).unwrap_err().to_string().contains("process, fake, qemu"));
-        assert!(of(&["process", "qemu"]).unwrap_err().to_string().contains("--image"));
+        let unknown = of(&["docker"], Layer::default()).await.unwrap_err().to_string();
+        assert!(unknown.contains("process, fake, qemu, firecracker, kata"), "{unknown}");
+        for (name, option) in [("qemu", "--image"), ("firecracker", "--image"), ("kata", "--container-image")]
+        {
+            let error = of(&["process", name], Layer::default()).await.unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(option), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_cannot_run_here_is_left_out_unless_it_is_the_only_one() {
+        let layer = || Layer {
+            container_image: Some("x".into()),
+            containerd: Some("/nonexistent".into()),
+            image: Some("/nonexistent".into()),
+            ..Layer::default()
+        };
+        let registry = of(&["process", "qemu", "kata"], layer()).await.unwrap();
+        assert_eq!(registry.names(), ["process"]);
+        assert_eq!(registry.unusable().keys().collect::<Vec<_>>(), ["kata", "qemu"]);
+        assert!(registry.unusable()["kata"].contains("is containerd running"), "{:?}", registry.unusable());
+        assert!(registry.make("kata", Limits::default()).is_none());
+        let error = of(&["kata", "process"], layer()).await.unwrap_err().to_string();
+        assert!(error.contains("`kata` cannot be used: /nonexistent"), "{error}");
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use glasshouse_kata::{DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME};
 use glasshouse_nats::{Encoding, SpoolOptions};
 use glasshouse_runner::gate::Policies;
 use glasshouse_runner::local::DEFAULT_SOCKET;
@@ -46,15 +47,29 @@ pub struct Layer {
     /// How many executions it runs at a time (default: the number of processors)
     #[arg(long, env = "GLASSHOUSE_CONCURRENCY", value_name = "N")]
     pub concurrency: Option<u32>,
-    /// A backend that requests may ask for (process, fake, qemu); may be given several times (default: process)
+    /// A backend that requests may ask for (process, fake, qemu, firecracker, kata); may be given several times; one that cannot run
+    /// on this node is left out (default: process)
     #[arg(long = "backends", env = "GLASSHOUSE_BACKENDS", value_name = "NAME", value_delimiter = ',')]
     pub backends: Option<Vec<String>>,
     /// The backend of a request that asks for none (default: the first of the backends)
     #[arg(long, env = "GLASSHOUSE_BACKEND", value_name = "NAME")]
     pub backend: Option<String>,
-    /// The root filesystem of the backend qemu's machines, as `glasshouse image build` makes one
+    /// The root filesystem of virtual machines (qemu, firecracker), as `glasshouse image build` makes one
     #[arg(long, env = "GLASSHOUSE_IMAGE", value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// The image of containers (kata), as `ctr images ls` names it
+    #[arg(long, env = "GLASSHOUSE_CONTAINER_IMAGE", value_name = "NAME")]
+    pub container_image: Option<String>,
+    /// The runtime of containers, as containerd names it; Kata's own is unverified, io.containerd.runc.v2 is what was tried
+    /// (default: io.containerd.kata.v2)
+    #[arg(long, env = "GLASSHOUSE_RUNTIME", value_name = "NAME")]
+    pub runtime: Option<String>,
+    /// The socket of containerd (default: /run/containerd/containerd.sock)
+    #[arg(long, env = "CONTAINERD_ADDRESS", value_name = "PATH")]
+    pub containerd: Option<PathBuf>,
+    /// The namespace of containerd (default: default)
+    #[arg(long, env = "CONTAINERD_NAMESPACE", value_name = "NAME")]
+    pub containerd_namespace: Option<String>,
     /// From where a request is watched that does not say: disabled, host, guest or combined (default: disabled)
     #[arg(long, env = "GLASSHOUSE_PROFILE", value_name = "MODE", value_parser = profile)]
     pub profile: Option<ProfilingMode>,
@@ -140,6 +155,10 @@ pub struct Settings {
     pub backends: Vec<String>,
     pub backend: String,
     pub image: Option<PathBuf>,
+    pub container_image: Option<String>,
+    pub runtime: String,
+    pub containerd: PathBuf,
+    pub containerd_namespace: String,
     pub profile: ProfilingMode,
     pub limits: Limits,
     pub labels: BTreeMap<String, String>,
@@ -189,7 +208,7 @@ impl Settings {
     }
 
     /// What `over` says counts before what `under` says, and a default where neither says anything.
-    fn merge(over: Layer, under: Layer) -> Result<Self, SettingsError> {
+    pub(crate) fn merge(over: Layer, under: Layer) -> Result<Self, SettingsError> {
         let mut problems = Vec::new();
         let backends = over.backends.or(under.backends).unwrap_or_else(|| vec!["process".into()]);
         let mut labels = under.labels.unwrap_or_default();
@@ -229,6 +248,13 @@ impl Settings {
             backend: over.backend.or(under.backend).or_else(|| backends.first().cloned()).unwrap_or_default(),
             backends,
             image: over.image.or(under.image),
+            container_image: over.container_image.or(under.container_image),
+            runtime: over.runtime.or(under.runtime).unwrap_or_else(|| DEFAULT_RUNTIME.into()),
+            containerd: over.containerd.or(under.containerd).unwrap_or_else(|| DEFAULT_ADDRESS.into()),
+            containerd_namespace: over
+                .containerd_namespace
+                .or(under.containerd_namespace)
+                .unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
             profile: over.profile.or(under.profile).unwrap_or_default(),
             limits,
             labels,

@@ -23,7 +23,8 @@ pub async fn run_one(
     receipt: &Path,
 ) -> Result<(Outcome, Vec<String>), Error> {
     let system = |what| move |source| Error::System { what, source };
-    let registry = Registry::new(std::slice::from_ref(&settings.backend), settings.image.as_deref())?;
+    let only = Settings { backends: vec![settings.backend.clone()], ..settings.clone() };
+    let registry = Registry::new(&only).await?;
     let Some(made) = registry.make(&settings.backend, settings.limits) else {
         return Ok((failed("the backend is gone"), Vec::new()));
     };

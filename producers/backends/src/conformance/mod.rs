@@ -17,9 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use glasshouse_execution::backend::ExecutionBackend;
-use glasshouse_execution::spec::{ExecutionSpec, StdStreams};
+use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
-use glasshouse_schema::lifecycle::{ProfilingMode, RedactionRules};
 
 pub use checks::*;
 
@@ -72,29 +71,12 @@ pub trait Factory: Sync {
 
 /// A spec that runs `argv` with its output captured, unobserved, under a fresh id.
 pub fn spec<Argument: Into<std::ffi::OsString>>(argv: impl IntoIterator<Item = Argument>) -> ExecutionSpec {
-    ExecutionSpec {
-        id: fresh_id(),
-        node: match NodeId::new("conformance") {
-            Ok(node) => node,
-            Err(error) => panic!("{error}"),
-        },
-        argv: argv.into_iter().map(Into::into).collect(),
-        env: None,
-        workdir: None,
-        streams: StdStreams::Capture,
-        run_as: None,
-        profile: ProfilingMode::Disabled,
-        profile_required: false,
-        lossless: false,
-        guest_prep: false,
-        wait_for_descendants: false,
-        sandbox: Default::default(),
-        limits: Default::default(),
-        labels: Default::default(),
-        policies: Vec::new(),
-        redaction: RedactionRules::default(),
-        redaction_key: [7; 32],
-    }
+    let node = match NodeId::new("conformance") {
+        Ok(node) => node,
+        Err(error) => panic!("{error}"),
+    };
+    let argv = argv.into_iter().map(Into::into).collect();
+    ExecutionSpec { redaction_key: [7; 32], ..ExecutionSpec::new(fresh_id(), node, argv) }
 }
 
 /// An id that no other test of this host has.

@@ -42,20 +42,24 @@ pub(super) enum Group {
     HostProfiling,
     /// Confining what runs.
     Sandbox,
-    /// Backends that run a virtual machine.
+    /// What virtual machines need of the processor.
     VirtualMachines,
+    /// What commands can be run by.
+    Backends,
     /// NATS.
     Bus,
 }
 
 impl Group {
-    const ALL: [Self; 4] = [Self::HostProfiling, Self::Sandbox, Self::VirtualMachines, Self::Bus];
+    const ALL: [Self; 5] =
+        [Self::HostProfiling, Self::Sandbox, Self::VirtualMachines, Self::Backends, Self::Bus];
 
     fn title(self) -> &'static str {
         match self {
             Self::HostProfiling => "Host profiling",
             Self::Sandbox => "Sandbox",
             Self::VirtualMachines => "Virtual machines",
+            Self::Backends => "Backends",
             Self::Bus => "Bus",
         }
     }

@@ -1,12 +1,12 @@
 //! What is found out on Linux.
 
+mod backends;
 mod bpf;
 mod cgroup;
 #[cfg(target_arch = "x86_64")]
 mod guest;
 pub(super) mod kernel;
 mod kvm;
-mod machine;
 mod privileges;
 mod qemu;
 mod sandbox;
@@ -25,7 +25,8 @@ pub(super) async fn findings() -> Vec<Finding> {
     findings.extend(sandbox::findings());
     let guest = kvm::finding().await;
     let stock_kernel = qemu::finding(guest.status).await;
-    findings.extend([guest, stock_kernel, machine::qemu(), machine::firecracker().await]);
+    findings.extend([guest, stock_kernel]);
+    findings.extend(backends::findings().await);
     findings
 }
 

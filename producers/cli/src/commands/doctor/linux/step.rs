@@ -1,5 +1,6 @@
 //! What `doctor` does in a child of itself: steps that may hang, or that need a process to be put somewhere.
 
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -22,6 +23,11 @@ impl Step {
             Self::Guest => "guest",
             Self::Wait => "wait",
         }
+    }
+
+    /// What tells this program to do that step only.
+    pub(super) fn variable(self) -> (OsString, OsString) {
+        (VARIABLE.into(), self.as_str().into())
     }
 
     /// This program, doing that step only. It inherits nothing that could make it do more.
