@@ -19,6 +19,7 @@ mod backend;
 pub mod bridge;
 pub mod firecracker;
 mod guest;
+mod kept;
 mod parts;
 pub mod qemu;
 mod session;

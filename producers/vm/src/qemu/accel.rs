@@ -1,12 +1,13 @@
 //! Whether machines run under KVM, and what emulated ones have to be told of the host's clock.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 
+use crate::kept::Kept;
 use crate::parts::Parts;
 
 /// `kvm` or `tcg`: takes the decision away from the probe.
@@ -35,8 +36,8 @@ impl Accel {
     }
 }
 
-/// KVM if this very kernel was seen to boot under it; that a device is there proves nothing. Tried once, and what came of it
-/// is kept.
+/// KVM if this very kernel was seen to boot under it; that a device is there proves nothing. What came of trying
+/// it is kept. `qemu` is a path.
 pub async fn choose(qemu: &Path, vmlinux: &Path, parts: &Parts) -> Accel {
     match std::env::var(ACCEL_VARIABLE).as_deref() {
         Ok("kvm") => return Accel::Kvm,
@@ -46,26 +47,17 @@ pub async fn choose(qemu: &Path, vmlinux: &Path, parts: &Parts) -> Accel {
     if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return Accel::Tcg;
     }
-    let kept = kept_at(&parts.cache, "accel", vmlinux);
-    match std::fs::read_to_string(&kept).as_deref() {
-        Ok("kvm") => return Accel::Kvm,
-        Ok("tcg") => return Accel::Tcg,
-        _ => {}
-    }
-    let accel = if boots(qemu, vmlinux).await { Accel::Kvm } else { Accel::Tcg };
-    tracing::info!(accel = accel.as_str(), "a guest kernel was tried under KVM");
-    if let Err(error) = std::fs::write(&kept, accel.as_str()) {
-        tracing::debug!(%error, "what was found of KVM is not kept");
-    }
-    accel
-}
-
-/// Per guest kernel and host kernel.
-pub(crate) fn kept_at(cache: &Path, what: &str, vmlinux: &Path) -> PathBuf {
-    let host = nix::sys::utsname::uname();
-    let host = host.map(|host| host.release().to_string_lossy().into_owned()).unwrap_or_default();
-    let guest = vmlinux.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    cache.join(format!("{what}-{}-{guest}", host.replace('/', "_")))
+    let kept = Kept::at(&parts.cache, "qemu", qemu, vmlinux);
+    let boots = match kept.get() {
+        Some(boots) => boots.is_ok(),
+        None => {
+            let tried = boots(qemu, vmlinux).await;
+            tracing::info!(boots = tried, "a guest kernel was tried under KVM");
+            kept.put(&if tried { Ok(()) } else { Err("it does not boot under KVM".to_owned()) });
+            tried
+        }
+    };
+    if boots { Accel::Kvm } else { Accel::Tcg }
 }
 
 /// Boots the kernel with nothing to run: it has booted when it panics for want of a root filesystem.

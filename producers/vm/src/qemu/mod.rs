@@ -240,7 +240,7 @@ impl Vmm for Qemu {
             .await
             .map_err(|error| preparing(error.to_string()))?
             .map_err(|error| preparing(error.to_string()))?;
-        let accel = accel::choose(&self.config.qemu, &vmlinux, &self.config.parts).await;
+        let accel = accel::choose(&on_path(&self.config.qemu), &vmlinux, &self.config.parts).await;
         let is_root = nix::unistd::geteuid().is_root();
         let (sandbox, uid) = match accel {
             Accel::Tcg if is_root => (self.sandbox(&vmlinux), None),
