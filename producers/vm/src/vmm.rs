@@ -14,6 +14,22 @@ use glasshouse_schema::sandbox::SandboxRequest;
 const DEFAULT_MEMORY_MIB: u64 = 512;
 /// What kernel, probe and its maps take beside the command.
 const OWN_MEMORY_MIB: u64 = 192;
+/// What any program opens wherever it runs: programs' own files, what the dynamic loader and the C library look up, what the kernel
+/// tells of the machine.
+const PROGRAM_READS: [&str; 10] = [
+    "/usr",
+    "/bin",
+    "/lib",
+    "/lib64",
+    "/nix/store",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.preload",
+    "/etc/localtime",
+    "/proc",
+    "/sys",
+];
+/// What a VMM writes to beside its own directory, and reads.
+const DEVICES: [&str; 4] = ["/dev/null", "/dev/kvm", "/dev/urandom", "/dev/random"];
 /// User ids of VMMs begin here, 2^24 of them; far above those of people and containers.
 const FIRST_UID: u32 = 0x7000_0000;
 
@@ -67,6 +83,20 @@ pub trait Vmm: Send + Sync + 'static {
 /// The memory of a machine whose command has these limits.
 pub(crate) fn memory_mib(limits: &Limits) -> u64 {
     limits.memory_bytes.map_or(DEFAULT_MEMORY_MIB, |bytes| bytes.div_ceil(1 << 20) + OWN_MEMORY_MIB)
+}
+
+/// The bounds of a VMM that is this program: `reads` beside what every program reads, and its machine's directory.
+pub(crate) fn bounds<'p>(program: &Path, reads: impl IntoIterator<Item = &'p Path>, dir: &Path) -> VmmBounds {
+    // The kernel tells of what it resolved.
+    let text = |path: &Path| {
+        let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        resolved.to_string_lossy().into_owned()
+    };
+    let known = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+    let (mut all_reads, mut writes) = (known(&PROGRAM_READS), known(&DEVICES));
+    all_reads.extend(reads.into_iter().map(text));
+    writes.push(text(dir));
+    VmmBounds { programs: vec![text(program)], reads: all_reads, writes }
 }
 
 /// A user that no other execution of this node has at the time, but for a chance of one in many millions.

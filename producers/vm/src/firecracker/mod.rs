@@ -21,14 +21,14 @@ use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_firecracker::api::{BootSource, Drive, MachineConfiguration, Metrics, Vsock};
 use glasshouse_firecracker::{Client, ClientError, Machine, guest_link, metrics};
-use glasshouse_schema::lifecycle::{Environment, Sandbox};
+use glasshouse_schema::lifecycle::{Environment, Sandbox, VmmBounds};
 use glasshouse_schema::limits::Limits;
 
 use self::place::Place;
 pub use self::pool::Pool;
 pub use self::template::Template;
 use crate::parts::Parts;
-use crate::vmm::{Launch, Vmm, memory_mib};
+use crate::vmm::{Launch, Vmm, bounds, memory_mib};
 
 /// Names the Firecracker program; without it, `firecracker` of the PATH.
 pub const FIRECRACKER_VARIABLE: &str = "GLASSHOUSE_FIRECRACKER";
@@ -232,6 +232,19 @@ impl Vmm for Firecracker {
         }
     }
 
+    fn bounds(&self, dir: &Path) -> Option<VmmBounds> {
+        let Config { parts, firecracker, jailer, image, .. } = &self.config;
+        // In a jail its paths are of another root, and cannot be held against ours.
+        if jailer.is_some() {
+            return None;
+        }
+        let origin = match &self.origin {
+            Origin::Clone(template) => vec![template.dir()],
+            Origin::Boot | Origin::Template => vec![parts.cache.as_path(), &parts.kernel.image],
+        };
+        Some(bounds(firecracker, origin.into_iter().chain(image.as_deref()), dir))
+    }
+
     fn check(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
         let failed = |why: &str| Err(BackendError::failed(PREPARING, why));
         if std::env::consts::ARCH != "x86_64" {
@@ -298,5 +311,47 @@ impl Vmm for Firecracker {
         let told = std::fs::read_to_string(self.plan.get()?.place.here(METRICS)).ok()?;
         let troubles = metrics::troubles(&told);
         (!troubles.is_empty()).then(|| format!("its metrics count {}", troubles.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use glasshouse_images::kernel::Kernel;
+
+    use super::*;
+
+    fn machine(dir: &Path, jailer: Option<&str>) -> Firecracker {
+        let kernel = dir.join("vmlinuz-6.1");
+        std::fs::write(&kernel, "").unwrap();
+        let kernel = Kernel { release: "6.1".into(), image: kernel, modules_dir: Some(dir.join("modules")) };
+        let parts = Parts { kernel, probe: dir.join("probe"), cache: dir.join("cache") };
+        let firecracker = dir.join("firecracker");
+        std::fs::write(dir.join("firecracker-1.17"), "").unwrap();
+        std::os::unix::fs::symlink("firecracker-1.17", &firecracker).unwrap();
+        let (image, jailer) = (Some(dir.join("root.erofs")), jailer.map(PathBuf::from));
+        Firecracker::new(Config { parts, firecracker, jailer, image, vcpus: 1 }, Limits::default())
+    }
+
+    /// What the host may see of it without a contradiction: the program by its real name, its own files, and no more.
+    #[test]
+    fn it_is_bound_to_its_program_and_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let of = |name: &str| dir.join(name).to_string_lossy().into_owned();
+        let bounds = machine(&dir, None).bounds(&dir.join("machine")).unwrap();
+        assert_eq!(bounds.programs, [of("firecracker-1.17")]);
+        for read in ["/proc", "/usr", &of("cache"), &of("vmlinuz-6.1"), &of("root.erofs")] {
+            assert!(bounds.reads.iter().any(|known| known == read), "{read}: {:?}", bounds.reads);
+        }
+        for strange in ["/", "/etc", "/etc/passwd", "/root", &of("probe"), &of("modules")] {
+            assert!(!bounds.reads.iter().chain(&bounds.writes).any(|known| known == strange), "{strange}");
+        }
+        assert_eq!(bounds.writes, ["/dev/null", "/dev/kvm", "/dev/urandom", "/dev/random", &of("machine")]);
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_jail() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(machine(dir.path(), Some("/usr/bin/jailer")).bounds(dir.path()), None);
     }
 }

@@ -23,6 +23,7 @@ use super::place::Place;
 use super::{Config, Firecracker, Origin, Plan, UDS};
 use crate::backend::VmBackend;
 use crate::session::BOOTED_WITHIN;
+use crate::vmm::memory_mib;
 
 const MAKING: &str = "making a snapshot of a virtual machine";
 const STATE: &str = "state";
@@ -35,7 +36,7 @@ pub struct Template {
     limits: Limits,
     snapshot: Snapshot,
     digest: Digest,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 fn failed(error: impl std::fmt::Display) -> BackendError {
@@ -73,7 +74,7 @@ impl Template {
         let (snapshot, dir) = made?;
         let digest = snapshot.digest.parse().map_err(failed)?;
         tracing::info!(snapshot = %digest, "machines are cloned from now on");
-        Ok(Arc::new(Self { config, limits, snapshot, digest, _dir: dir }))
+        Ok(Arc::new(Self { config, limits, snapshot, digest, dir }))
     }
 
     /// A machine that is restored when it is to boot.
@@ -84,6 +85,16 @@ impl Template {
     /// What clones descend from.
     pub fn digest(&self) -> Digest {
         self.digest
+    }
+
+    /// Whether a command with these limits has room in a clone.
+    pub fn fits(&self, limits: &Limits) -> bool {
+        limits.memory_bytes.is_none() || memory_mib(limits) <= memory_mib(&self.limits)
+    }
+
+    /// Where state and memory are.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Where a clone's Firecracker finds it.

@@ -22,35 +22,15 @@ use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
 
 use self::accel::Accel;
 use crate::parts::Parts;
-use crate::vmm::{Launch, Vmm, memory_mib, own_uid};
+use crate::vmm::{Launch, Vmm, bounds, memory_mib, own_uid};
 
 /// Names the QEMU program; without it, `qemu-system-x86_64` of the PATH.
 pub const QEMU_VARIABLE: &str = "GLASSHOUSE_QEMU";
 /// The name of our port of virtio-serial.
 const PORT: &str = "glasshouse";
-/// What QEMU and its libraries open wherever it runs: programs' own files, what a system library looks up, what the kernel
-/// tells of the machine.
-const READS: [&str; 17] = [
-    "/usr",
-    "/bin",
-    "/lib",
-    "/lib64",
-    "/nix/store",
-    "/etc/ld.so.cache",
-    "/etc/ld.so.preload",
-    "/etc/localtime",
-    "/etc/ssl",
-    "/etc/gnutls",
-    "/etc/libnl",
-    "/etc/qemu",
-    "/etc/nsswitch.conf",
-    "/etc/passwd",
-    "/etc/group",
-    "/proc",
-    "/sys",
-];
-/// What it writes to beside its own directory, and reads.
-const WRITES: [&str; 4] = ["/dev/null", "/dev/kvm", "/dev/urandom", "/dev/random"];
+/// What QEMU's libraries look up beside what every program does.
+const READS: [&str; 7] =
+    ["/etc/ssl", "/etc/gnutls", "/etc/libnl", "/etc/qemu", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group"];
 
 /// How machines are made.
 #[derive(Debug, Clone)]
@@ -205,16 +185,8 @@ impl Vmm for Qemu {
 
     fn bounds(&self, dir: &Path) -> Option<VmmBounds> {
         let Config { parts, qemu, image, .. } = &self.config;
-        // The kernel tells of what it resolved.
-        let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let texts = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
-        let own = [&parts.cache, &parts.kernel.image].into_iter().chain(image);
-        let mut reads = texts(&READS);
-        reads.extend(own.map(|path| text(resolved(path))));
-        let mut writes = texts(&WRITES);
-        writes.push(text(resolved(dir)));
-        Some(VmmBounds { programs: vec![text(resolved(&on_path(qemu)))], reads, writes })
+        let own = [&parts.cache, &parts.kernel.image].into_iter().chain(image).map(PathBuf::as_path);
+        Some(bounds(&on_path(qemu), READS.iter().map(Path::new).chain(own), dir))
     }
 
     fn check(&self, _: &ExecutionSpec) -> Result<(), BackendError> {

@@ -45,6 +45,9 @@ pub(crate) fn tells(receipt: &Receipt, profile: ProfilingMode) {
         ),
         false => assert_eq!((receipt.completeness, missing), (Completeness::Closed, Vec::new())),
     }
+    // What the VMM may do is told where it can be held to it; that it did more would be a contradiction.
+    assert_eq!(receipt.environment.vmm.is_none(), support::is_jailed());
+    assert_eq!(receipt.contradictions, Vec::new());
     let vantages: Vec<Vantage> = receipt.chain.iter().map(|chain| chain.vantage).collect();
     assert_eq!(vantages, profile.vantages());
     let read = receipt.filesystem.reads.iter().any(|path| path == "/etc/no-program");
