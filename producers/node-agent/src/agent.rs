@@ -283,6 +283,7 @@ pub async fn run(line: Layer, file: Option<PathBuf>) -> Result<(), Error> {
         }
     }
     if let Some(shared) = shared {
+        shared.registry().close().await;
         shared.heartbeat.end().await;
     }
     ended
@@ -302,9 +303,19 @@ struct Agent {
 
 impl Agent {
     async fn start(settings: Settings, state: Arc<StateDir>) -> Result<Self, Error> {
+        end_orphans(state.work()).await;
         let registry = Registry::new(&settings).await?;
+        let of_registry = registry.end_orphans().await;
+        of_registry.iter().for_each(|left| tracing::error!(left, "left of an earlier life"));
+        let started = Self::serve(settings, state, registry.clone()).await;
+        if started.is_err() {
+            registry.close().await;
+        }
+        started
+    }
+
+    async fn serve(settings: Settings, state: Arc<StateDir>, registry: Registry) -> Result<Self, Error> {
         let socket = listen_locally(&settings)?;
-        end_orphans(state.work(), &registry).await;
         let options = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
         let probe = Arc::new(EbpfController::new(options));
         let phase = watch::Sender::new(Phase::Serving);
@@ -369,7 +380,11 @@ impl Agent {
                 settings.pool = old.pool.clone();
                 self.settings.send_replace(Arc::new(settings));
                 if let Some(shared) = &self.shared {
-                    *shared.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
+                    let old = std::mem::replace(
+                        &mut *shared.registry.write().unwrap_or_else(PoisonError::into_inner),
+                        registry,
+                    );
+                    old.close().await;
                     shared.tell();
                 }
                 tracing::info!("settings read again");
@@ -434,9 +449,7 @@ impl Shared {
 }
 
 /// Ends what the last life left running, and removes the working directories that it left.
-async fn end_orphans(work: PathBuf, registry: &Registry) {
-    let of_registry = registry.end_orphans().await;
-    of_registry.iter().for_each(|left| tracing::error!(left, "left of an earlier life"));
+async fn end_orphans(work: PathBuf) {
     let ended = tokio::task::spawn_blocking(move || {
         let mut left = ProcessBackend::end_orphans().unwrap_or_else(|reason| {
             tracing::info!(reason, "nothing can be left running of an earlier life");

@@ -101,7 +101,8 @@ impl Shared {
         let name = request.backend.as_ref().unwrap_or(&settings.backend);
         let limits = request.limits.strictest(settings.limits);
         let registry = self.registry();
-        let Some(made) = registry.make(name, limits) else {
+        let profile = request.profile.unwrap_or(settings.profile);
+        let Some(made) = registry.make(name, profile, limits).await else {
             let reason = match registry.unusable().get(name) {
                 Some(reason) => format!("node {} cannot use its backend `{name}`: {reason}", self.node),
                 None => {

@@ -31,6 +31,7 @@ mod settle;
 mod single;
 mod state;
 mod systemd;
+mod warm;
 mod workspace;
 
 pub use agent::run;

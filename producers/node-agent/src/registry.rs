@@ -16,6 +16,7 @@ use glasshouse_vm::qemu::{self, Qemu};
 use glasshouse_vm::{Parts, VmBackend};
 
 use crate::Settings;
+use crate::warm::Warm;
 
 /// Why an agent does not have its backends.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +58,8 @@ enum Kind {
     Process,
     Fake,
     Qemu(qemu::Config),
-    Firecracker(firecracker::Config),
+    /// With the machines that wait, if any shall.
+    Firecracker(firecracker::Config, Option<Arc<Warm>>),
     Kata(glasshouse_kata::Config),
 }
 
@@ -98,22 +100,32 @@ impl Registry {
     /// backend that every request would fail with; without the one of requests that ask for none there is no registry.
     pub async fn new(settings: &Settings) -> Result<Self, RegistryError> {
         let mut registry = Self { usable: Vec::new(), unusable: BTreeMap::new() };
+        match registry.find(settings).await {
+            Ok(()) => Ok(registry),
+            Err(error) => {
+                registry.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn find(&mut self, settings: &Settings) -> Result<(), RegistryError> {
         for name in &settings.backends {
             let known = NAMES.into_iter().find(|known| known == name);
             let known = known.ok_or_else(|| RegistryError::Unknown(name.chars().take(64).collect()))?;
             match Kind::found(known, settings).await? {
-                Ok(kind) => registry.usable.push((known, kind)),
+                Ok(kind) => self.usable.push((known, kind)),
                 Err(reason) => {
                     tracing::warn!(backend = known, reason, "a backend cannot be used here");
-                    registry.unusable.insert(known.to_owned(), reason);
+                    self.unusable.insert(known.to_owned(), reason);
                 }
             }
         }
-        match registry.unusable.get(&settings.backend) {
+        match self.unusable.get(&settings.backend) {
             Some(reason) => {
                 Err(RegistryError::Unusable { name: settings.backend.clone(), reason: reason.clone() })
             }
-            None => Ok(registry),
+            None => Ok(()),
         }
     }
 
@@ -127,16 +139,34 @@ impl Registry {
         &self.unusable
     }
 
-    /// A backend for one execution with these limits; `None` if there is none of this name.
-    pub fn make(&self, name: &str, limits: Limits) -> Option<Made> {
+    /// A backend for one execution that is watched so, with these limits; `None` if there is none of this name.
+    pub async fn make(&self, name: &str, profile: ProfilingMode, limits: Limits) -> Option<Made> {
         let (_, kind) = self.usable.iter().find(|(known, _)| *known == name)?;
         Some(match kind.clone() {
             Kind::Process => Made::without_guest(ProcessBackend::new()),
             Kind::Fake => Made::without_guest(FakeBackend::new(Script::default())),
             Kind::Qemu(config) => Made::machine(VmBackend::new(Qemu::new(config, limits))),
-            Kind::Firecracker(config) => Made::machine(VmBackend::new(Firecracker::new(config, limits))),
+            Kind::Firecracker(config, warm) => {
+                let waiting = match warm {
+                    Some(warm) => warm.take(profile, &limits).await,
+                    None => None,
+                };
+                let booting = || VmBackend::new(Firecracker::new(config, limits));
+                Made::machine(waiting.unwrap_or_else(booting))
+            }
             Kind::Kata(config) => Made::without_guest(KataBackend::new(config)),
         })
+    }
+
+    /// Ends the machines that wait. To be called before the registry is dropped.
+    pub async fn close(&self) {
+        for (_, kind) in &self.usable {
+            if let Kind::Firecracker(_, Some(warm)) = kind {
+                for left in warm.close().await {
+                    tracing::error!(left, "of a machine that waited for a request");
+                }
+            }
+        }
     }
 
     /// Ends what executions of killed processes left running, as far as that is not of cgroups; gives what is left, in words.
@@ -163,7 +193,13 @@ impl Kind {
             "process" => Ok(Self::Process),
             "fake" => Ok(Self::Fake),
             "qemu" => of_qemu(of_machines()?).map(Self::Qemu),
-            "firecracker" => of_firecracker(of_machines()?).await.map(Self::Firecracker),
+            "firecracker" => match of_firecracker(of_machines()?).await {
+                Ok(config) => {
+                    let warm = warm(&config, settings).await;
+                    Ok(Self::Firecracker(config, warm))
+                }
+                Err(reason) => Err(reason),
+            },
             _ => {
                 let needs = "an image of its containers: name one that containerd has with --container-image";
                 let image = settings.container_image.clone();
@@ -186,22 +222,35 @@ fn readable(image: PathBuf) -> Result<PathBuf, String> {
 }
 
 fn of_qemu(image: PathBuf) -> Result<qemu::Config, String> {
+    let image = Some(readable(image)?);
     let parts = Parts::find().map_err(|error| error.to_string())?;
-    Ok(qemu::Config { parts, qemu: qemu::program()?, image: Some(readable(image)?), vcpus: 1, nested: false })
+    Ok(qemu::Config { parts, qemu: qemu::program()?, image, vcpus: 1, nested: false })
 }
 
 async fn of_firecracker(image: PathBuf) -> Result<firecracker::Config, String> {
+    let image = Some(readable(image)?);
     let parts = Parts::find().map_err(|error| error.to_string())?;
-    let config = firecracker::Config {
-        firecracker: firecracker::program()?,
-        jailer: firecracker::jailer()?,
-        image: Some(readable(image)?),
-        vcpus: 1,
-        parts,
-    };
+    let (firecracker, jailer) = (firecracker::program()?, firecracker::jailer()?);
+    let config = firecracker::Config { parts, firecracker, jailer, image, vcpus: 1 };
     let vmlinux = config.parts.vmlinux().map_err(|error| error.to_string())?;
     kvm::boots(&config.firecracker, &vmlinux, &config.parts.cache).await?;
     Ok(config)
+}
+
+/// The machines that wait. Without a snapshot every request boots one, so that is no reason to have none.
+async fn warm(config: &firecracker::Config, settings: &Settings) -> Option<Arc<Warm>> {
+    // Users of the socket get no machines.
+    let size = settings.warm_machines.try_into().ok().filter(|size| *size > 0 && !settings.local_only)?;
+    match Warm::start(config.clone(), settings.limits, size, &settings.node).await {
+        Ok(warm) => {
+            tracing::info!(snapshot = %warm.digest(), machines = size, "machines are restored ahead");
+            Some(warm)
+        }
+        Err(error) => {
+            tracing::error!(%error, "there is no snapshot to restore machines from: each request boots one");
+            None
+        }
+    }
 }
 
 async fn of_kata(config: glasshouse_kata::Config) -> Result<glasshouse_kata::Config, String> {
@@ -222,13 +271,17 @@ mod tests {
         Registry::new(&Settings::merge(layer, Layer::default()).unwrap()).await
     }
 
+    async fn made(registry: &Registry, name: &str) -> Option<Made> {
+        registry.make(name, ProfilingMode::Disabled, Limits::default()).await
+    }
+
     #[tokio::test]
     async fn every_name_of_this_build_has_its_backend_and_others_are_refused() {
         let registry = of(&["process", "fake"], Layer::default()).await.unwrap();
         for name in ["process", "fake"] {
-            assert_eq!(registry.make(name, Limits::default()).unwrap().backend.name(), name);
+            assert_eq!(made(&registry, name).await.unwrap().backend.name(), name);
         }
-        assert!(registry.make("qemu", Limits::default()).is_none());
+        assert!(made(&registry, "qemu").await.is_none());
         let unknown = of(&["docker"], Layer::default()).await.unwrap_err().to_string();
         assert!(unknown.contains("process, fake, qemu, firecracker, kata"), "{unknown}");
         for (name, option) in [("qemu", "--image"), ("firecracker", "--image"), ("kata", "--container-image")]
@@ -250,7 +303,7 @@ mod tests {
         assert_eq!(registry.names(), ["process"]);
         assert_eq!(registry.unusable().keys().collect::<Vec<_>>(), ["kata", "qemu"]);
         assert!(registry.unusable()["kata"].contains("is containerd running"), "{:?}", registry.unusable());
-        assert!(registry.make("kata", Limits::default()).is_none());
+        assert!(made(&registry, "kata").await.is_none());
         let error = of(&["kata", "process"], layer()).await.unwrap_err().to_string();
         assert!(error.contains("`kata` cannot be used: /nonexistent"), "{error}");
     }

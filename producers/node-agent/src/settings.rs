@@ -23,6 +23,8 @@ const NO_SOCKET: &str = "none";
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Most slots of one agent.
 const MAX_CONCURRENCY: u32 = 4_096;
+/// Most machines that wait; each has the memory of its snapshot.
+const MAX_WARM: u32 = 256;
 /// Most commands of one user at a time.
 const MAX_PER_USER: u32 = 4_096;
 /// A shorter time to acknowledge would be over while a healthy agent is busy.
@@ -70,6 +72,10 @@ pub struct Layer {
     /// The namespace of containerd (default: default)
     #[arg(long, env = "CONTAINERD_NAMESPACE", value_name = "NAME")]
     pub containerd_namespace: Option<String>,
+    /// How many machines of Firecracker wait for a request, restored from a snapshot that is made at the start (default: 0, each request
+    /// boots one)
+    #[arg(long, env = "GLASSHOUSE_WARM_MACHINES", value_name = "N")]
+    pub warm_machines: Option<u32>,
     /// From where a request is watched that does not say: disabled, host, guest or combined (default: disabled)
     #[arg(long, env = "GLASSHOUSE_PROFILE", value_name = "MODE", value_parser = profile)]
     pub profile: Option<ProfilingMode>,
@@ -159,6 +165,7 @@ pub struct Settings {
     pub runtime: String,
     pub containerd: PathBuf,
     pub containerd_namespace: String,
+    pub warm_machines: u32,
     pub profile: ProfilingMode,
     pub limits: Limits,
     pub labels: BTreeMap<String, String>,
@@ -255,6 +262,7 @@ impl Settings {
                 .containerd_namespace
                 .or(under.containerd_namespace)
                 .unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
+            warm_machines: over.warm_machines.or(under.warm_machines).unwrap_or_default(),
             profile: over.profile.or(under.profile).unwrap_or_default(),
             limits,
             labels,
@@ -293,6 +301,9 @@ impl Settings {
         if !settings.backends.contains(&settings.backend) {
             let (backend, backends) = (&settings.backend, settings.backends.join(", "));
             problems.push(format!("backend is `{backend}`, which is none of the backends ({backends})"));
+        }
+        if settings.warm_machines > MAX_WARM {
+            problems.push(format!("warm-machines is {}: it is at most {MAX_WARM}", settings.warm_machines));
         }
         if settings.spool_bytes < SpoolOptions::MIN_BYTES {
             let (bytes, least) = (settings.spool_bytes, SpoolOptions::MIN_BYTES);
@@ -399,12 +410,13 @@ mod tests {
     #[test]
     fn everything_that_is_wrong_is_said_at_once() {
         let bad = file(
-            "node = \"n1\"\nconcurrency = 0\nbackend = \"qemu\"\nspool-bytes = 1\nack-wait = \"1ms\"\n\
+            "node = \"n1\"\nconcurrency = 0\nwarm-machines = 257\nbackend = \"qemu\"\nspool-bytes = 1\nack-wait = \"1ms\"\n\
                   socket-mode = \"9\"\nsocket-limits = \"memory\"\nlimits = \"wall=soon\"\npolicies = [\"/no/policy.yaml\"]",
         );
         let error = Settings::merge(Layer::default(), bad).unwrap_err().to_string();
         for part in [
             "concurrency",
+            "warm-machines",
             "qemu",
             "spool-bytes",
             "ack-wait",

@@ -23,9 +23,9 @@ pub async fn run_one(
     receipt: &Path,
 ) -> Result<(Outcome, Vec<String>), Error> {
     let system = |what| move |source| Error::System { what, source };
-    let only = Settings { backends: vec![settings.backend.clone()], ..settings.clone() };
+    let only = Settings { backends: vec![settings.backend.clone()], warm_machines: 0, ..settings.clone() };
     let registry = Registry::new(&only).await?;
-    let Some(made) = registry.make(&settings.backend, settings.limits) else {
+    let Some(made) = registry.make(&settings.backend, settings.profile, settings.limits).await else {
         return Ok((failed("the backend is gone"), Vec::new()));
     };
     let spec = ExecutionSpec {

@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::Write as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,16 +14,18 @@ use glasshouse_backends::conformance::spec;
 use glasshouse_backends::fake::RecordingSink;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::{Engine, EngineReport, ExecutionSpec};
-use glasshouse_guest_link::message::Bytes;
-use glasshouse_guest_link::{
-    Drained, Exit, Hello, Receiver, Sealed, Sender, Status, StreamReceiver, StreamSender, ToGuest, ToHost,
-};
-use glasshouse_schema::frame::{FrameWriterConfig, Seal, SealTotals};
+use glasshouse_guest_link::{Sealed, ToHost};
+use glasshouse_schema::frame::{Seal, SealTotals};
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
-use glasshouse_schema::lifecycle::{Attached, Environment, ProfilingMode};
+use glasshouse_schema::lifecycle::{Environment, ProfilingMode};
 use glasshouse_schema::receipt::Completeness;
-use glasshouse_schema::{EncodedFrame, Event, Fact, FrameWriter, PathRef, ProcessKey, Receipt};
+use glasshouse_schema::{Event, Fact, PathRef, ProcessKey, Receipt};
 use glasshouse_vm::{Launch, VmBackend, Vmm};
+
+#[path = "support/played.rs"]
+mod played;
+
+use played::{Host, chain, frame};
 
 type Guest = Box<dyn FnOnce(Host) + Send>;
 
@@ -57,98 +58,6 @@ impl Vmm for Played {
         std::thread::spawn(move || guest(Host::at(&link)));
         Ok(())
     }
-}
-
-/// The host, as a played guest sees it.
-struct Host {
-    socket: UnixStream,
-    hears: StreamReceiver<UnixStream, ToGuest>,
-    says: StreamSender<UnixStream>,
-    spec: Option<glasshouse_guest_link::Spec>,
-    chain: Option<FrameWriter>,
-}
-
-impl Host {
-    fn at(link: &Path) -> Self {
-        let socket = UnixStream::connect(link).unwrap();
-        let (hears, says) = (socket.try_clone().unwrap(), socket.try_clone().unwrap());
-        Self {
-            socket,
-            hears: StreamReceiver::new(hears),
-            says: StreamSender::new(says),
-            spec: None,
-            chain: None,
-        }
-    }
-
-    fn say(&mut self, message: ToHost) {
-        // The host may have had enough.
-        let _ = self.says.send(&message);
-    }
-
-    fn hear(&mut self) -> Option<ToGuest> {
-        self.hears.receive().ok().flatten()
-    }
-
-    /// Honest until the command runs.
-    fn up_to_running(&mut self) {
-        self.say(ToHost::Hello(Hello {
-            probe: "0".into(),
-            kernel: "0".into(),
-            arch: "x86_64".into(),
-            btf: true,
-            is_init: true,
-            problems: Vec::new(),
-        }));
-        while let Some(message) = self.hear() {
-            match message {
-                ToGuest::Spec(spec) => {
-                    self.spec = Some(*spec);
-                    self.say(ToHost::Held);
-                }
-                ToGuest::Attach(attach) => {
-                    let execution = self.spec.as_ref().unwrap().execution;
-                    self.chain = Some(chain(execution, attach.node, Vantage::Guest, attach.epoch));
-                    self.say(ToHost::Attached(Ok(Attached {
-                        vantage: Vantage::Guest,
-                        controller: "played".into(),
-                        hooks: Vec::new(),
-                        blind_spots: Vec::new(),
-                    })));
-                }
-                ToGuest::Release => {
-                    self.say(ToHost::Running);
-                    return;
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Honest from the exit to the end; `seal` is what it says of its chain.
-    fn end(&mut self, seal: impl FnOnce(&mut Self)) {
-        self.say(ToHost::Exit(Exit { status: Status::Code(0), rusage: None }));
-        let mut seal = Some(seal);
-        while let Some(message) = self.hear() {
-            match message {
-                ToGuest::Drain(_) => self.say(ToHost::Drained(Drained { ran_into: None, error: None })),
-                ToGuest::Seal => seal.take().unwrap()(self),
-                _ => {}
-            }
-        }
-    }
-
-    fn seal(&mut self) -> EncodedFrame {
-        self.chain.take().unwrap().seal(SealTotals::default(), Seal::default()).pop().unwrap()
-    }
-}
-
-fn chain(execution: ExecutionId, node: NodeId, vantage: Vantage, epoch: u64) -> FrameWriter {
-    FrameWriter::new(FrameWriterConfig::new(execution, node, vantage, epoch, 0))
-}
-
-fn frame(bytes: Vec<u8>) -> ToHost {
-    ToHost::Frame(Bytes(bytes))
 }
 
 /// Runs a command in a played guest; gives the report, the receipt, and how many frames were handed on.

@@ -59,6 +59,7 @@ async fn a_machine_is_told_and_started_by_the_rules() {
     machine.check().unwrap();
     machine.configure(&client).await.unwrap();
     Machine::start(&client).await.unwrap();
+    assert_eq!(server.runs().await, Path::new("/run/v.sock"));
     assert_eq!(client.instance().await.unwrap().state, InstanceState::Running);
     client.action(Action::FlushMetrics).await.unwrap();
     client.action(Action::SendCtrlAltDel).await.unwrap();
@@ -147,6 +148,7 @@ async fn a_snapshot_is_made_of_a_paused_machine_and_cloned() {
     let uds = other.path().join("v.sock");
     snapshot.load(&clone, &uds, GuestClock::SetForward).await.unwrap();
     assert_eq!(clone.instance().await.unwrap().state, InstanceState::Running);
+    assert_eq!(fresh.runs().await, uds);
     let body = fresh.body("/snapshot/load");
     assert_eq!(body["vsock_override"]["uds_path"], uds.to_str().unwrap());
     assert_eq!(body["mem_backend"]["backend_type"], "File");

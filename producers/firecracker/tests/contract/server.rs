@@ -12,6 +12,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 
 use super::rules::{RULES, Rule, When};
 
@@ -22,6 +23,10 @@ pub(crate) struct State {
     pub(crate) taken: Vec<(String, String, Value)>,
     /// Paths that stand for a part of the machine and were told.
     told: BTreeSet<String>,
+    /// Where the guest's vsock is.
+    vsock: Option<PathBuf>,
+    /// The same, from when the guest runs.
+    running: watch::Sender<Option<PathBuf>>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +51,10 @@ impl Drop for Server {
 
 impl Server {
     pub(crate) fn start(dir: &Path) -> Self {
-        let socket = dir.join("api.sock");
+        Self::at(dir.join("api.sock"))
+    }
+
+    pub(crate) fn at(socket: PathBuf) -> Self {
         let listener = UnixListener::bind(&socket).unwrap();
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
@@ -64,6 +72,13 @@ impl Server {
             }
         });
         Self { socket, state, task }
+    }
+
+    /// Where the vsock of a guest is that runs by now.
+    pub(crate) async fn runs(&self) -> PathBuf {
+        let mut running = self.state.lock().unwrap().running.subscribe();
+        let vsock = running.wait_for(Option::is_some).await.unwrap();
+        vsock.clone().unwrap()
     }
 
     pub(crate) fn paths(&self) -> Vec<String> {
@@ -113,6 +128,11 @@ impl State {
         named(rule, path, &body)?;
         self.in_time(rule)?;
         self.change(rule, &body)?;
+        let vsock = body["uds_path"].as_str().or(body["vsock_override"]["uds_path"].as_str());
+        self.vsock = vsock.map(PathBuf::from).or(self.vsock.take());
+        if self.instance == Instance::Running {
+            self.running.send_replace(self.vsock.clone());
+        }
         self.told.insert(path.to_owned());
         self.taken.push((method.to_owned(), path.to_owned(), body));
         Ok(())

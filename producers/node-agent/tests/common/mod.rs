@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -119,13 +120,25 @@ pub struct Agent {
     state: PathBuf,
     name: String,
     options: Vec<String>,
+    environment: Vec<(String, OsString)>,
 }
 
 impl Agent {
     pub fn start(url: &str, state: &Path, name: &str, options: &[&str]) -> Self {
+        Self::start_in(url, state, name, options, Vec::new())
+    }
+
+    /// With these variables.
+    pub fn start_in(
+        url: &str,
+        state: &Path,
+        name: &str,
+        options: &[&str],
+        environment: Vec<(String, OsString)>,
+    ) -> Self {
         let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
-        let child = spawn(url, state, name, &options);
-        Self { child, url: url.into(), state: state.into(), name: name.into(), options }
+        let child = spawn(url, state, name, &options, &environment);
+        Self { child, url: url.into(), state: state.into(), name: name.into(), options, environment }
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -153,7 +166,7 @@ impl Agent {
 
     /// Starts the next life.
     pub fn restart(&mut self) {
-        self.child = spawn(&self.url, &self.state, &self.name, &self.options);
+        self.child = spawn(&self.url, &self.state, &self.name, &self.options, &self.environment);
     }
 
     /// Ends it in order.
@@ -173,7 +186,13 @@ impl Drop for Agent {
 }
 
 /// Returns once the agent takes requests.
-fn spawn(url: &str, state: &Path, name: &str, options: &[String]) -> Child {
+fn spawn(
+    url: &str,
+    state: &Path,
+    name: &str,
+    options: &[String],
+    environment: &[(String, OsString)],
+) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_glasshouse-node-agent"));
     for (key, _) in std::env::vars_os() {
         let text = key.to_string_lossy().into_owned();
@@ -182,6 +201,7 @@ fn spawn(url: &str, state: &Path, name: &str, options: &[String]) -> Child {
         }
     }
     command.args(["--nats", url, "--node", name, "--socket", "none", "--state"]).arg(state).args(options);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let log = child.stderr.take().unwrap();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use glasshouse_execution::backend::{BackendError, ExecutionBackend as _};
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_schema::ids::{ExecutionId, Vantage};
+use glasshouse_schema::lifecycle::ProfilingMode;
 
 use super::Template;
 use crate::backend::VmBackend;
@@ -50,9 +51,9 @@ impl Pool {
         restored
     }
 
-    /// A machine for an execution: one that waits, else one that is restored when it starts.
-    pub async fn take(&self, spec: &ExecutionSpec) -> VmBackend {
-        if !spec.profile.vantages().contains(&Vantage::Host) {
+    /// A machine for an execution that is watched so: one that waits, else one that is restored when it starts.
+    pub async fn take(&self, profile: ProfilingMode) -> VmBackend {
+        if !profile.vantages().contains(&Vantage::Host) {
             loop {
                 let Some(backend) = self.waiting().pop_front() else { break };
                 if !backend.is_gone() {

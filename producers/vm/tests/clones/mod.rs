@@ -111,13 +111,12 @@ async fn a_pool_gives_machines_that_wait_and_others_where_their_begin_has_to_be_
     }
     assert_eq!(pool.ready(), 2);
 
-    let (_, receipt) = run(pool.take(&cat(ProfilingMode::Guest)).await, cat(ProfilingMode::Guest)).await;
+    let (_, receipt) = run(pool.take(ProfilingMode::Guest).await, cat(ProfilingMode::Guest)).await;
     tells(&receipt, ProfilingMode::Guest);
     assert_eq!(receipt.environment.snapshot, Some(template.digest()));
     assert_eq!((pool.ready(), left_of(&ids[0].to_string())), (1, Vec::new()));
 
-    let (_, receipt) =
-        run(pool.take(&cat(ProfilingMode::Combined)).await, cat(ProfilingMode::Combined)).await;
+    let (_, receipt) = run(pool.take(ProfilingMode::Combined).await, cat(ProfilingMode::Combined)).await;
     tells(&receipt, ProfilingMode::Combined);
     assert_eq!(pool.ready(), 1, "its VMM has to be seen from its exec on");
 
