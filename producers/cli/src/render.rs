@@ -32,6 +32,9 @@ pub(crate) fn receipt(receipt: &Receipt, all: bool) -> String {
         receipt.execution.backend,
         receipt.execution.node.as_ref().map_or("an unknown node", |node| node.as_str()),
     );
+    if let Some(snapshot) = &receipt.environment.snapshot {
+        let _ = writeln!(out, "  its machine was cloned from the snapshot {snapshot}");
+    }
     let _ = writeln!(out, "  {completeness}");
     for contradiction in &receipt.contradictions {
         let _ = writeln!(out, "    contradiction: {}", contradiction.kind);
@@ -444,6 +447,7 @@ mod tests {
         let golden = include_str!("../../../schema/tests/golden/receipt-v0.4.json");
         let mut golden: Receipt = Receipt::decode(golden.as_bytes()).unwrap();
         golden.execution.node = None;
+        golden.environment.snapshot = Some(glasshouse_schema::Digest::ZERO);
         let process = &mut golden.process_tree[0];
         process.signal = None;
         let file = golden.files[0].clone();
@@ -492,7 +496,9 @@ mod tests {
         ];
         let text = receipt(&golden, false);
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let cloned = format!("its machine was cloned from the snapshot {}", glasshouse_schema::Digest::ZERO);
         for expected in [
+            cloned.as_str(),
             "runs deleted, namespace:pid",
             "with LD_PRELOAD set",
             "becomes uid 1 (effective 2), gid 3 (effective 4), capabilities 000001ffffffffff (gained)",
