@@ -1,5 +1,5 @@
 //! Machines of Firecracker that wait for requests, with the API server of its contract tests and a played guest in place of each: what
-//! the agent asks of Firecracker, and what becomes of its machines. *Unverified* against a real one.
+//! the agent asks of Firecracker, and what becomes of its machines. docs/firecracker.md says what was tried with a real one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(missing_docs, unreachable_pub, reason = "tests")]
