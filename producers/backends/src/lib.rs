@@ -20,6 +20,8 @@ pub mod process;
 #[path = "process_stub.rs"]
 pub mod process;
 #[cfg(target_os = "linux")]
+mod runner;
+#[cfg(target_os = "linux")]
 pub mod signals;
 #[cfg(not(target_os = "linux"))]
 #[path = "signals_stub.rs"]
@@ -29,3 +31,5 @@ pub use fake::FakeBackend;
 #[cfg(target_os = "linux")]
 pub use process::LentStreams;
 pub use process::ProcessBackend;
+#[cfg(target_os = "linux")]
+pub use runner::Runner;

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 
+use glasshouse_backends::Runner;
 use tonic::Status;
 
 use crate::api::{
@@ -108,107 +109,9 @@ fn remove_pipes(container: &Container) -> io::Result<()> {
     }
 }
 
-/// A process, so that others can tell that it is gone: its id alone may be another's by then.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Runner {
-    /// Of the machine's start.
-    boot_id: String,
-    /// In which pid namespace it has its id, by that one's inode.
-    namespace: String,
-    pid: u32,
-    /// When it started, in clock ticks since boot (proc_pid_stat(5)).
-    start_ticks: u64,
-}
-
-impl Runner {
-    /// This process; `None` where /proc does not tell.
-    fn this() -> Option<Self> {
-        let (pid, start_ticks) = alive("self")?;
-        Some(Self { boot_id: boot_id()?, namespace: namespace()?, pid, start_ticks })
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let [boot_id, namespace, pid, start_ticks] =
-            <[&str; 4]>::try_from(text.split(' ').collect::<Vec<_>>()).ok()?;
-        Some(Self {
-            boot_id: boot_id.to_owned(),
-            namespace: namespace.to_owned(),
-            pid: pid.parse().ok()?,
-            start_ticks: start_ticks.parse().ok()?,
-        })
-    }
-
-    /// Whether it is known to be gone. Of another pid namespace nothing is known while the machine is up.
-    fn is_gone(&self) -> bool {
-        match (boot_id(), namespace()) {
-            (Some(boot_id), _) if boot_id != self.boot_id => true,
-            (Some(_), Some(namespace)) if namespace == self.namespace => {
-                alive(&self.pid.to_string()) != Some((self.pid, self.start_ticks))
-            }
-            _ => false,
-        }
-    }
-}
-
-impl std::fmt::Display for Runner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {} {}", self.boot_id, self.namespace, self.pid, self.start_ticks)
-    }
-}
-
-fn boot_id() -> Option<String> {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
-}
-
-fn namespace() -> Option<String> {
-    fs::read_link("/proc/self/ns/pid").ok()?.to_str().map(str::to_owned)
-}
-
-/// Id and start of a process, if it has not ended.
-fn alive(process: &str) -> Option<(u32, u64)> {
-    stat(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
-}
-
-/// proc_pid_stat(5): `pid (name) state …`, the start as the 22nd field; `None` of one that nobody has waited for yet.
-fn stat(line: &str) -> Option<(u32, u64)> {
-    let pid = line.split(' ').next()?.parse().ok()?;
-    // The name may hold anything.
-    let mut fields = line.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?;
-    let start_ticks = fields.nth(18)?.parse().ok()?;
-    (!matches!(state, "Z" | "X")).then_some((pid, start_ticks))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_is_told_from_another_with_its_id() {
-        let this = Runner::this().unwrap();
-        assert_eq!(Runner::parse(&this.to_string()), Some(this.clone()));
-        assert!(!this.is_gone());
-        assert!(Runner { start_ticks: this.start_ticks + 1, ..this.clone() }.is_gone());
-        assert!(
-            Runner { boot_id: "an-earlier-one".into(), namespace: "another".into(), ..this.clone() }
-                .is_gone()
-        );
-        assert!(
-            !Runner { namespace: "pid:[1]".into(), pid: 0, ..this }.is_gone(),
-            "of that nothing is known"
-        );
-        assert_eq!(Runner::parse("x"), None);
-    }
-
-    #[test]
-    fn the_line_of_a_process_is_read_whatever_its_name() {
-        let line = |state: &str| {
-            format!("7 (a) b) c) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20\n")
-        };
-        assert_eq!(stat(&line("S")), Some((7, 4711)));
-        assert_eq!(stat(&line("Z")), None);
-        assert_eq!(stat(""), None);
-    }
 
     #[test]
     fn a_label_does_not_lead_elsewhere() {

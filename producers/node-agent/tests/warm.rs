@@ -147,4 +147,7 @@ async fn machines_wait_and_are_replaced_and_nothing_is_left_of_them() {
     }
     assert_eq!(agent.stop(), Some(0));
     until("no machine is left", || processes(PLAYED).is_empty()).await;
+    let left = std::fs::read_dir(broker.dir.path().join("tmp")).unwrap();
+    let left: Vec<OsString> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, Vec::<OsString>::new());
 }

@@ -17,6 +17,7 @@
 
 mod backend;
 pub mod bridge;
+mod dirs;
 pub mod firecracker;
 mod guest;
 mod kept;

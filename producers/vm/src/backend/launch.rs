@@ -12,15 +12,13 @@ use glasshouse_schema::limits::Limits;
 use tokio::net::UnixListener;
 
 use super::{CONSOLE_BYTES, DOING, Machine, failed, not_the_command};
+use crate::dirs;
 use crate::session::BOOTED_WITHIN;
 
 impl Machine {
     /// Makes the VMM's files and the socket that its guest connects to.
     pub(super) async fn prepare_vmm(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
-        let dir = tempfile::Builder::new()
-            .prefix("glasshouse-vm-")
-            .tempdir()
-            .map_err(failed("making the machine's directory"))?;
+        let dir = dirs::make(dirs::Kind::Machine).map_err(failed("making the machine's directory"))?;
         // From here on `cleanup` removes it.
         let dir = Arc::new(dir);
         self.state().dir = Some(Arc::clone(&dir));

@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use super::place::Place;
 use super::{Config, Firecracker, Origin, Plan, UDS};
 use crate::backend::VmBackend;
+use crate::dirs;
 use crate::session::BOOTED_WITHIN;
 use crate::vmm::memory_mib;
 
@@ -62,7 +63,7 @@ impl Template {
             let waiting = backend.take_waiting().ok_or_else(|| failed("its guest is gone"))?;
             greeted(&waiting).await?;
             let plan = plan.get().ok_or_else(|| failed("it was not prepared"))?;
-            let dir = tempfile::Builder::new().prefix("glasshouse-snapshot-").tempdir().map_err(failed)?;
+            let dir = dirs::make(dirs::Kind::Snapshot).map_err(failed)?;
             let snapshot = kept(plan, dir.path()).await?;
             drop(waiting);
             Ok((snapshot, dir))
