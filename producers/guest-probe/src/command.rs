@@ -194,6 +194,10 @@ impl Run {
         };
         let sink = Arc::new(Frames(self.out.clone()));
         let attachment = controller.attach(target, sink).await.map_err(|error| error.reason)?;
+        if let Ok(probe) = controller.probe().await {
+            let how = if probe.reads_directly() { "directly" } else { "by helper calls" };
+            eprintln!("glasshouse-guest-probe: kernel fields are read {how}");
+        }
         self.session = Some(attachment.session);
         Ok(attachment.attached)
     }

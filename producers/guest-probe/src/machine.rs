@@ -22,8 +22,9 @@ const RNDADDENTROPY: u32 = 0x4008_5203;
 const RNDRESEEDCRNG: u32 = 0x5207;
 /// How long the device of the root filesystem may take to appear.
 const DEVICE_WITHIN: Duration = Duration::from_secs(10);
-/// What the root filesystem may be. Which one it is the kernel finds out.
-const FILESYSTEMS: [&str; 3] = ["ext4", "erofs", "squashfs"];
+/// What the root filesystem may be. Which one it is the kernel finds out; the last is built in, and says on the console what it
+/// does not find.
+const FILESYSTEMS: [&str; 3] = ["erofs", "squashfs", "ext4"];
 
 /// Makes the machine ready; gives what did not work, in words. What is really needed fails later, with its own words.
 pub(crate) fn prepare() -> Vec<String> {

@@ -504,6 +504,7 @@ impl ExecutionBackend for VmBackend {
             session.end("the execution is over");
         }
         let mut left = machine.process.cleanup().await;
+        tracing::debug!(console = machine.console_text(), "what the guest's console said");
         // Others may hold it for a moment; then the last of them removes it.
         if let Some(dir) = dir.and_then(Arc::into_inner) {
             let path = dir.path().to_owned();
