@@ -1,6 +1,6 @@
 /*
- * What is watched on every kernel: `workload DIR` and `workload DIR bypass`, where DIR is an empty directory but for this
- * program. It does each kind of thing once, one after the other, so that two receipts of it can only differ by the kernel.
+ * What is watched on every kernel: `workload DIR` and `workload DIR bypass`, where DIR is not there yet. It does each kind of
+ * thing once, one after the other, so that two receipts of it can only differ by the kernel.
  * It says on stderr which step went otherwise than expected, because then the receipts may differ for a good reason.
  *
  * All of the first is within sight of the probe: its receipt must be closed. What `bypass` does changes what paths and
@@ -275,11 +275,13 @@ int main(int argc, char *argv[])
 		return 2;
 	dir = argv[1];
 	umask(022);
-	EXPECT(chdir(dir) == 0);
 	if (argc > 2 && strcmp(argv[2], "child") == 0) {
+		EXPECT(chdir(dir) == 0);
 		touch("by-the-child");
 		return 3;
 	}
+	EXPECT(mkdir(dir, 0755) == 0);
+	EXPECT(chdir(dir) == 0);
 	if (argc > 2)
 		return bypass();
 	files();

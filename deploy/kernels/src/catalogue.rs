@@ -62,6 +62,13 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
+    /// The package with the image, and the one with the modules where it is another (since Debian 14) and they are wanted.
+    fn packages(&self) -> Vec<String> {
+        let modules = self.package.strip_prefix("linux-binary-").filter(|_| self.arch == Arch::Amd64);
+        let modules = modules.map(|release| format!("linux-modules-{release}"));
+        std::iter::once(self.package.clone()).chain(modules).collect()
+    }
+
     fn is_cloud(&self) -> bool {
         self.release.contains("-cloud-")
     }
@@ -71,6 +78,14 @@ impl Kernel {
         let suffix = self.release.split_once('+').map_or("", |(_, suffix)| suffix);
         suffix.split(['-', '.', '+']).next().unwrap_or_default()
     }
+}
+
+/// A kernel's packages as files.
+pub(crate) struct Unpacked {
+    /// As it is in the package.
+    pub(crate) image: PathBuf,
+    /// All of it, as `GLASSHOUSE_GUEST_KERNEL` names it.
+    pub(crate) folder: PathBuf,
 }
 
 /// What there is, and what could not be asked.
@@ -142,47 +157,34 @@ impl Catalogue {
         Ok(suites.join(", "))
     }
 
-    /// The kernel's image as it is in the package, downloaded if it is not in the cache.
-    pub(crate) fn image(&self, kernel: &Kernel) -> Result<PathBuf> {
-        let image = self.debs.join(format!("vmlinuz-{}_{}", kernel.release, kernel.version));
-        if image.exists() {
-            return Ok(image);
+    /// The kernel with what it needs to boot here, unpacked below the cache folder; downloaded if it is not there.
+    pub(crate) fn unpacked(&self, kernel: &Kernel) -> Result<Unpacked> {
+        let folder =
+            self.debs.join(format!("{}_{}_{}", kernel.release, kernel.version, kernel.arch.debian()));
+        if !folder.exists() {
+            // Renamed into place: a later run never sees half a package.
+            let partial = folder.with_extension("partial");
+            for package in kernel.packages() {
+                self.unpack(&package, kernel, &partial)?;
+            }
+            std::fs::rename(&partial, &folder)?;
         }
-        let package = format!("{}:{}={}", kernel.package, kernel.arch.debian(), kernel.version);
+        let found = glasshouse_images::kernel::Kernel::find(&folder)?;
+        Ok(Unpacked { image: found.image, folder })
+    }
+
+    fn unpack(&self, package: &str, kernel: &Kernel, to: &Path) -> Result<()> {
+        let (arch, version) = (kernel.arch.debian(), &kernel.version);
         let mut download = Command::new("apt-get");
         download
-            .args(["-q", "download", &package])
+            .args(["-q", "download", &format!("{package}:{arch}={version}")])
             .env("APT_CONFIG", &self.apt_config)
             .current_dir(&self.debs);
         succeed(&mut download)?;
         // apt writes the colon of an epoch, and nothing else, in another way.
-        let file =
-            format!("{}_{}_{}.deb", kernel.package, kernel.version.replace(':', "%3a"), kernel.arch.debian());
-        let deb = self.debs.join(file);
-        let mut tar = Command::new("dpkg-deb")
-            .arg("--fsys-tarfile")
-            .arg(&deb)
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot run dpkg-deb")?;
-        // `/boot/vmlinuz-RELEASE`, and `/usr/lib/modules/RELEASE/vmlinuz` since Debian 14.
-        let mut extract = Command::new("tar");
-        extract.args(["-x", "-O", "--wildcards", "*/vmlinuz*"]);
-        if let Some(stdout) = tar.stdout.take() {
-            extract.stdin(stdout);
-        }
-        let extracted = extract.stderr(Stdio::inherit()).output().context("cannot run tar")?;
-        let unpacked = tar.wait()?;
-        if !extracted.status.success() || !unpacked.success() || extracted.stdout.is_empty() {
-            bail!("{} holds no vmlinuz", deb.display());
-        }
-        // Renamed into place: a later run never sees half an image.
-        let partial = image.with_extension("partial");
-        std::fs::write(&partial, &extracted.stdout)
-            .with_context(|| format!("cannot write {}", partial.display()))?;
-        std::fs::rename(&partial, &image)?;
-        std::fs::remove_file(&deb)?;
-        Ok(image)
+        let deb = self.debs.join(format!("{package}_{}_{arch}.deb", version.replace(':', "%3a")));
+        succeed(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(to))?;
+        Ok(std::fs::remove_file(&deb)?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Not facts about the workload: identities, clocks, costs, and the machine itself.
 const DROPPED_AT_TOP: [&str; 10] = [
@@ -34,8 +34,9 @@ const ORDERED: &str = "argv";
 const FIRST_EPHEMERAL_PORT: u16 = 32_768;
 
 /// The facts of a receipt in lines that can be compared: the path of each value, a list's elements as wholes.
-pub(crate) fn facts(receipt: &Value, directory: &str) -> BTreeMap<String, usize> {
-    let replace = Replace { directory, processes: labels(receipt) };
+/// Paths that are elsewhere in another machine are replaced by what stands beside them.
+pub(crate) fn facts(receipt: &Value, paths: &[(&str, &str)]) -> BTreeMap<String, usize> {
+    let replace = Replace { paths, processes: labels(receipt) };
     let mut lines = BTreeMap::new();
     if let Value::Object(fields) = receipt {
         for (name, value) in fields.iter().filter(|(name, _)| !DROPPED_AT_TOP.contains(&name.as_str())) {
@@ -43,6 +44,35 @@ pub(crate) fn facts(receipt: &Value, directory: &str) -> BTreeMap<String, usize>
         }
     }
     lines
+}
+
+/// What one vantage point says of the command, out of the lists that name who says it. How long the files of /proc are is
+/// the kernel's.
+pub(crate) fn seen_from(vantage: &str, receipt: &Value) -> Value {
+    let of = |list: &Value| -> Value {
+        let mine = list.as_array().into_iter().flatten().filter(|entry| entry["vantage"] == vantage);
+        mine.map(|entry| {
+            let of_kernel = entry["path"].as_str().is_some_and(|path| path.starts_with("/proc/"));
+            let dropped = |name: &str| name == "vantage" || (of_kernel && name == "bytes_read");
+            let fields = entry.as_object().into_iter().flatten().filter(|(name, _)| !dropped(name));
+            fields.map(|(name, value)| (name.clone(), value.clone())).collect::<Value>()
+        })
+        .collect()
+    };
+    let mut classes = of(&receipt["coverage"]["vantages"])[0]["classes"].clone();
+    // Another machine has another clock to read, so a program may call the kernel or not; and no list is of it.
+    classes.as_object_mut().map(|classes| classes.remove("syscall"));
+    json!({
+        "completeness": receipt["completeness"],
+        "outcome": receipt["outcome"],
+        "artifacts": receipt["artifacts"],
+        "process_tree": of(&receipt["process_tree"]),
+        "files": of(&receipt["files"]),
+        "sockets": of(&receipt["sockets"]),
+        "dns": of(&receipt["dns"]),
+        "operations": of(&receipt["operations"]),
+        "coverage": {"incomplete": of(&receipt["coverage"]["incomplete"]), "vantages": [{"classes": classes}]},
+    })
 }
 
 /// How something was seen, not what was done: other kernels offer other hooks. The start of such a line, after the name of
@@ -114,7 +144,7 @@ fn labels(receipt: &Value) -> BTreeMap<u64, String> {
 }
 
 struct Replace<'a> {
-    directory: &'a str,
+    paths: &'a [(&'a str, &'a str)],
     processes: BTreeMap<u64, String>,
 }
 
@@ -148,7 +178,7 @@ impl Replace<'_> {
     }
 
     fn text(&self, text: &str) -> String {
-        let text = text.replace(self.directory, "$DIR");
+        let text = self.paths.iter().fold(text.to_owned(), |text, (path, name)| text.replace(path, name));
         // A file of O_TMPFILE is called by its inode's number.
         if let Some((parent, number)) = text.rsplit_once("/#")
             && number.bytes().all(|byte| byte.is_ascii_digit())
@@ -218,11 +248,15 @@ mod tests {
 
     #[test]
     fn another_machine_is_no_difference_and_another_fact_is_one() {
-        let host = facts(&receipt("/dev/shm/x", 4000, 40_000, 1), "/dev/shm/x");
-        assert!(differences(&host, &facts(&receipt("/tmp/work", 70, 50_000, 1), "/tmp/work")).is_empty());
-        let found = differences(&host, &facts(&receipt("/tmp/work", 70, 50_000, 2), "/tmp/work"));
+        let host = facts(&receipt("/dev/shm/x", 4000, 40_000, 1), &[("/dev/shm/x", "$DIR")]);
+        assert!(
+            differences(&host, &facts(&receipt("/tmp/work", 70, 50_000, 1), &[("/tmp/work", "$DIR")]))
+                .is_empty()
+        );
+        let found =
+            differences(&host, &facts(&receipt("/tmp/work", 70, 50_000, 2), &[("/tmp/work", "$DIR")]));
         assert_eq!(found.len(), 2, "{found:?}");
-        let found = differences(&host, &facts(&receipt("/tmp/work", 70, 9, 1), "/tmp/work"));
+        let found = differences(&host, &facts(&receipt("/tmp/work", 70, 9, 1), &[("/tmp/work", "$DIR")]));
         assert_eq!(found.len(), 2, "a port that the workload chose is a fact: {found:?}");
     }
 
@@ -232,8 +266,8 @@ mod tests {
         more["files"][1] = json!({"path": "/a/g"});
         let mut less = receipt("/a", 1, 9, 1);
         less["files"][1] = json!({"path": "/a/h"});
-        let host = facts(&less, "/a");
-        let found = differences(&host, &facts(&more, "/a"));
+        let host = facts(&less, &[("/a", "$DIR")]);
+        let found = differences(&host, &facts(&more, &[("/a", "$DIR")]));
         let line = |only: &str, name: &str| format!(r#"only {only}: files: {{"path":"$DIR/{name}"}}"#);
         assert_eq!(found, [line("on the host", "h"), line("in the guest", "g")]);
     }

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!   catalogue ──► image of each kernel ──► relocations of the objects against its types      (amd64, arm64)
-//!                        └──────────────► machine: QEMU, initramfs of static programs ──► receipts ─┐
-//!   programs  ──► the same workload on this machine ──────────────────────────────────► receipts ─┴► facts ──► table
+//!                        ├──────────────► machine: QEMU, initramfs of static programs ──► receipts ─┐
+//!                        ├──────────────► guest of `glasshouse run --backend qemu` ─────► receipts ─┤
+//!   programs  ──► the same workload on this machine ──────────────────────────────────► receipts ─┴► facts ──► tables
 //! ```
 
 mod catalogue;
 mod facts;
+mod guests;
 mod image;
 mod machine;
 mod object_types;
@@ -25,11 +27,12 @@ use clap::Parser;
 use glasshouse_images::Initramfs;
 use serde_json::Value;
 
-use crate::catalogue::{Arch, Catalogue, Kernel};
+use crate::catalogue::{Arch, Catalogue, Kernel, Unpacked};
+use crate::guests::Guests;
 use crate::machine::Report;
 use crate::programs::Programs;
 use crate::relocations::Fit;
-use crate::table::{Outcome, Ran, Row};
+use crate::table::{Compared, Outcome, Ran, Row};
 
 /// bpf_loop, which the probe walks paths with.
 const OLDEST: (u32, u32) = (5, 17);
@@ -39,7 +42,8 @@ const QUICK: &str = "6.1";
 const LOSSES: u32 = 3;
 const PROGRAM_TYPES: [&str; 7] =
     ["tp_btf", "raw_tp", "tracepoint", "cgroup_sock_addr", "fentry", "lsm", "kprobe"];
-/// Where `guest/init.c` runs the workload.
+/// What `guest/init.c` runs, and where.
+const GUEST_PROGRAM: &str = "/workload";
 const GUEST_DIRECTORY: &str = "/tmp/work";
 
 /// Boots every kernel that Debian offers, runs Glasshouse in it and compares the receipts with this machine's.
@@ -103,8 +107,8 @@ fn work(arguments: &Arguments) -> Result<bool> {
             let mut gone = Vec::new();
             for kernel in builds {
                 // A mirror may list what it no longer or not yet has: then the next newest stands for the series.
-                let image = match catalogue.image(&kernel) {
-                    Ok(image) => image,
+                let unpacked = match catalogue.unpacked(&kernel) {
+                    Ok(unpacked) => unpacked,
                     Err(error) => {
                         let error = format!("{error:#}");
                         let reason = error.lines().rfind(|line| !line.is_empty()).unwrap_or_default();
@@ -113,10 +117,10 @@ fn work(arguments: &Arguments) -> Result<bool> {
                         continue;
                     }
                 };
-                let mut row = examine(&catalogue, &kernel, &image, &objects, machines.as_ref())?;
+                let mut row = examine(&catalogue, &kernel, &unpacked, &objects, machines.as_ref())?;
                 row.gone = std::mem::take(&mut gone);
                 if let Ok(fit) = &mut row.fit {
-                    let works = matches!(&row.ran, Ran::Yes(ran) if ran.refused.is_none() && ran.differences.is_empty());
+                    let works = matches!(&row.ran, Ran::Yes(ran) if ran.refused.is_none() && ran.compared.differences.is_empty());
                     let known = done_without.entry(kernel.series).or_default();
                     if works {
                         known.extend(fit.hooks.iter().cloned());
@@ -145,7 +149,7 @@ fn work(arguments: &Arguments) -> Result<bool> {
     if rows.iter().all(|row| row.is_host) {
         bail!("no repository offers a kernel {}", only.unwrap_or_default());
     }
-    println!("\n{}", table::table(&rows));
+    println!("\n{}\n{}", table::table(&rows), table::guests(&rows));
     if machines.is_some() && only.is_none() {
         let path = root.join("docs/kernels.md");
         let date = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
@@ -159,6 +163,7 @@ fn work(arguments: &Arguments) -> Result<bool> {
 struct Machines {
     qemu: String,
     initramfs: PathBuf,
+    guests: Guests,
     scratch: PathBuf,
     host: Seen,
 }
@@ -175,12 +180,14 @@ impl Machines {
         let host = on_this_machine(&programs)?;
         let initramfs = cache.join("initramfs.cpio");
         write_initramfs(&programs, &initramfs)?;
-        Ok(Self { qemu, initramfs, scratch: cache.to_owned(), host })
+        let guests = Guests::prepare(&programs, cache)?;
+        Ok(Self { qemu, initramfs, guests, scratch: cache.to_owned(), host })
     }
 }
 
 /// The receipts and findings of one machine.
 struct Seen {
+    program: String,
     directory: String,
     doctor: Value,
     receipt: Value,
@@ -188,12 +195,14 @@ struct Seen {
 }
 
 impl Seen {
-    /// All that both receipts say, and what is wrong with them by themselves.
-    fn facts(&self) -> (BTreeMap<String, usize>, Vec<String>) {
+    /// All that both receipts say, or one vantage point in them, and what is wrong with them by themselves.
+    fn facts(&self, vantage: Option<&str>) -> (BTreeMap<String, usize>, Vec<String>) {
         let mut all = BTreeMap::new();
         let mut flaws = Vec::new();
+        let paths = [(self.program.as_str(), "$PROGRAM"), (self.directory.as_str(), "$DIR")];
         for (name, receipt, closed) in [("run", &self.receipt, true), ("bypass", &self.bypass, false)] {
-            let facts = facts::facts(receipt, &self.directory);
+            let seen = vantage.map(|vantage| facts::seen_from(vantage, receipt));
+            let facts = facts::facts(seen.as_ref().unwrap_or(receipt), &paths);
             all.extend(facts.into_iter().map(|(line, count)| (format!("{name}: {line}"), count)));
             flaws.extend(facts::flaws(receipt, closed).into_iter().map(|flaw| format!("{name}: {flaw}")));
         }
@@ -240,24 +249,21 @@ impl Drop for Scratch {
 fn on_this_machine(programs: &Programs) -> Result<Seen> {
     let scratch = Scratch::new()?;
     let directory = scratch.0.join("work");
-    std::fs::create_dir(&directory)?;
-    let workload = directory.join("workload");
+    let workload = scratch.0.join("workload");
     std::fs::copy(&programs.workload, &workload)?;
     let doctor = Command::new(&programs.glasshouse)
         .args(["doctor", "--json"])
         .current_dir(&scratch.0)
         .stdin(Stdio::null())
         .output()?;
-    let receipt = |name: &str, arguments: &[&str]| -> Result<Value> {
+    let receipt = |name: &str, directory: &Path, arguments: &[&str]| -> Result<Value> {
         let path = scratch.0.join(name);
         let output = Command::new(&programs.glasshouse)
             .args(["run", "--profile", "host", "--profile-required", "--json", "--receipt"])
             .arg(&path)
-            .arg("--workdir")
-            .arg(&directory)
-            .arg("--")
+            .args(["--workdir", "/", "--"])
             .arg(&workload)
-            .arg(&directory)
+            .arg(directory)
             .args(arguments)
             // As in the test machine; an ignored or set variable here must make no difference there.
             .env_clear()
@@ -270,10 +276,11 @@ fn on_this_machine(programs: &Programs) -> Result<Seen> {
         Ok(serde_json::from_slice(&std::fs::read(&path)?)?)
     };
     Ok(Seen {
+        program: workload.display().to_string(),
         directory: directory.display().to_string(),
         doctor: serde_json::from_slice(&doctor.stdout).context("doctor printed no JSON")?,
-        receipt: receipt("receipt.json", &[])?,
-        bypass: receipt("bypass.json", &["bypass"])?,
+        receipt: receipt("receipt.json", &directory, &[])?,
+        bypass: receipt("bypass.json", &scratch.0.join("work-bypass"), &["bypass"])?,
     })
 }
 
@@ -288,7 +295,7 @@ fn write_initramfs(programs: &Programs, path: &Path) -> Result<()> {
 }
 
 fn host_row(host: &Seen, objects: &[(String, Vec<u8>)]) -> Row {
-    let (facts, flaws) = host.facts();
+    let (facts, flaws) = host.facts(None);
     let (types, types_missing) = program_types(&host.doctor);
     let mut fit = std::fs::read("/sys/kernel/btf/vmlinux")
         .map_err(anyhow::Error::from)
@@ -311,12 +318,10 @@ fn host_row(host: &Seen, objects: &[(String, Vec<u8>)]) -> Row {
             types,
             types_missing,
             refused: None,
-            facts: facts.len(),
-            differences: flaws,
-            means: Vec::new(),
-            lossy: Vec::new(),
+            compared: Compared { facts: facts.len(), differences: flaws, ..Compared::default() },
             attempts: 1,
         }),
+        guest: None,
         fit,
     }
 }
@@ -332,15 +337,19 @@ fn fit(objects: &[(String, Vec<u8>)], kernel_types: &[u8]) -> Result<Fit> {
 fn examine(
     catalogue: &Catalogue,
     kernel: &Kernel,
-    image: &Path,
+    unpacked: &Unpacked,
     objects: &[(String, Vec<u8>)],
     machines: Option<&Machines>,
 ) -> Result<Row> {
-    let fit =
-        image::types(image).and_then(|types| fit(objects, &types)).map_err(|error| format!("{error:#}"));
-    let ran = match machines {
-        Some(machines) if kernel.arch == Arch::Amd64 => run(kernel, image, machines),
-        _ => Ran::Not,
+    let fit = image::types(&unpacked.image)
+        .and_then(|types| fit(objects, &types))
+        .map_err(|error| format!("{error:#}"));
+    let (ran, guest) = match machines {
+        Some(machines) if kernel.arch == Arch::Amd64 => (
+            run(kernel, &unpacked.image, machines),
+            Some(machines.guests.watch(&unpacked.folder, &machines.host)),
+        ),
+        _ => (Ran::Not, None),
     };
     Ok(Row {
         arch: kernel.arch.debian(),
@@ -350,6 +359,7 @@ fn examine(
         too_old: kernel.series < OLDEST,
         gone: Vec::new(),
         ran,
+        guest,
         fit,
     })
 }
@@ -367,12 +377,12 @@ fn run(kernel: &Kernel, image: &Path, machines: &Machines) -> Ran {
         let mut ran = outcome(kernel, &report, &machines.host);
         if let Ran::Yes(outcome) = &mut ran {
             let lost: Vec<&String> =
-                outcome.differences.iter().filter(|line| line.contains(facts::LOST)).collect();
+                outcome.compared.differences.iter().filter(|line| line.contains(facts::LOST)).collect();
             if !lost.is_empty() && boot < LOSSES {
                 lossy.extend(lost.iter().map(|line| format!("watched again, because at boot {boot} {line}")));
                 continue;
             }
-            outcome.lossy = lossy;
+            outcome.compared.lossy = lossy;
         }
         return ran;
     }
@@ -385,6 +395,7 @@ fn outcome(kernel: &Kernel, report: &Report, host: &Seen) -> Ran {
     }
     let json = |name: &str| serde_json::from_str::<Value>(&report.text(name)).unwrap_or(Value::Null);
     let guest = Seen {
+        program: GUEST_PROGRAM.to_owned(),
         directory: GUEST_DIRECTORY.to_owned(),
         doctor: json("doctor.out"),
         receipt: json("receipt"),
@@ -396,10 +407,7 @@ fn outcome(kernel: &Kernel, report: &Report, host: &Seen) -> Ran {
         types,
         types_missing,
         refused: None,
-        facts: 0,
-        differences: Vec::new(),
-        means: Vec::new(),
-        lossy: Vec::new(),
+        compared: Compared::default(),
         attempts: report.attempts,
     };
     if guest.receipt.is_null() || guest.bypass.is_null() {
@@ -408,16 +416,12 @@ fn outcome(kernel: &Kernel, report: &Report, host: &Seen) -> Ran {
         outcome.refused = Some(format!("exit {}: {}", report.text("run.status"), said.join("\n")));
         return Ran::Yes(outcome);
     }
-    let (facts, flaws) = guest.facts();
-    outcome.facts = facts.len();
-    (outcome.means, outcome.differences) =
-        facts::differences(&host.facts().0, &facts).into_iter().partition(|line| facts::is_means(line));
-    outcome.differences.extend(flaws);
+    outcome.compared = Compared::of(&host.facts(None).0, guest.facts(None));
     // A step that went otherwise in the machine is why facts differ; what the machine lacked may be too.
     for part in ["run.err", "bypass.err", "problem"] {
         let said = report.text(part);
         let odd = said.lines().filter(|line| !line.starts_with('{'));
-        outcome.differences.extend(odd.map(|line| format!("{part}: {line}")));
+        outcome.compared.differences.extend(odd.map(|line| format!("{part}: {line}")));
     }
     Ran::Yes(outcome)
 }

@@ -15,6 +15,8 @@ pub(crate) struct Programs {
     pub(crate) glasshouse: PathBuf,
     pub(crate) init: PathBuf,
     pub(crate) workload: PathBuf,
+    /// Of guests.
+    pub(crate) probe: PathBuf,
 }
 
 /// Builds them below `cache`.
@@ -30,7 +32,14 @@ pub(crate) fn build(root: &Path, cache: &Path) -> Result<Programs> {
             .context("a C compiler and a static C library are needed: apt-get install gcc libc6-dev")?;
         Ok(program)
     };
-    Ok(Programs { glasshouse: glasshouse(root)?, init: compile("init")?, workload: compile("workload")? })
+    succeed(&mut Command::new(root.join("scripts/guest-probe.sh")))?;
+    let probe = root.join("target/guest/glasshouse-guest-probe");
+    Ok(Programs {
+        glasshouse: glasshouse(root)?,
+        init: compile("init")?,
+        workload: compile("workload")?,
+        probe,
+    })
 }
 
 /// The whole command line of this tree, static, in a target folder of its own: other flags would rebuild everything in the
