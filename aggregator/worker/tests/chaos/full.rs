@@ -157,6 +157,14 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What is on it is wanted, and it is gone with the mount.
+            let _ = std::process::Command::new("cp")
+                .arg("-a")
+                .arg(&self.0)
+                .arg(self.0.with_extension("kept"))
+                .status();
+        }
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
 }

@@ -259,7 +259,18 @@ fn check_letters(found: &Found, expect: Expect) {
     }
     let mut letters: Vec<u64> = found.letters.iter().map(|letter| letter.stream_seq).collect();
     letters.sort_unstable();
-    assert_eq!(letters, found.late(), "late events (right) and dead letters: {:#?}", found.letters);
+    let alarms = found.letters.iter().filter(|letter| letter.kind == DeadKind::Receipt).map(|letter| {
+        let of = |(id, _): &(&ExecutionId, &Record)| letter.subject.ends_with(&id.to_string());
+        let held = found.records.iter().find(of).map(|(_, record)| record);
+        held.map(|held| held.before.iter().chain(&held.after).map(|(seq, _)| *seq).collect::<Vec<_>>())
+    });
+    assert_eq!(
+        letters,
+        found.late(),
+        "late events (right) and dead letters: {:#?}; of executions with another receipt the stream holds {:?}",
+        found.letters,
+        alarms.collect::<Vec<_>>()
+    );
 }
 
 fn check_receipt(
