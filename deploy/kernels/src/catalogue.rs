@@ -62,10 +62,12 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// The package with the image, and the one with the modules where it is another (since Debian 14) and they are wanted.
+    /// The package with the image, and those with the modules and their lists where they are others (since Debian 14) and wanted.
     fn packages(&self) -> Vec<String> {
         let modules = self.package.strip_prefix("linux-binary-").filter(|_| self.arch == Arch::Amd64);
-        let modules = modules.map(|release| format!("linux-modules-{release}"));
+        let modules = modules
+            .into_iter()
+            .flat_map(|release| ["modules", "base"].map(|part| format!("linux-{part}-{release}")));
         std::iter::once(self.package.clone()).chain(modules).collect()
     }
 
@@ -163,9 +165,13 @@ impl Catalogue {
             self.debs.join(format!("{}_{}_{}", kernel.release, kernel.version, kernel.arch.debian()));
         if !folder.exists() {
             // Renamed into place: a later run never sees half a package.
-            let partial = folder.with_extension("partial");
+            let partial = PathBuf::from(format!("{}.partial", folder.display()));
             for package in kernel.packages() {
-                self.unpack(&package, kernel, &partial)?;
+                match self.unpack(&package, kernel, &partial) {
+                    // Without modules it boots, and is no guest's.
+                    Err(error) if package != kernel.package => println!("{package}: {error:#}"),
+                    unpacked => unpacked?,
+                }
             }
             std::fs::rename(&partial, &folder)?;
         }

@@ -281,7 +281,7 @@ pub(crate) fn document(rows: &[Row], complaints: &[String], date: &str) -> Strin
          - *facts as on the host*: of both receipts, what one vantage point tells: processes, files, sockets, names, operations, \
          losses, the outcome, and why it is partial.\n\
          - *fields are read*: which object was loaded, by what the guest probe said: that with direct reads, or that with helper \
-         calls (before Linux 6.2).\n",
+         calls, which is what a kernel gets that has not what the other needs or refuses it.\n",
         guests(rows)
     );
     let noted: Vec<(String, Vec<String>)> =
