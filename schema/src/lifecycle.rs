@@ -318,6 +318,10 @@ pub struct VmmBounds {
     pub reads: Vec<String>,
     /// Files and folders that it may change, too.
     pub writes: Vec<String>,
+    /// Where the machine's network is sockets of this process (user-mode): the address at which the guest reaches what listens on
+    /// the node's 127.0.0.1. Every other address is the same on both sides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loopback: Option<String>,
 }
 
 /// What the sandbox lets through.

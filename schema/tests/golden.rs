@@ -111,6 +111,7 @@ fn environment() -> lifecycle::Environment {
             programs: vec!["/usr/bin/vmm".into()],
             reads: vec!["/usr".into()],
             writes: vec!["/dev/kvm".into()],
+            loopback: None,
         }),
     }
 }

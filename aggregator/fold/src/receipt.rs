@@ -78,6 +78,8 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
     let operations = entries::operations(&chains, of_operations);
     let environment = prepared.map(|prepared| *prepared.environment.clone()).unwrap_or_default();
     let vantages: Vec<VantageCoverage> = watched.iter().map(|watched| vantage_coverage(*watched)).collect();
+    let caps = caps(&chains, &budgets);
+    let has_all_sockets = !caps.iter().any(|cap| cap.list.split(' ').next() == Some("sockets"));
     let contradictions = reconcile::contradictions(&Told {
         isolation: prepared.map(|prepared| prepared.isolation),
         environment: &environment,
@@ -86,6 +88,7 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         processes: &processes,
         files: &files,
         sockets: &sockets,
+        has_all_sockets,
     });
     let incomplete = incomplete(fold, &watched, &contradictions);
 
@@ -120,12 +123,7 @@ pub(crate) fn build(fold: &ExecutionFold) -> Option<Receipt> {
         resources: end.resources,
         redactions: redactions(&chains),
         policy: None,
-        coverage: Coverage {
-            vantages,
-            unavailable: profiled.unavailable.clone(),
-            incomplete,
-            caps: caps(&chains, &budgets),
-        },
+        coverage: Coverage { vantages, unavailable: profiled.unavailable.clone(), incomplete, caps },
         contradictions,
         files,
         sockets,

@@ -4,7 +4,7 @@
 //! the engine knows what the machine is made of, and how the guest said that the command ended. A pair that does not fit is a
 //! contradiction. Where a vantage point has lost something, or gave no seal, what it does not say proves nothing.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use glasshouse_schema::event::{Class, SocketOperation};
 use glasshouse_schema::ids::Vantage;
@@ -28,6 +28,8 @@ pub(crate) struct Told<'r> {
     pub(crate) processes: &'r [Process],
     pub(crate) files: &'r [File],
     pub(crate) sockets: &'r [Socket],
+    /// None was left out for want of room.
+    pub(crate) has_all_sockets: bool,
 }
 
 /// What does not fit, sorted.
@@ -109,41 +111,60 @@ impl<'r> Told<'r> {
         })
     }
 
-    /// The guest reached an address that is not within its machine, which has no network; and the host, which misses nothing,
-    /// saw no socket of the machine's process.
+    /// The guest reached an address that is not within its machine, and the host, which misses nothing, saw no socket of the
+    /// machine's process that can have carried it: where there is no network none at all, else none to there.
     fn guest_network(&self) -> Option<Contradiction> {
-        let no_way = self.environment.sandbox.network == NO_NETWORK
-            && self.is_whole(Vantage::Host, Class::Network)
-            && self.sockets_of(Vantage::Host).all(|socket| !is_ip(socket));
+        if !self.is_whole(Vantage::Host, Class::Network) {
+            return None;
+        }
         let guest: Vec<&Socket> = self.sockets_of(Vantage::Guest).filter(|socket| is_ip(socket)).collect();
+        let host: Vec<&Socket> = self.sockets_of(Vantage::Host).filter(|socket| is_ip(socket)).collect();
+        let user_mode = self.user_mode();
+        let has_no_way = |socket: &Socket| match user_mode {
+            Some(loopback) => !host.iter().any(|host| is_carried(socket, host, loopback)),
+            None => self.environment.sandbox.network == NO_NETWORK && host.is_empty(),
+        };
         let reached = guest.iter().filter(|socket| was_reached(socket) && !is_within(socket, &guest));
+        let reached = reached.filter(|socket| has_no_way(socket));
         let reached = listed(reached.map(|socket| format!("{} ({})", socket.dst, socket.protocol)))?;
-        no_way.then(|| {
-            let host = "the machine has no network, and its process used none".to_owned();
-            contradiction(
-                "guest_network",
-                [(Vantage::Guest, format!("reached {reached}")), (Vantage::Host, host)],
-            )
-        })
+        let host = match user_mode {
+            Some(_) => "the machine's process had no socket to there",
+            None => "the machine has no network, and its process used none",
+        };
+        Some(contradiction(
+            "guest_network",
+            [(Vantage::Guest, format!("reached {reached}")), (Vantage::Host, host.to_owned())],
+        ))
     }
 
     /// The machine's process used the network, and the machine has none, or the guest knows nothing of it.
     fn vmm_network(&self) -> Option<Contradiction> {
-        let used = self.sockets_of(Vantage::Host).filter(|socket| is_ip(socket));
+        let is_guest_whole = self.is_whole(Vantage::Guest, Class::Network);
+        let guest: Vec<&Socket> = self.sockets_of(Vantage::Guest).filter(|socket| is_ip(socket)).collect();
+        let user_mode = self.user_mode().filter(|_| is_guest_whole);
+        let is_explained = |host: &Socket| {
+            user_mode.is_some_and(|loopback| guest.iter().any(|guest| is_carried(guest, host, loopback)))
+        };
+        let used = self.sockets_of(Vantage::Host).filter(|socket| is_ip(socket) && !is_explained(socket));
         let word = |socket: &Socket| format!("{} {} ({})", socket.operation, socket.dst, socket.protocol);
         let used = format!("the machine's process used the network: {}", listed(used.map(word))?);
-        let guest_is_silent = || {
-            self.is_whole(Vantage::Guest, Class::Network)
-                && self.sockets_of(Vantage::Guest).all(|socket| !is_ip(socket) || is_loopback(socket))
-        };
-        let other = if guest_is_silent() {
-            (Vantage::Guest, "nothing went beyond the machine".to_owned())
+        let other = if is_guest_whole && guest.iter().all(|socket| is_loopback(socket)) {
+            (Vantage::Guest, "nothing went beyond the machine")
+        } else if user_mode.is_some() {
+            (Vantage::Guest, "nothing went to there")
         } else if self.environment.sandbox.network == NO_NETWORK {
-            (Vantage::Runner, "the machine has no network".to_owned())
+            (Vantage::Runner, "the machine has no network")
         } else {
             return None;
         };
-        Some(contradiction("vmm_network", [(Vantage::Host, used), other]))
+        Some(contradiction("vmm_network", [(Vantage::Host, used), (other.0, other.1.to_owned())]))
+    }
+
+    /// Where every connection of the guest is a socket of the machine's process, and the list of sockets has all: the address
+    /// at which the guest reaches the node's loopback.
+    fn user_mode(&self) -> Option<IpAddr> {
+        let loopback = self.environment.vmm.as_ref()?.loopback.as_ref()?.parse().ok()?;
+        self.has_all_sockets.then_some(loopback)
     }
 
     /// The machine's process became, or started, another program.
@@ -217,6 +238,20 @@ fn is_ip(socket: &Socket) -> bool {
 
 fn address(socket: &Socket) -> Option<SocketAddr> {
     socket.dst.parse().ok()
+}
+
+/// Whether a socket of the machine's process is where one of the guest went, in whatever way and with whatever result.
+fn is_carried(guest: &Socket, host: &Socket, loopback: IpAddr) -> bool {
+    let (Some(to), Some(seen)) = (address(guest), address(host)) else { return false };
+    let (to, port) = (to.ip().to_canonical(), to.port());
+    if to.is_loopback() {
+        return false;
+    }
+    let to = if to == loopback { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { to };
+    // What a guest makes by hand is told without its port.
+    let is_by_hand = !["tcp", "udp"].contains(&guest.protocol.as_str());
+    let is_same = (guest.protocol.as_str(), port) == (host.protocol.as_str(), seen.port());
+    to == seen.ip().to_canonical() && (is_by_hand || is_same)
 }
 
 fn is_loopback(socket: &Socket) -> bool {

@@ -78,6 +78,7 @@ impl Machine {
             programs: strings(&["/usr/bin/vmm"]),
             reads: strings(&["/usr"]),
             writes: strings(&["/vm/1", "/dev/null"]),
+            loopback: (self.network == "allow-list").then(|| "10.0.2.2".into()),
         };
         let sandbox = Sandbox { network: self.network.into(), ..Sandbox::default() };
         let environment = Environment { sandbox, vmm: Some(bounds), ..Environment::default() };
@@ -160,14 +161,51 @@ fn any_socket_of_a_machine_without_a_network_is_one() {
     assert_eq!(said(silent.with_host(connect(OUTSIDE, TCP, 0)))[1].vantage, Vantage::Guest);
 }
 
+/// One whose network is sockets of its process.
+fn listed() -> Machine {
+    Machine { network: "allow-list", ..Machine::honest() }
+}
+
 #[test]
 fn a_network_is_used_by_both_or_by_none() {
-    let mut machine = Machine { network: "allow-list", ..Machine::honest() };
+    let mut machine = listed();
     assert_eq!(machine.kinds(), Vec::<String>::new());
-    machine = machine.with_host(connect(OUTSIDE, TCP, 0));
+    machine = machine.with_host(connect(OUTSIDE, TCP, -115));
     assert_eq!(machine.kinds(), Vec::<String>::new(), "the guest tells of it too");
     machine.guest.retain(|event| !matches!(event.fact, Fact::Socket { address: OUTSIDE, .. }));
     assert_eq!(machine.kinds(), ["vmm_network"], "the guest is silent");
+    machine.sealed[1] = false;
+    assert_eq!(machine.kinds(), Vec::<String>::new(), "and says nothing by that, without a seal");
+}
+
+#[test]
+fn each_connection_of_a_guest_is_one_of_its_machine() {
+    const ALIAS: Address<'_> = Address::V4([10, 0, 2, 2], 80);
+    // The node's loopback has a name of its own inside; the guest's is the guest's.
+    let alias = listed().with_guest(connect(ALIAS, TCP, 0));
+    assert_eq!(alias.kinds(), ["guest_network"], "nobody carried it");
+    assert_eq!(alias.with_host(connect(LOOPBACK, TCP, -115)).kinds(), Vec::<String>::new());
+    let own = listed().with_host(connect(LOOPBACK, TCP, -115));
+    assert_eq!(own.kinds(), ["vmm_network"], "what the guest reached at its own loopback is not the node's");
+    // One datagram and one attempt that was refused are told by both.
+    for (inside, outside) in [
+        (connect(OUTSIDE, UDP, 0), socket(SocketOperation::Send, OUTSIDE, UDP, 0)),
+        (connect(OUTSIDE, TCP, -101), connect(OUTSIDE, TCP, -1)),
+    ] {
+        assert_eq!(listed().with_guest(inside).with_host(outside).kinds(), Vec::<String>::new());
+    }
+    // Another port, protocol or address is another connection.
+    const ELSEWHERE: Address<'_> = Address::V4([203, 0, 113, 8], 443);
+    const OTHER_PORT: Address<'_> = Address::V4([203, 0, 113, 7], 444);
+    for other in [connect(ELSEWHERE, TCP, 0), connect(OTHER_PORT, TCP, 0), connect(OUTSIDE, UDP, 0)] {
+        let reached = listed().with_guest(connect(OUTSIDE, TCP, 0)).with_host(other);
+        assert_eq!(reached.kinds(), ["guest_network", "vmm_network"]);
+    }
+    // What was made by hand is told by its address alone.
+    const RAW: u8 = 255;
+    let by_hand = socket(SocketOperation::Send, Address::V4([203, 0, 113, 8], 0), RAW, 0);
+    let by_hand = listed().with_guest(by_hand).with_host(connect(ELSEWHERE, TCP, 0));
+    assert_eq!(by_hand.kinds(), Vec::<String>::new());
 }
 
 #[test]
@@ -261,7 +299,7 @@ proptest! {
 
     /// However its events arrive, a lying machine has the same receipt, to the byte.
     #[test]
-    fn any_order_finds_the_same(keys in vec(any::<u32>(), 1..60), network in prop::sample::select(vec!["none", "host"])) {
+    fn any_order_finds_the_same(keys in vec(any::<u32>(), 1..60), network in prop::sample::select(vec!["none", "host", "allow-list"])) {
         let machine = Machine { network, outcome: outcome(0), ..Machine::honest() }
             .with_host(connect(OUTSIDE, TCP, 0))
             .with_host(open(b"/root/a", 0, 0))

@@ -15,6 +15,8 @@ mod machines {
 #[allow(dead_code, reason = "the runner of kernels uses the rest of it")]
 mod facts;
 
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -138,6 +140,125 @@ fn a_machine_that_is_more_than_it_says_is_found_out() {
     assert!(said(2, 0)["says"].as_str().unwrap().contains("bash"), "{found:#?}");
     assert_eq!(receipt["completeness"], "partial");
     assert!(stderr(&output).is_empty(), "{}", stderr(&output));
+}
+
+/// Says its name to whoever connects, until the test ends.
+fn greeter(address: Ipv4Addr, name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let at = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // One that has had enough is no failure.
+            let _ = writeln!(stream.unwrap(), "{name}");
+        }
+    });
+    at
+}
+
+/// An address of this host that is not its loopback, if it has one.
+fn own_address() -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Sends nothing: the kernel says by which address it would.
+    socket.connect("198.51.100.1:9").ok()?;
+    match socket.local_addr().ok()?.ip() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// What a machine calls an address of the host.
+fn inside(address: SocketAddr) -> String {
+    let host = if address.ip().is_loopback() { "10.0.2.2".to_owned() } else { address.ip().to_string() };
+    format!("/dev/tcp/{host}/{}", address.port())
+}
+
+/// The results of the connects of a vantage point to an address.
+fn connects(receipt: &Value, vantage: &str, to: &str) -> Vec<String> {
+    let mine = |socket: &&Value| {
+        socket["vantage"] == vantage && socket["dst"] == to && socket["operation"] == "connect"
+    };
+    let found = receipt["sockets"].as_array().unwrap().iter().filter(mine);
+    found.flat_map(|socket| socket["results"].as_object().unwrap().keys().cloned()).collect()
+}
+
+#[test]
+fn a_machine_reaches_what_is_on_its_list_and_nothing_else() {
+    let image = skip_unless_machines_work!();
+    let dir = tempfile::tempdir().unwrap();
+    let receipt = dir.path().join("receipt.json");
+    let (allowed, other) = (greeter(Ipv4Addr::LOCALHOST, "allowed"), greeter(Ipv4Addr::LOCALHOST, "other"));
+    let routed = own_address().map(|address| greeter(address, "routed"));
+    let unlisted = own_address().map(|address| greeter(address, "unlisted"));
+    if routed.is_none() {
+        eprintln!("skipped: addresses beyond loopback: this host has none");
+    }
+
+    let mut run = in_machine(dir.path(), &image, "combined", &receipt);
+    for address in [Some(allowed), routed].into_iter().flatten() {
+        run.args(["--allow-connect", &address.to_string()]);
+    }
+    let all = [Some(allowed), Some(other), routed, unlisted].into_iter().flatten();
+    let attempt = |to| format!("(exec 3<> {to} && cat <&3) || echo refused\n", to = inside(to));
+    let script: String = all.map(attempt).chain(["exit 9".to_owned()]).collect();
+    run.args(["--", "/bin/bash", "-c", &script]);
+    let output = output_within(DEADLINE, run);
+    assert_eq!(output.status.code(), Some(9), "{}", stderr(&output));
+    let expected =
+        if routed.is_some() { "allowed\nrefused\nrouted\nrefused\n" } else { "allowed\nrefused\n" };
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", stderr(&output));
+
+    let receipt = read(&receipt);
+    assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+    assert_eq!(receipt["contradictions"], Value::Null);
+    let sandbox = &receipt["environment"]["sandbox"];
+    assert_eq!(
+        (&sandbox["network"], &sandbox["connect"][0]),
+        (&json!("allow-list"), &json!(allowed.to_string()))
+    );
+    // Both tell of what was reached, and of what was refused.
+    let alias = |address: SocketAddr| format!("10.0.2.2:{}", address.port());
+    assert_eq!(connects(&receipt, "guest", &alias(allowed)), ["ok"]);
+    assert_eq!(connects(&receipt, "host", &allowed.to_string()), ["EINPROGRESS"]);
+    assert_eq!(connects(&receipt, "guest", &alias(other)), ["ENETUNREACH"]);
+    assert_eq!(connects(&receipt, "host", &other.to_string()), ["EPERM"]);
+    if let Some(unlisted) = unlisted {
+        assert_eq!(connects(&receipt, "guest", &unlisted.to_string()), ["ENETUNREACH"]);
+        assert_eq!(connects(&receipt, "host", &unlisted.to_string()), ["EPERM"]);
+    }
+}
+
+#[test]
+fn a_machine_that_goes_where_its_guest_does_not_is_found_out() {
+    let image = skip_unless_machines_work!();
+    let dir = tempfile::tempdir_in("/root").unwrap();
+    let (told, hidden) = (greeter(Ipv4Addr::LOCALHOST, "told"), greeter(Ipv4Addr::LOCALHOST, "hidden"));
+    let liar = dir.path().join("vmm");
+    let real = std::env::var("GLASSHOUSE_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
+    let script =
+        format!("#!/bin/bash\n(exec 3<> /dev/tcp/127.0.0.1/{})\nexec {real} \"$@\"\n", hidden.port());
+    std::fs::write(&liar, script).unwrap();
+    std::fs::set_permissions(&liar, PermissionsExt::from_mode(0o755)).unwrap();
+
+    let receipt = dir.path().join("receipt.json");
+    let mut run = in_machine(&std::env::temp_dir(), &image, "combined", &receipt);
+    run.env("GLASSHOUSE_QEMU", &liar).args(["--allow-connect", "127.0.0.1"]);
+    run.args(["--", "/bin/bash", "-c", &format!("exec 3<> {} && cat <&3", inside(told))]);
+    let output = output_within(DEADLINE, run);
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(0), &b"told\n"[..]),
+        "{}",
+        stderr(&output)
+    );
+    let receipt = read(&receipt);
+    let found = receipt["contradictions"].as_array().unwrap_or_else(|| panic!("none: {receipt:#}"));
+    let found =
+        found.iter().find(|found| found["kind"] == "vmm_network").unwrap_or_else(|| panic!("{found:#?}"));
+    let (host, guest) = (&found["said"][0], &found["said"][1]);
+    let says = format!("the machine's process used the network: connect {hidden} (tcp)");
+    assert_eq!((&host["vantage"], &host["says"]), (&json!("host"), &json!(says)));
+    assert_eq!((&guest["vantage"], &guest["says"]), (&json!("guest"), &json!("nothing went to there")));
+    assert_eq!(receipt["completeness"], "partial");
 }
 
 #[test]

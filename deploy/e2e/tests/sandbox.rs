@@ -112,7 +112,7 @@ fn what_makes_no_sense_says_so_and_runs_nothing() {
     for (options, expected) in [
         (&["--limit", "ram=1"][..], "there is no limit `ram`"),
         (&["--limit", "memory=much"], "is not a size"),
-        (&["--network", "none"], "--sandbox <LEVEL>"),
+        (&["--network", "none"], "choose the level standard or strict"),
         (&["--sandbox", "strict", "--network", "host"], "strict has no network"),
         (&["--sandbox", "standard", "--workdir", "/"], "cannot be writable"),
         (&["--sandbox", "strict", "--allow-connect", "example.org"], "a name needs a port"),

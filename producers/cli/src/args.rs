@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use glasshouse_nats::Encoding;
 use glasshouse_schema::dead::DeadKind;
 use glasshouse_schema::ids::{ExecutionId, NodeId};
-use glasshouse_schema::lifecycle::ProfilingMode;
+use glasshouse_schema::lifecycle::{Isolation, ProfilingMode};
 use glasshouse_schema::time::parse_duration;
 
 use crate::client::{
@@ -272,6 +272,18 @@ pub(crate) enum Backend {
     #[cfg(target_os = "linux")]
     /// A container that containerd makes by Kata's runtime, unverified, or by another (see --image and --runtime)
     Kata,
+}
+
+impl Backend {
+    pub(crate) fn isolation(self) -> Isolation {
+        match self {
+            Self::Process => Isolation::Process,
+            #[cfg(target_os = "linux")]
+            Self::Qemu | Self::Firecracker => Isolation::Vm,
+            #[cfg(target_os = "linux")]
+            Self::Kata => Isolation::Container,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -24,15 +24,16 @@ pub(crate) struct SandboxArgs {
     /// Let a sandboxed command write below this path too; may be given several times
     #[arg(long, value_name = "PATH", requires = "sandbox")]
     pub(crate) allow_write: Vec<PathBuf>,
-    /// Let a sandboxed command connect there, by TCP and UDP, and nowhere else; may be given several times
+    /// Let a sandboxed command, or one in a machine of QEMU, connect there, by TCP and UDP, and nowhere else; may be given several
+    /// times
     ///
     /// HOST:PORT, or an address or a network with a port or without one: 10.0.0.0/8, 192.0.2.1:443, [2001:db8::/32]:443. A
     /// name stands for the addresses that the node finds before the command starts. The command can ask no DNS server that is
     /// not allowed too.
-    #[arg(long, value_name = "TARGET", requires = "sandbox", conflicts_with = "network")]
+    #[arg(long, value_name = "TARGET", conflicts_with = "network")]
     pub(crate) allow_connect: Vec<ConnectTarget>,
-    /// The sandbox's network (default: the node's at standard, none at strict)
-    #[arg(long, value_enum, value_name = "WHICH", requires = "sandbox")]
+    /// The sandbox's network (default: the node's at standard, none at strict and in a virtual machine)
+    #[arg(long, value_enum, value_name = "WHICH")]
     pub(crate) network: Option<Network>,
 }
 

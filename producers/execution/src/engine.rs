@@ -249,7 +249,7 @@ impl Run<'_> {
         let spec = self.spec;
 
         let span = self.enter(Step::Validate);
-        span.in_scope(|| spec.validate())
+        span.in_scope(|| spec.validate_in(self.backend.isolation()))
             .map_err(|error| self.fails(&span, BackendError::failed("the request is not valid", error)))?;
 
         let span = self.enter(Step::Admit);

@@ -7,7 +7,7 @@ use std::path::{Component, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use glasshouse_schema::ids::{ExecutionId, NodeId};
-use glasshouse_schema::lifecycle::{PolicyRef, ProfilingMode, RedactionRules};
+use glasshouse_schema::lifecycle::{Isolation, PolicyRef, ProfilingMode, RedactionRules};
 use glasshouse_schema::limits::{LimitError, Limits};
 use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
 use glasshouse_schema::subject::OutputStream;
@@ -226,8 +226,13 @@ impl ExecutionSpec {
         }
     }
 
-    /// Checks what can be checked before anything is touched.
+    /// Checks what can be checked before anything is touched, of a command on the node itself.
     pub fn validate(&self) -> Result<(), SpecError> {
+        self.validate_in(Isolation::Process)
+    }
+
+    /// The same of a command that is so far from the node: a machine of its own has a network without a sandbox around it.
+    pub fn validate_in(&self, isolation: Isolation) -> Result<(), SpecError> {
         use std::os::unix::ffi::OsStrExt;
         let has_nul = |text: &std::ffi::OsStr| text.as_bytes().contains(&0);
         match self.argv.first() {
@@ -269,16 +274,17 @@ impl ExecutionSpec {
             }
         }
         self.limits.validate()?;
-        self.validate_sandbox()
+        self.validate_sandbox(isolation)
     }
 
-    fn validate_sandbox(&self) -> Result<(), SpecError> {
+    fn validate_sandbox(&self, isolation: Isolation) -> Result<(), SpecError> {
         let SandboxRequest { level, network, read, write, connect } = &self.sandbox;
         if *level == SandboxLevel::None {
-            let asks = network.is_some() || !(read.is_empty() && write.is_empty() && connect.is_empty());
-            return if asks { Err(SpecError::SandboxWithoutLevel) } else { Ok(()) };
-        }
-        if self.guest_prep {
+            let asks_network = network.is_some() || !connect.is_empty();
+            if !(read.is_empty() && write.is_empty()) || (asks_network && isolation != Isolation::Vm) {
+                return Err(SpecError::SandboxWithoutLevel);
+            }
+        } else if self.guest_prep {
             return Err(SpecError::GuestInSandbox);
         }
         if *level == SandboxLevel::Strict && *network == Some(NetworkAccess::Host) {

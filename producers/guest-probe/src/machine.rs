@@ -1,6 +1,6 @@
-//! What PID 1 does with its machine: mounts, modules, loopback, the command's root filesystem, and the end.
+//! What PID 1 does with its machine: mounts, modules, the command's root filesystem, and the end.
 
-#![allow(unsafe_code, reason = "system calls without a safe API: interface flags, entropy, and the reboot's")]
+#![allow(unsafe_code, reason = "system calls without a safe API: entropy, and the reboot's")]
 
 use std::fs;
 use std::io;
@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
+
+use crate::network;
 
 /// The modules of the initramfs, and in which order they are loaded (`glasshouse-images` writes both).
 const MODULES: &str = "/lib/modules";
@@ -38,7 +40,7 @@ pub(crate) fn prepare() -> Vec<String> {
     note("sysfs", mount_new("sysfs", "/sys"));
     note("devtmpfs", mount_new("devtmpfs", "/dev"));
     note("modules", load_modules());
-    note("loopback", loopback_up());
+    note("loopback", network::loopback_up());
     note("hostname", nix::unistd::sethostname("guest").map_err(Into::into));
     problems
 }
@@ -59,24 +61,6 @@ fn load_modules() -> anyhow::Result<()> {
     }
     anyhow::ensure!(failed.is_empty(), "{}", failed.join("; "));
     Ok(())
-}
-
-/// Sets the loopback interface up, which gives it its addresses.
-fn loopback_up() -> anyhow::Result<()> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    // SAFETY: an ifreq of zeroes is valid; the name is shorter than its field; both calls take a pointer to it.
-    let result = unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-            *to = *from as libc::c_char;
-        }
-        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request)
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error().into()),
-    }
 }
 
 /// Goes over to the command's root filesystem, as a writable layer that is gone with the machine; without a device it stays

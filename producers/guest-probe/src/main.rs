@@ -19,15 +19,15 @@ mod link;
 #[cfg(target_os = "linux")]
 mod machine;
 #[cfg(target_os = "linux")]
+mod network;
+#[cfg(target_os = "linux")]
 mod settings;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     let is_init = std::process::id() == 1;
     let problems = if is_init { machine::prepare() } else { Vec::new() };
-    let done = settings::read(is_init)
-        .and_then(|settings| machine::enter_root(settings.root.as_deref()).map(|()| settings))
-        .and_then(|settings| command::serve(&settings, is_init, problems));
+    let done = settings::read(is_init).and_then(|settings| run(&settings, is_init, problems));
     if let Err(error) = &done {
         // On a machine of its own this is the console, which the host keeps.
         eprintln!("glasshouse-guest-probe: error: {error:#}");
@@ -39,6 +39,15 @@ fn main() -> std::process::ExitCode {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(_) => std::process::ExitCode::from(125),
     }
+}
+
+#[cfg(target_os = "linux")]
+fn run(settings: &settings::Settings, is_init: bool, mut problems: Vec<String>) -> anyhow::Result<()> {
+    machine::enter_root(settings.root.as_deref())?;
+    if let Some(Err(error)) = settings.network.map(|network| network.enter()) {
+        problems.push(format!("network: {error:#}"));
+    }
+    command::serve(settings, is_init, problems)
 }
 
 #[cfg(not(target_os = "linux"))]

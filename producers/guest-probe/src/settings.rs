@@ -12,9 +12,12 @@ use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::RedactionRules;
 use glasshouse_schema::limits::Limits;
 
+use crate::network::Network;
+
 /// What PID 1 is told by the kernel's command line.
 const TRANSPORT: &str = "glasshouse.transport=";
 const ROOT: &str = "glasshouse.root=";
+const NETWORK: &str = "glasshouse.network=";
 const TEMPLATE: &str = "glasshouse.template";
 
 /// How the probe runs.
@@ -22,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) transport: Box<dyn Transport>,
     /// The device with the command's root filesystem; without it the command has ours.
     pub(crate) root: Option<PathBuf>,
+    /// Where it is on the network that its VMM gave it.
+    pub(crate) network: Option<Network>,
     /// Machines are cloned from this one: until it has its command, a host that is gone is followed by another.
     pub(crate) is_template: bool,
 }
@@ -38,7 +43,8 @@ fn of_kernel(line: &str) -> anyhow::Result<Settings> {
     let transport: Address =
         word(TRANSPORT).with_context(|| format!("the kernel's command line has no {TRANSPORT}"))?.parse()?;
     let is_template = line.split_whitespace().any(|word| word == TEMPLATE);
-    Ok(Settings { transport: Box::new(transport), root: word(ROOT).map(PathBuf::from), is_template })
+    let network = word(NETWORK).map(str::parse).transpose()?;
+    Ok(Settings { transport: Box::new(transport), root: word(ROOT).map(PathBuf::from), network, is_template })
 }
 
 fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Settings> {
@@ -63,7 +69,7 @@ fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result
             Box::new(transport.parse::<Address>()?)
         }
     };
-    Ok(Settings { transport, root: None, is_template: false })
+    Ok(Settings { transport, root: None, network: None, is_template: false })
 }
 
 /// A command that no host asked for.
@@ -101,6 +107,10 @@ mod tests {
             of_kernel("quiet glasshouse.transport=vsock:7 glasshouse.root=/dev/vda panic=-1\n").unwrap();
         assert_eq!((found.root, found.is_template), (Some("/dev/vda".into()), false));
         assert!(of_kernel("glasshouse.transport=vsock:7 glasshouse.template").unwrap().is_template);
+        assert_eq!(found.network, None);
+        let networked = "glasshouse.transport=vsock:7 glasshouse.network=10.0.2.15/24,10.0.2.2";
+        assert!(of_kernel(networked).unwrap().network.is_some());
+        assert!(of_kernel("glasshouse.transport=vsock:7 glasshouse.network=here").is_err());
         assert!(of_kernel("quiet").is_err());
         assert!(of_kernel("glasshouse.transport=smoke:signals").is_err());
         let of = |line: &str| of_arguments(line.split(' ').map(OsString::from));

@@ -24,6 +24,7 @@ use glasshouse_execution::profiling::TargetIdentity;
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_schema::lifecycle::{Environment, Isolation, Sandbox};
 use glasshouse_schema::limits::{Limit, Limits};
+use glasshouse_schema::sandbox::SandboxRequest;
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -132,8 +133,10 @@ impl KataBackend {
     }
 
     fn check(&self, spec: &ExecutionSpec) -> Result<(), &'static str> {
-        if !spec.sandbox.level.is_none() || spec.guest_prep {
-            return Err("the container is the sandbox: leave out --sandbox and --guest");
+        if spec.sandbox != SandboxRequest::default() || spec.guest_prep {
+            return Err(
+                "the container is the sandbox: leave out --sandbox, --network, --allow-connect and --guest",
+            );
         }
         if spec.run_as.is_some() {
             return Err("it runs as the image's user, not as another user of this node");

@@ -114,8 +114,11 @@ impl Shared {
             return delivery.ack().await;
         };
         let output = Arc::new(OutputWriter::new(&self.bus, &self.node, execution));
+        let isolation = made.backend.isolation();
         let prepared = self.workspace(&request, made.backend.clone()).and_then(|(backend, workdir)| {
-            Ok((backend, self.spec(&request, &settings, (workdir, limits), &output)?))
+            let spec = self.spec(&request, &settings, (workdir, limits), &output)?;
+            spec.validate_in(isolation).map_err(|error| error.to_string())?;
+            Ok((backend, spec))
         });
         let (backend, spec) = match prepared {
             Ok(prepared) => prepared,
@@ -327,7 +330,6 @@ impl Shared {
             redaction: RedactionRules { path_prefixes: Vec::new(), tokens: true },
             redaction_key: random()?,
         };
-        spec.validate().map_err(|error| error.to_string())?;
         Ok(spec)
     }
 }

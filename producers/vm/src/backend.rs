@@ -36,6 +36,7 @@ use glasshouse_guest_link::{ENTROPY_BYTES, Failure, Spec, Status, ToGuest};
 use glasshouse_schema::ids::Vantage;
 use glasshouse_schema::lifecycle::{Environment, Isolation};
 use glasshouse_schema::limits::{Limit, Limits};
+use glasshouse_schema::sandbox::NetworkAccess;
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::{OnceCell, watch};
@@ -80,6 +81,8 @@ struct State {
     started: Option<StartedProcess>,
     socket: Option<UnixStream>,
     limits: Limits,
+    /// It has one with an allow-list.
+    has_network: bool,
     spec: Option<ExecutionSpec>,
     prepared: Option<Prepared>,
     running: Option<Running>,
@@ -330,9 +333,15 @@ impl ExecutionBackend for VmBackend {
 
     fn environment(&self) -> Environment {
         let state = self.0.state();
-        let vmm = state.dir.as_ref().and_then(|dir| self.0.vmm.bounds(dir.path()));
+        let bounds = |dir: &Arc<TempDir>| self.0.vmm.bounds(dir.path(), state.has_network);
+        let vmm = state.dir.as_ref().and_then(bounds);
         let mut environment = Environment { vmm, ..self.0.vmm.environment() };
         environment.sandbox.limits = state.limits;
+        if state.has_network {
+            // What the VMM's process can reach, its machine can.
+            let of_vmm = self.0.process.environment().sandbox;
+            (environment.sandbox.network, environment.sandbox.connect) = (of_vmm.network, of_vmm.connect);
+        }
         environment
     }
 
@@ -348,6 +357,12 @@ impl ExecutionBackend for VmBackend {
                 "the machine is the sandbox: leave out --sandbox and --guest",
             ));
         }
+        if spec.sandbox.network == Some(NetworkAccess::Host) {
+            return Err(BackendError::failed(
+                "preparing the virtual machine",
+                "a machine does not have the node's network: name what it may reach with --allow-connect",
+            ));
+        }
         machine.vmm.check(spec)?;
         let budget = spec.limits.output_bytes.map(|limit| Arc::new(OutputBudget::new(limit)));
         let prepared =
@@ -355,6 +370,7 @@ impl ExecutionBackend for VmBackend {
         let is_there = {
             let mut state = machine.state();
             (state.prepared, state.budget, state.limits) = (Some(prepared), budget, spec.limits);
+            state.has_network = !spec.sandbox.connect.is_empty();
             state.dir.is_some()
         };
         // Else it was booted ahead.

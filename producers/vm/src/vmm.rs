@@ -58,9 +58,9 @@ pub trait Vmm: Send + Sync + 'static {
     /// command line of its VMM.
     async fn command(&self, spec: &ExecutionSpec, dir: &Path) -> Result<Launch, BackendError>;
 
-    /// What the VMM's process needs of the node, with the machine's files in `dir`: what the host sees beyond that becomes
-    /// a contradiction in the receipt. `None` where nobody knows.
-    fn bounds(&self, _dir: &Path) -> Option<VmmBounds> {
+    /// What the VMM's process needs of the node, with the machine's files in `dir` and with a network or without: what the host
+    /// sees beyond that becomes a contradiction in the receipt. `None` where nobody knows.
+    fn bounds(&self, _dir: &Path, _has_network: bool) -> Option<VmmBounds> {
         None
     }
 
@@ -96,7 +96,7 @@ pub(crate) fn bounds<'p>(program: &Path, reads: impl IntoIterator<Item = &'p Pat
     let (mut all_reads, mut writes) = (known(&PROGRAM_READS), known(&DEVICES));
     all_reads.extend(reads.into_iter().map(text));
     writes.push(text(dir));
-    VmmBounds { programs: vec![text(program)], reads: all_reads, writes }
+    VmmBounds { programs: vec![text(program)], reads: all_reads, writes, loopback: None }
 }
 
 /// A user that no other execution of this node has at the time, but for a chance of one in many millions.

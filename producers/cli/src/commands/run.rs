@@ -262,7 +262,7 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
         redaction: RedactionRules { path_prefixes: args.mask.clone(), tokens: !args.no_mask_tokens },
         redaction_key: random()?,
     };
-    spec.validate()?;
+    spec.validate_in(args.backend.isolation())?;
     Ok(spec)
 }
 

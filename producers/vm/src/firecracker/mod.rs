@@ -232,7 +232,7 @@ impl Vmm for Firecracker {
         }
     }
 
-    fn bounds(&self, dir: &Path) -> Option<VmmBounds> {
+    fn bounds(&self, dir: &Path, _: bool) -> Option<VmmBounds> {
         let Config { parts, firecracker, jailer, image, .. } = &self.config;
         // In a jail its paths are of another root, and cannot be held against ours.
         if jailer.is_some() {
@@ -252,6 +252,11 @@ impl Vmm for Firecracker {
         }
         if self.config.jailer.is_some() && !nix::unistd::geteuid().is_root() {
             return failed(&format!("the jailer needs root: unset {JAILER_VARIABLE}, or run as root"));
+        }
+        if !spec.sandbox.connect.is_empty() {
+            return failed(
+                "its machines have no network: leave out --allow-connect, or choose the backend qemu",
+            );
         }
         let (has, needs) = (memory_mib(&self.limits), memory_mib(&spec.limits));
         if spec.limits.memory_bytes.is_some() && needs > has {
@@ -338,7 +343,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
         let of = |name: &str| dir.join(name).to_string_lossy().into_owned();
-        let bounds = machine(&dir, None).bounds(&dir.join("machine")).unwrap();
+        let bounds = machine(&dir, None).bounds(&dir.join("machine"), false).unwrap();
         assert_eq!(bounds.programs, [of("firecracker-1.17")]);
         for read in ["/proc", "/usr", &of("cache"), &of("vmlinuz-6.1"), &of("root.erofs")] {
             assert!(bounds.reads.iter().any(|known| known == read), "{read}: {:?}", bounds.reads);
@@ -352,6 +357,6 @@ mod tests {
     #[test]
     fn nothing_is_known_of_a_jail() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(machine(dir.path(), Some("/usr/bin/jailer")).bounds(dir.path()), None);
+        assert_eq!(machine(dir.path(), Some("/usr/bin/jailer")).bounds(dir.path(), false), None);
     }
 }

@@ -1,13 +1,15 @@
 //! The VMM `qemu`: a microVM without firmware, disks or network but what is named here.
 //!
 //! The machine is QEMU's `microvm`: a serial port for the console, one port of virtio-serial to the host, and the root
-//! filesystem as a read-only block device. It runs under KVM where that was seen to boot ([`accel`]), else emulated.
+//! filesystem as a read-only block device; with an allow-list also a network. It runs under KVM where that was seen to boot
+//! ([`accel`]), else emulated.
 //!
 //! QEMU itself is a user of its own on the node: it is given a seccomp filter by which it starts nothing, and if we are root
-//! either the sandbox `standard` of the backend `process` (emulated: no capabilities, no network, nothing to write but
-//! the machine's directory), or, because there is no /dev/kvm in there, a user id of its own.
+//! either the sandbox `standard` of the backend `process` (emulated, or with an allow-list: no capabilities, no network but what is
+//! allowed, nothing to write but the machine's directory), or, because there is no /dev/kvm in there, a user id of its own.
 
 pub mod accel;
+mod network;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_schema::connect::ConnectTarget;
 use glasshouse_schema::lifecycle::{Environment, Sandbox, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
@@ -30,6 +33,7 @@ const PORT: &str = "glasshouse";
 /// What QEMU's libraries look up beside what every program does.
 const READS: [&str; 7] =
     ["/etc/ssl", "/etc/gnutls", "/etc/libnl", "/etc/qemu", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group"];
+const KVM: &str = "/dev/kvm";
 
 /// How machines are made.
 #[derive(Debug, Clone)]
@@ -60,6 +64,14 @@ pub fn program() -> Result<PathBuf, String> {
     }
 }
 
+/// How a machine is run on this node.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    accel: Accel,
+    own_uid: Option<u32>,
+    has_network: bool,
+}
+
 /// One machine.
 #[derive(Debug)]
 pub struct Qemu {
@@ -78,14 +90,17 @@ impl Qemu {
         if self.config.nested { "pci" } else { "device" }
     }
 
-    fn devices(&self) -> &'static [&'static str] {
-        match self.config.nested {
-            true => &["virtio_pci", "virtio_console", "kvm", "kvm_amd", "kvm_intel"],
-            false => &["virtio_mmio", "virtio_console"],
-        }
+    fn devices(&self, has_network: bool) -> Vec<&'static str> {
+        let mut devices = match self.config.nested {
+            true => vec!["virtio_pci", "virtio_console", "kvm", "kvm_amd", "kvm_intel"],
+            false => vec!["virtio_mmio", "virtio_console"],
+        };
+        devices.extend(has_network.then_some("virtio_net"));
+        devices
     }
 
-    fn arguments(&self, dir: &Path, vmlinux: &Path, accel: Accel, own_uid: Option<u32>) -> Vec<OsString> {
+    fn arguments(&self, dir: &Path, vmlinux: &Path, how: How) -> Vec<OsString> {
+        let How { accel, own_uid, has_network } = how;
         let mut text = format!(
             "-M {} -nodefaults -no-user-config -display none -no-reboot -smp {} -m {}M \
              -sandbox on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny \
@@ -112,23 +127,30 @@ impl Qemu {
                 .extend(["-drive".into(), option("id=root,if=none,format=raw,readonly=on,file=", image)]);
             arguments.extend(["-device".into(), format!("virtio-blk-{},drive=root", self.bus()).into()]);
         }
+        if has_network {
+            arguments.extend(["-netdev".into(), network::netdev().into()]);
+            // On PCI a network card has a ROM to boot from.
+            let card = if self.config.nested { "virtio-net-pci,romfile=" } else { "virtio-net-device" };
+            arguments.extend(["-device".into(), format!("{card},netdev=net").into()]);
+        }
         arguments.extend(["-kernel".into(), vmlinux.into(), "-initrd".into(), dir.join("initramfs").into()]);
-        arguments.extend(["-append".into(), self.kernel_line(accel).into()]);
+        arguments.extend(["-append".into(), self.kernel_line(accel, has_network).into()]);
         arguments
     }
 
-    fn sandbox(&self, vmlinux: &Path) -> SandboxRequest {
+    fn sandbox(&self, vmlinux: &Path, accel: Accel, connect: &[ConnectTarget]) -> SandboxRequest {
         let own = [vmlinux.to_owned(), on_path(&self.config.qemu)].into_iter();
         SandboxRequest {
             level: SandboxLevel::Standard,
-            network: Some(NetworkAccess::None),
+            network: connect.is_empty().then_some(NetworkAccess::None),
             // Wherever they are, also in directories that are hidden inside.
             read: own.chain(self.config.image.clone()).collect(),
-            ..SandboxRequest::default()
+            write: (accel == Accel::Kvm).then(|| PathBuf::from(KVM)).into_iter().collect(),
+            connect: connect.to_vec(),
         }
     }
 
-    fn kernel_line(&self, accel: Accel) -> String {
+    fn kernel_line(&self, accel: Accel, has_network: bool) -> String {
         let mut line = format!(
             "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=1 cryptomgr.notests 8250.nr_uarts=1 \
              tsc=reliable no_timer_check glasshouse.transport=virtio-serial:{PORT}"
@@ -139,6 +161,10 @@ impl Qemu {
         }
         if self.config.image.is_some() {
             line.push_str(" glasshouse.root=/dev/vda");
+        }
+        if has_network {
+            line.push(' ');
+            line.push_str(&network::word());
         }
         line
     }
@@ -180,30 +206,31 @@ impl Vmm for Qemu {
         }
     }
 
-    fn bounds(&self, dir: &Path) -> Option<VmmBounds> {
+    fn bounds(&self, dir: &Path, has_network: bool) -> Option<VmmBounds> {
         let Config { parts, qemu, image, .. } = &self.config;
         let own = [&parts.cache, &parts.kernel.image].into_iter().chain(image).map(PathBuf::as_path);
-        Some(bounds(&on_path(qemu), READS.iter().map(Path::new).chain(own), dir))
+        let bounds = bounds(&on_path(qemu), READS.iter().map(Path::new).chain(own), dir);
+        Some(VmmBounds { loopback: has_network.then(|| network::LOOPBACK.to_string()), ..bounds })
     }
 
-    fn check(&self, _: &ExecutionSpec) -> Result<(), BackendError> {
-        match std::env::consts::ARCH {
-            "x86_64" => Ok(()),
-            arch => {
-                Err(BackendError::failed("preparing the virtual machine", format!("{arch} is not supported")))
-            }
-        }
+    fn check(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
+        let checked = match std::env::consts::ARCH {
+            "x86_64" => spec.sandbox.connect.iter().try_for_each(network::check),
+            arch => Err(format!("{arch} is not supported")),
+        };
+        checked.map_err(|reason| BackendError::failed("preparing the virtual machine", reason))
     }
 
     async fn command(&self, spec: &ExecutionSpec, dir: &Path) -> Result<Launch, BackendError> {
         let preparing = |error: String| BackendError::failed("preparing the virtual machine", error);
-        let (config, devices) = (self.config.clone(), self.devices());
+        let has_network = !spec.sandbox.connect.is_empty();
+        let (config, devices) = (self.config.clone(), self.devices(has_network));
         let to = dir.join("initramfs");
         let made = tokio::task::spawn_blocking(move || {
             std::thread::scope(|scope| {
                 // Mostly sleeps.
                 scope.spawn(accel::tsc_khz);
-                config.parts.initramfs(&to, devices, config.image.as_deref())?;
+                config.parts.initramfs(&to, &devices, config.image.as_deref())?;
                 config.parts.vmlinux()
             })
         });
@@ -213,13 +240,15 @@ impl Vmm for Qemu {
             .map_err(|error| preparing(error.to_string()))?;
         let accel = accel::choose(&on_path(&self.config.qemu), &vmlinux, &self.config.parts).await;
         let is_root = nix::unistd::geteuid().is_root();
-        let (sandbox, uid) = match accel {
-            Accel::Tcg if is_root => (self.sandbox(&vmlinux), None),
+        let (sandbox, own_uid) = match accel {
+            // Without rights there is no list either, and the sandbox says so.
+            _ if has_network => (self.sandbox(&vmlinux, accel, &spec.sandbox.connect), None),
+            Accel::Tcg if is_root => (self.sandbox(&vmlinux, accel, &[]), None),
             Accel::Kvm if is_root => (SandboxRequest::default(), Some(own_uid(spec))),
             _ => (SandboxRequest::default(), None),
         };
         let mut argv = vec![self.config.qemu.clone().into_os_string()];
-        argv.extend(self.arguments(dir, &vmlinux, accel, uid));
+        argv.extend(self.arguments(dir, &vmlinux, How { accel, own_uid, has_network }));
         Ok(Launch { argv, sandbox })
     }
 }
