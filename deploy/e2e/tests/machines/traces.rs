@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long what belongs to others may take to go.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a node has whoever runs on it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Node {
     network_devices: BTreeSet<String>,
     mounts: BTreeSet<String>,
@@ -22,6 +26,22 @@ impl Node {
             network_devices: names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect(),
             mounts: mounts.filter(|at| !Path::new(at).starts_with(&here)).map(str::to_owned).collect(),
         }
+    }
+
+    /// What came since `before` and stays. Others of this host come and go meanwhile: a network namespace of another test, say.
+    pub(crate) fn left_since(before: &Self) -> Vec<String> {
+        let since = || {
+            let now = Self::now();
+            let devices = now.network_devices.difference(&before.network_devices);
+            devices.chain(now.mounts.difference(&before.mounts)).cloned().collect::<BTreeSet<_>>()
+        };
+        let mut left = since();
+        let end = Instant::now() + GONE_WITHIN;
+        while !left.is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+            left = &left & &since();
+        }
+        left.into_iter().collect()
     }
 }
 
