@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 #define DIR "/tmp/work"
-#define GLASSHOUSE_RUN(receipt, dir, ...)                                                                                   \
+#define GLASSHOUSE_RUN(receipt, dir, ...)                                                                              \
 	(char *[]){"/glasshouse", "run", "--profile", "host", "--profile-required", "--receipt", receipt, "--json",    \
 		   "--workdir", "/", "--", "/workload", dir, ##__VA_ARGS__, NULL}
 

@@ -317,7 +317,8 @@ fn fork_child(raw: &Raw<'_>) -> io::Result<Made> {
 /// The child's life up to the exec. Allocates nothing and calls async-signal-safe functions only. `is_clear` says that it was
 /// made without our signal handlers (CLONE_CLEAR_SIGHAND).
 pub(super) fn child(raw: &Raw<'_>, is_clear: bool) -> ! {
-    // SAFETY: every pointer in `raw` points into memory that nothing frees before the exec, a copy or not; all calls are plain system calls with arguments of their kind.
+    // SAFETY: every pointer in `raw` points into memory that nothing frees before the exec, a copy or not; all calls are
+    // plain system calls with arguments of their kind.
     unsafe {
         default_signals(if is_clear { libc::SIGPIPE..=libc::SIGPIPE } else { 1..=64 });
         if raw.own_group {
