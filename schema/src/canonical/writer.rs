@@ -63,9 +63,12 @@ impl<'b> Writer<'b> {
 
 impl Writer<'_> {
     fn integer(&mut self, value: i128) -> io::Result<()> {
-        match value.unsigned_abs() <= MAX_EXACT.into() {
-            true => write!(self.bytes, "{value}"),
-            false => self.float(value as f64),
+        match i64::try_from(value) {
+            Ok(exact) if exact.unsigned_abs() <= MAX_EXACT => {
+                self.bytes.extend_from_slice(itoa::Buffer::new().format(exact).as_bytes());
+                Ok(())
+            }
+            _ => self.float(value as f64),
         }
     }
 
