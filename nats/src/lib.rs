@@ -9,6 +9,7 @@
 //! Snapshot       <- any stream, as far as it goes now  DeadLetter -> what it is about, and back to GH_EVENTS
 //! Bus::store_file, fetch_file -> GH_FILES              files of executions, each once
 //! Claims, Checkpoints, Leases                          compare-and-set on key-value buckets
+//! Bus::lend_room, take_room_back                       a stream that is full of what cannot end
 //! Heartbeat      -> GH_NODES                           this process lives; the server forgets it by its own clock
 //! ```
 //!
@@ -40,6 +41,7 @@ mod publisher;
 mod reader;
 mod receipts;
 mod requests;
+mod reserve;
 mod retry;
 pub mod server;
 mod snapshot;

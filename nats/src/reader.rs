@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::body::Document;
 use crate::connect::Bus;
 use crate::error::{Error, ErrorKind};
+use crate::reserve::own_limit;
 use crate::retry::Backoff;
 use crate::store::StoredMessage;
 
@@ -47,6 +48,8 @@ pub struct StreamPosition {
     pub bytes: u64,
     /// How many it may have, if it has a limit.
     pub max_bytes: Option<u64>,
+    /// How many it may have now: more while room is [lent](Bus::lend_room).
+    pub limit_now: Option<u64>,
 }
 
 /// Reads a stream in order from a sequence on, over reconnects and server restarts.
@@ -255,7 +258,8 @@ impl Bus {
             last_seq: info.state.last_sequence,
             messages: info.state.messages,
             bytes: info.state.bytes,
-            max_bytes: u64::try_from(info.config.max_bytes).ok(),
+            max_bytes: u64::try_from(own_limit(&info.config)).ok(),
+            limit_now: u64::try_from(info.config.max_bytes).ok(),
         })
     }
 

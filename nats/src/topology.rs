@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::connect::Bus;
 use crate::error::Error;
+use crate::reserve::own_limit;
 
 const FILES: [(&str, &str); 7] = [
     ("events.toml", include_str!("../streams/events.toml")),
@@ -353,7 +354,8 @@ fn compare(wanted: &Config, found: &Config) -> Result<Vec<Difference>, Error> {
         Ok(_) => Err(Error::Topology { file: config.name.clone(), problem: "not an object".into() }),
         Err(error) => Err(Error::Topology { file: config.name.clone(), problem: error.to_string() }),
     };
-    let (wanted_fields, found_fields) = (as_json(wanted)?, as_json(found)?);
+    let found = Config { max_bytes: own_limit(found), ..found.clone() };
+    let (wanted_fields, found_fields) = (as_json(wanted)?, as_json(&found)?);
     let names: BTreeSet<&String> = wanted_fields.keys().chain(found_fields.keys()).collect();
     Ok(names
         .into_iter()

@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{bare, broker, cleaned, execution, node};
-use glasshouse_nats::{ErrorKind, Publisher, PublisherOptions, StreamStart, Topology, partition_of};
+use glasshouse_nats::{EVENTS, ErrorKind, Publisher, PublisherOptions, StreamStart, Topology, partition_of};
 use glasshouse_schema::subject::{EventSubject, EventSubjectKind};
 use glasshouse_schema::{Digest, Vantage};
 
@@ -44,6 +44,26 @@ async fn a_mismatch_is_printed_and_left_alone() {
     assert_eq!(json[0]["stream"], "GH_DEAD");
     let stream = broker.bus.jetstream().get_stream("GH_DEAD").await.unwrap();
     assert_eq!(stream.cached_info().config.max_age, Duration::from_secs(600));
+}
+
+#[tokio::test]
+async fn room_is_lent_once_is_no_difference_and_is_taken_back() {
+    const OWN: u64 = 4 << 30;
+    let broker = broker().await;
+    let topology = Topology::embedded(1).unwrap();
+    let limits = async || {
+        let position = broker.bus.position(EVENTS).await.unwrap();
+        (position.max_bytes, position.limit_now)
+    };
+    assert_eq!(limits().await, (Some(OWN), Some(OWN)));
+    assert_eq!(broker.bus.lend_room(EVENTS).await.unwrap(), Some(OWN + OWN / 16));
+    assert_eq!(broker.bus.lend_room(EVENTS).await.unwrap(), None);
+    assert_eq!(limits().await, (Some(OWN), Some(OWN + OWN / 16)));
+    assert_eq!(topology.check(&broker.bus).await.unwrap(), []);
+    assert!(broker.bus.take_room_back(EVENTS).await.unwrap());
+    assert!(!broker.bus.take_room_back(EVENTS).await.unwrap());
+    assert_eq!(limits().await, (Some(OWN), Some(OWN)));
+    assert_eq!(topology.check(&broker.bus).await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -183,6 +183,35 @@ async fn a_worker_that_has_no_room_to_close_an_execution_goes_on_and_makes_some(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_full_of_open_executions_is_lent_room_for_their_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = broker(dir.path()).await;
+    let publisher = publisher(&broker.bus);
+    // All that they need is stored but for what the worker says, and nothing is over that could be removed.
+    for number in 1..=3 {
+        whole(&broker.bus, &publisher, execution(number)).await;
+    }
+    let full = broker.bus.position(EVENTS).await.unwrap();
+    let mut config = broker.bus.jetstream().get_stream(EVENTS).await.unwrap().cached_info().config.clone();
+    config.max_bytes = i64::try_from(full.bytes).unwrap();
+    broker.bus.jetstream().update_stream(&config).await.unwrap();
+    let worker =
+        start_with(Config { replay_window: Duration::ZERO, ..Config::new(broker.server.url(), "one") });
+    for number in 1..=3 {
+        receipt(&broker.bus, execution(number)).await;
+    }
+    // What was removed then makes it superfluous.
+    until("the stream has its own limit again", async || {
+        let position = broker.bus.position(EVENTS).await.unwrap();
+        position.bytes < full.bytes && position.limit_now == Some(full.bytes)
+    })
+    .await;
+    let after = broker.bus.jetstream().get_stream(EVENTS).await.unwrap().cached_info().config.clone();
+    assert_eq!((after.max_bytes, after.metadata), (config.max_bytes, config.metadata));
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_that_is_garbage_costs_one_event_and_not_the_worker() {
     let dir = tempfile::tempdir().unwrap();
     let broker = broker(dir.path()).await;

@@ -1,7 +1,6 @@
 //! What is full: a stream, the disk of the producers' spools, the disk of the server.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use glasshouse_nats::{Bus, DEAD, EVENTS, RECEIPTS, VERDICTS};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -12,9 +11,6 @@ use crate::oracle::{Expect, Tally, verify};
 use crate::round::{Round, Server};
 use crate::script::Shape;
 
-/// Longer than a range takes to be taken over and trimmed.
-const STUCK_AFTER: Duration = Duration::from_secs(8);
-
 /// Sets how much a stream may hold, and gives what it was.
 async fn limit(bus: &Bus, stream: &str, max_bytes: i64) -> i64 {
     let found = bus.jetstream().get_stream(stream).await.unwrap();
@@ -24,37 +20,11 @@ async fn limit(bus: &Bus, stream: &str, max_bytes: i64) -> i64 {
     before
 }
 
-/// The room that GH_EVENTS has. Where every message is of an open execution, none can be closed and nothing can be removed: it
-/// takes an operator to give it more.
-struct Room {
-    bytes: i64,
-    seen: (u64, u64),
-    since: Instant,
-}
-
-impl Room {
-    async fn give(bus: &Bus, bytes: i64) -> Self {
-        limit(bus, EVENTS, bytes).await;
-        Self { bytes, seen: (0, 0), since: Instant::now() }
-    }
-
-    async fn more_if_stuck(&mut self, bus: &Bus) {
-        let position = bus.position(EVENTS).await.unwrap();
-        let seen = (position.first_seq, position.last_seq);
-        if seen != self.seen {
-            (self.seen, self.since) = (seen, Instant::now());
-        } else if self.since.elapsed() > STUCK_AFTER {
-            println!("nothing moves at {} bytes: more room", self.bytes);
-            *self = Self::give(bus, self.bytes + 50_000).await;
-        }
-    }
-}
-
-/// GH_EVENTS has room for a few executions only, and the workers remove what they have folded. Every other stream that something
-/// is written to is full at times.
+/// GH_EVENTS has room for a few executions only, the workers remove what they have folded, and lend it room where that is all of open
+/// ones. Every other stream that something is written to is full at times.
 pub(crate) async fn streams(mut round: Round) -> Tally {
     let server = Server::start(&round.path("nats")).await;
-    let mut room = Room::give(server.bus(), round.random.i64(150_000..250_000)).await;
+    limit(server.bus(), EVENTS, round.random.i64(150_000..250_000)).await;
     let mut fleet = Fleet::start(server.url(), &round.dir, &["--replay-window", "0s"], None);
     let mut producers = round.produce(round.jobs(server.url(), 6, 36, Shape::SMALL, 40));
     let others = [RECEIPTS, VERDICTS, DEAD, "KV_GH_CHECKPOINTS", "KV_GH_LEASES", "KV_GH_CLAIMS"];
@@ -68,7 +38,6 @@ pub(crate) async fn streams(mut round: Round) -> Tally {
         } else {
             fleet.attack(&mut round.random).await;
         }
-        room.more_if_stuck(server.bus()).await;
     }
     let expect = Expect { is_trimmed: true, ..Expect::ALL };
     fleet.tend(verify(server.bus(), round.ledger, expect)).await
