@@ -1,6 +1,7 @@
 //! Executions to publish: whole ones, in one chain of frames each, that fold to a closed receipt.
 
 use futures::{StreamExt, TryStreamExt, stream};
+use glasshouse_fold::ExecutionFold;
 use glasshouse_nats::{Bus, ClaimOutcome, Claims, Publisher};
 use glasshouse_schema::frame::{Body, FrameWriterConfig, Header, Io, Open, Seal, SealTotals};
 use glasshouse_schema::lifecycle::{Cleaned, Sealed, SealedVantage};
@@ -109,6 +110,22 @@ impl Script {
     /// How many entries its frames have.
     pub(crate) fn events(&self) -> usize {
         self.frames.iter().map(|frame| Frame::decode(&frame.bytes).unwrap().body.events()).sum()
+    }
+
+    /// Its receipt's bytes, folded here.
+    pub(crate) fn receipt(&self) -> Vec<u8> {
+        let mut fold = ExecutionFold::new(self.id);
+        for event in &self.begin {
+            fold.lifecycle(event).unwrap();
+        }
+        for frame in &self.frames {
+            fold.frame(&frame.bytes, Some((&self.node, frame.vantage))).unwrap();
+        }
+        for event in [&self.exited, &self.sealed] {
+            fold.lifecycle(event).unwrap();
+        }
+        assert!(fold.close().unwrap(), "nothing is missing");
+        fold.receipt().unwrap().encode().unwrap()
     }
 
     /// Everything up to the first frames, of which `upto` are published.

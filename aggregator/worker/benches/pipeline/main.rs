@@ -31,6 +31,10 @@ use glasshouse_nats::{Bus, Publisher, PublisherOptions};
 use host::{Broker, Capped, Worker, cpu};
 use load::{Script, Shape, node, scripts};
 
+/// The aggregator's, which is what the fold is measured with.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const PRODUCERS: usize = 4;
 const ROUNDS: usize = 3;
 
@@ -94,12 +98,15 @@ async fn published_to_receipts(broker: &Broker, producers: Vec<Vec<Script>>, sha
 
 async fn throughput() {
     let plain = load::plain_bytes_per_event();
+    let cores = std::thread::available_parallelism().unwrap().get() as f64;
     println!(
-        "throughput: MB/s of frames, medians of {ROUNDS} rounds in which both take turns, M events/s, and CPU seconds per GB. \
-         As MessagePack arrays an event takes {plain:.1} bytes: `plain` is how many of these the raw MB/s would be."
+        "throughput: MB/s of frames, medians of {ROUNDS} rounds in which all take turns, M events/s, and CPU seconds per GB. \
+         As MessagePack arrays an event takes {plain:.1} bytes: `plain` is how many of these the raw MB/s would be. `fold` is what \
+         making the receipts costs with no bus around it; `limit` the MB/s at which {cores} processors are busy with that and \
+         with what raw takes."
     );
     println!(
-        "{:>9} {:>7} {:>7} | {:>6} {:>6} {:>6} {:>7} {:>8} | {:>8} {:>6} {:>7} {:>9} {:>7} | {:>6}",
+        "{:>9} {:>7} {:>7} | {:>6} {:>6} {:>6} {:>7} {:>8} | {:>6} {:>6} | {:>8} {:>6} {:>7} {:>9} {:>7} | {:>6} {:>8}",
         "frame",
         "frames",
         "B/event",
@@ -108,12 +115,15 @@ async fn throughput() {
         "plain",
         "server",
         "clients",
+        "fold",
+        "limit",
         "pipeline",
         "M ev/s",
         "server",
         "producers",
         "worker",
-        "ratio"
+        "of raw",
+        "of limit"
     );
     let loads = [
         (Shape::Recorded, 640),
@@ -121,7 +131,7 @@ async fn throughput() {
         (Shape::Compile { frames: 30, frame_bytes: 128 << 10 }, 32),
     ];
     for (shape, executions) in loads {
-        let mut columns: [Vec<f64>; 7] = Default::default();
+        let mut columns: [Vec<f64>; 8] = Default::default();
         let (mut count, mut mean, mut event) = (0, 0.0, 0.0);
         for _ in 0..ROUNDS {
             let broker = Broker::start().await;
@@ -140,31 +150,36 @@ async fn throughput() {
             let raw_broker = Broker::start().await;
             let cpus = Cpus::now([raw_broker.server.pid(), std::process::id()]);
             let taken = raw::throughput(&raw_broker, payloads).await;
-            let raw = [taken.as_secs_f64(); 1].into_iter().chain(cpus.since());
-            let raw: Vec<f64> = raw.collect();
+            let raw: Vec<f64> = std::iter::once(taken.as_secs_f64()).chain(cpus.since()).collect();
             drop(raw_broker);
+
+            let cpus = Cpus::now([std::process::id()]);
+            for script in producers.iter().flatten() {
+                std::hint::black_box(script.receipt());
+            }
+            let fold: Vec<f64> = cpus.since().collect();
 
             let worker = Worker::start(&broker, "one");
             broker.shared_by(1).await;
             let cpus = Cpus::now([broker.server.pid(), std::process::id(), worker.pid()]);
             let taken = published_to_receipts(&broker, producers, 1.0).await;
-            let ours = [taken.as_secs_f64(); 1].into_iter().chain(cpus.since());
-            for (n, (column, seconds)) in columns.iter_mut().zip(raw.into_iter().chain(ours)).enumerate() {
-                column.push(match n {
-                    0 | 3 => gigabytes * 1e3 / seconds,
-                    _ => seconds / gigabytes,
-                });
+            let ours = std::iter::once(taken.as_secs_f64()).chain(cpus.since());
+            for (column, seconds) in columns.iter_mut().zip(raw.into_iter().chain(fold).chain(ours)) {
+                column.push(seconds / gigabytes);
             }
         }
-        let [raw, server, clients, pipeline, server_too, producers, worker] =
+        let [raw, server, clients, fold, pipeline, server_too, producers, worker] =
             columns.map(|mut column| median(&mut column));
+        let (raw, pipeline) = (1e3 / raw, 1e3 / pipeline);
+        let limit = 1e3 * cores / (server + clients + fold);
         println!(
-            "{:>7.1}Ki {count:>7} {event:>7.1} | {raw:>6.0} {:>6.1} {:>6.1} {server:>7.2} {clients:>8.2} | {pipeline:>8.0} {:>6.1} {server_too:>7.2} {producers:>9.2} {worker:>7.2} | {:>6.2}",
+            "{:>7.1}Ki {count:>7} {event:>7.1} | {raw:>6.0} {:>6.1} {:>6.1} {server:>7.2} {clients:>8.2} | {fold:>6.2} {limit:>6.0} | {pipeline:>8.0} {:>6.1} {server_too:>7.2} {producers:>9.2} {worker:>7.2} | {:>6.2} {:>8.2}",
             mean / 1024.0,
             raw / event,
             raw / plain,
             pipeline / event,
             pipeline / raw,
+            pipeline / limit,
         );
     }
 }
