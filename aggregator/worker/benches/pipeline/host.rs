@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use glasshouse_nats::{Bus, ConnectOptions, NatsServer, ServerOptions, StreamStart, Topology};
+use glasshouse_nats::{Bus, ConnectOptions, NatsServer, ServerOptions, StreamStart, Tail, Topology};
 
 /// How long anything may take.
 const DEADLINE: Duration = Duration::from_secs(150);
@@ -50,17 +50,21 @@ impl Broker {
         .await;
     }
 
-    /// Counts receipts as they come, from now on: `seen` hears of each by its subject.
-    pub(crate) async fn receipts(&self, count: usize, mut seen: impl FnMut(&str)) {
+    /// Counts receipts as they come, from the first on: `seen` hears of each by its subject.
+    pub(crate) async fn receipts(&self, count: usize, seen: impl FnMut(&str)) {
         let bus = self.connect().await;
-        let mut tail = bus.tail_receipts(StreamStart::Oldest).await.unwrap();
-        let all = async {
-            for _ in 0..count {
-                seen(&tail.next().await.unwrap().message.subject);
-            }
-        };
-        tokio::time::timeout(DEADLINE, all).await.expect("every receipt comes");
+        receipts(&mut bus.tail_receipts(StreamStart::Oldest).await.unwrap(), count, seen).await;
     }
+}
+
+/// Counts receipts as they come: `seen` hears of each by its subject.
+pub(crate) async fn receipts(tail: &mut Tail, count: usize, mut seen: impl FnMut(&str)) {
+    let all = async {
+        for _ in 0..count {
+            seen(&tail.next().await.unwrap().message.subject);
+        }
+    };
+    tokio::time::timeout(DEADLINE, all).await.expect("every receipt comes");
 }
 
 impl Drop for Broker {

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use glasshouse_nats::{Bus, Publisher, PublisherOptions};
+use glasshouse_nats::{Bus, Publisher, PublisherOptions, StreamStart};
 
 use host::{Broker, Capped, Worker, cpu};
 use load::{Script, Shape, node, scripts};
@@ -73,6 +73,7 @@ async fn load(broker: &Broker, executions: usize, shape: Shape) -> Vec<Vec<Scrip
 /// Publishes everything at once and gives how long it took until this share of the receipts is there.
 async fn published_to_receipts(broker: &Broker, producers: Vec<Vec<Script>>, share: f64) -> Duration {
     let count = producers.iter().map(Vec::len).sum::<usize>() as f64 * share;
+    let mut receipts = broker.bus.tail_receipts(StreamStart::New).await.unwrap();
     let mut buses = Vec::new();
     for _ in &producers {
         buses.push(broker.connect().await);
@@ -88,7 +89,7 @@ async fn published_to_receipts(broker: &Broker, producers: Vec<Vec<Script>>, sha
         })
     });
     let publish: Vec<_> = publish.collect();
-    broker.receipts(count as usize, |_| ()).await;
+    host::receipts(&mut receipts, count as usize, |_| ()).await;
     let taken = begun.elapsed();
     for producer in publish {
         producer.await.unwrap();
@@ -135,21 +136,22 @@ async fn throughput() {
         let (mut count, mut mean, mut event) = (0, 0.0, 0.0);
         for _ in 0..ROUNDS {
             let broker = Broker::start().await;
-            let producers = load(&broker, executions, shape).await;
-            let payloads: Vec<Vec<Bytes>> = producers
-                .iter()
-                .map(|scripts| scripts.iter().flat_map(|script| &script.frames))
-                .map(|frames| frames.map(|frame| Bytes::from(frame.bytes.clone())).collect())
-                .collect();
+            // The first third is not counted: server and worker live long, and what they take at first is taken once.
+            let mut early = load(&broker, executions + executions / 2, shape).await;
+            let producers: Vec<Vec<Script>> =
+                early.iter_mut().map(|scripts| scripts.split_off(executions / 2 / PRODUCERS)).collect();
             let bytes: usize = producers.iter().flatten().map(Script::frame_bytes).sum();
             let events: usize = producers.iter().flatten().map(Script::events).sum();
-            count = payloads.iter().map(Vec::len).sum();
+            count = producers.iter().flatten().map(|script| script.frames.len()).sum();
             (mean, event) = (bytes as f64 / count as f64, bytes as f64 / events as f64);
             let gigabytes = bytes as f64 / 1e9;
 
             let raw_broker = Broker::start().await;
+            let mut raw_reader = raw::stream(&raw_broker).await;
+            raw::throughput(&raw_broker, &mut raw_reader, payloads(&early)).await;
+            let counted = payloads(&producers);
             let cpus = Cpus::now([raw_broker.server.pid(), std::process::id()]);
-            let taken = raw::throughput(&raw_broker, payloads).await;
+            let taken = raw::throughput(&raw_broker, &mut raw_reader, counted).await;
             let raw: Vec<f64> = std::iter::once(taken.as_secs_f64()).chain(cpus.since()).collect();
             drop(raw_broker);
 
@@ -161,6 +163,7 @@ async fn throughput() {
 
             let worker = Worker::start(&broker, "one");
             broker.shared_by(1).await;
+            published_to_receipts(&broker, early, 1.0).await;
             let cpus = Cpus::now([broker.server.pid(), std::process::id(), worker.pid()]);
             let taken = published_to_receipts(&broker, producers, 1.0).await;
             let ours = std::iter::once(taken.as_secs_f64()).chain(cpus.since());
@@ -182,6 +185,15 @@ async fn throughput() {
             pipeline / limit,
         );
     }
+}
+
+/// The frames of every producer.
+fn payloads(producers: &[Vec<Script>]) -> Vec<Vec<Bytes>> {
+    let frames = |scripts: &Vec<Script>| {
+        let frames = scripts.iter().flat_map(|script| &script.frames);
+        frames.map(|frame| Bytes::from(frame.bytes.clone())).collect()
+    };
+    producers.iter().map(frames).collect()
 }
 
 /// CPU times of processes, from a moment on.

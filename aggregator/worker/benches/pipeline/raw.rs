@@ -17,7 +17,8 @@ use crate::host::Broker;
 /// Acknowledgements that a producer waits for at a time, as [`glasshouse_nats::PublisherOptions`] has it.
 const IN_FLIGHT: usize = 256;
 
-async fn stream(broker: &Broker) -> Ordered {
+/// A stream of its own, and who reads it in order.
+pub(crate) async fn stream(broker: &Broker) -> Ordered {
     let bus = broker.connect().await;
     let config = Config {
         name: "RAW".into(),
@@ -31,8 +32,11 @@ async fn stream(broker: &Broker) -> Ordered {
 }
 
 /// How long it takes until everything that the producers publish at once was read in order.
-pub(crate) async fn throughput(broker: &Broker, producers: Vec<Vec<Bytes>>) -> Duration {
-    let mut messages = stream(broker).await;
+pub(crate) async fn throughput(
+    broker: &Broker,
+    messages: &mut Ordered,
+    producers: Vec<Vec<Bytes>>,
+) -> Duration {
     let count: usize = producers.iter().map(Vec::len).sum();
     let mut buses = Vec::new();
     for _ in &producers {
