@@ -12,7 +12,7 @@ use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController}
 use glasshouse_kata::{DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME, KataBackend};
 #[cfg(target_os = "linux")]
 use glasshouse_vm::{
-    Parts, VmBackend,
+    Parts, Templates, VmBackend,
     firecracker::{self, Firecracker},
     qemu::{self, Qemu},
 };
@@ -34,6 +34,12 @@ pub(crate) struct MachineArgs {
     /// Virtual processors of a virtual machine
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) vcpus: u32,
+    /// Boot a virtual machine of QEMU also where one that waits for a command is kept, and keep none
+    ///
+    /// A machine that booted is kept in ~/.cache/glasshouse/templates, where its guest waits for a command, and later runs of the same
+    /// machine restore it. See docs/vm.md.
+    #[arg(long)]
+    pub(crate) cold_boot: bool,
     #[cfg(target_os = "linux")]
     #[command(flatten)]
     container: ContainerArgs,
@@ -84,8 +90,10 @@ impl MachineArgs {
             }
             #[cfg(target_os = "linux")]
             Backend::Qemu => {
+                let parts = Parts::find()?;
                 let config = qemu::Config {
-                    parts: Parts::find()?,
+                    templates: (!self.cold_boot).then(|| Templates::in_cache(&parts.cache)),
+                    parts,
                     qemu: qemu::program().map_err(anyhow::Error::msg)?,
                     image: self.image()?,
                     vcpus: self.vcpus,

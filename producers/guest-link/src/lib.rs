@@ -17,7 +17,8 @@
 //!                    <── Frame (the seal), Sealed
 //!   Shutdown         ──>                       the machine powers off
 //! ```
-//! Heartbeats come all the time, credit goes both ways.
+//! Heartbeats come from the spec on: between its greeting and its spec a guest says nothing, so that its machine, and the link with it,
+//! can be kept and restored there. Credit goes both ways.
 //!
 //! - One packet per message ([`codec`]): magic, version, kind, length, checksum. A length is checked before anything is
 //!   allocated, because a guest is hostile.

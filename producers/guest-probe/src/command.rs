@@ -35,23 +35,29 @@ const TRY_AFTER: Duration = Duration::from_millis(5);
 
 /// Serves the host until it says that it is done, or is gone.
 pub(crate) fn serve(settings: &Settings, is_init: bool, problems: Vec<String>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let controller = settings.watches.then(controller);
+    if let Some(Err(error)) = controller.as_ref().map(|controller| runtime.block_on(controller.ready())) {
+        // It is tried again for a command, and then the host hears of it.
+        eprintln!("glasshouse-guest-probe: nothing can be watched: {}", error.reason);
+    }
     let (mut link, spec) = loop {
         let mut link = Link::begin(open(settings)?)?;
         link.out.say(&ToHost::Hello(hello(is_init, problems.clone())));
-        link.beat()?;
         match link.host.blocking_recv() {
             Some(ToGuest::Spec(spec)) => break (link, spec),
             None if settings.is_template => {}
             _ => anyhow::bail!("the host did not say what is to be run"),
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         if is_init {
             set_clock(spec.unix_ns);
             machine::reseed(&spec.entropy.0);
         }
-        let mut run = Run::new(&spec, &link);
+        // Not before: whoever keeps a machine whose guest waits keeps a link on which nothing is under way.
+        link.beat()?;
+        let mut run = Run::new(&spec, &link, controller);
         let execution = execution(*spec, &mut link, is_init)?;
         let held = match run.start(&execution).await {
             Ok(()) => ToHost::Held,
@@ -97,6 +103,10 @@ fn hello(is_init: bool, problems: Vec<String>) -> Hello {
     }
 }
 
+fn controller() -> Arc<EbpfController> {
+    Arc::new(EbpfController::with_vantage(LoadOptions::default(), Vantage::Guest))
+}
+
 /// The host's time is ours: what the machine began with is its VMM's guess, or older than that after a restore.
 fn set_clock(unix_ns: i64) {
     let time = Duration::from_nanos(u64::try_from(unix_ns).unwrap_or(0));
@@ -119,10 +129,9 @@ struct Run {
 }
 
 impl Run {
-    fn new(spec: &Spec, link: &Link) -> Self {
-        let controller = spec
-            .watch
-            .then(|| Arc::new(EbpfController::with_vantage(LoadOptions::default(), Vantage::Guest)));
+    /// `loaded` was made ahead. Without a command to watch it goes, since every system call is slower while it is there.
+    fn new(spec: &Spec, link: &Link, loaded: Option<Arc<EbpfController>>) -> Self {
+        let controller = spec.watch.then(|| loaded.unwrap_or_else(controller));
         let loading = controller.clone();
         let ready = loading.map(|controller| tokio::spawn(async move { controller.ready().await }));
         Self {

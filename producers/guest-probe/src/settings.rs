@@ -19,6 +19,7 @@ const TRANSPORT: &str = "glasshouse.transport=";
 const ROOT: &str = "glasshouse.root=";
 const NETWORK: &str = "glasshouse.network=";
 const TEMPLATE: &str = "glasshouse.template";
+const WATCH: &str = "glasshouse.watch";
 
 /// How the probe runs.
 pub(crate) struct Settings {
@@ -29,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) network: Option<Network>,
     /// Machines are cloned from this one: until it has its command, a host that is gone is followed by another.
     pub(crate) is_template: bool,
+    /// What watches commands is loaded before the host is greeted, so that it is there wherever this machine is restored.
+    pub(crate) watches: bool,
 }
 
 pub(crate) fn read(is_init: bool) -> anyhow::Result<Settings> {
@@ -42,9 +45,14 @@ fn of_kernel(line: &str) -> anyhow::Result<Settings> {
     let word = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key));
     let transport: Address =
         word(TRANSPORT).with_context(|| format!("the kernel's command line has no {TRANSPORT}"))?.parse()?;
-    let is_template = line.split_whitespace().any(|word| word == TEMPLATE);
-    let network = word(NETWORK).map(str::parse).transpose()?;
-    Ok(Settings { transport: Box::new(transport), root: word(ROOT).map(PathBuf::from), network, is_template })
+    let has = |wanted: &str| line.split_whitespace().any(|word| word == wanted);
+    Ok(Settings {
+        transport: Box::new(transport),
+        root: word(ROOT).map(PathBuf::from),
+        network: word(NETWORK).map(str::parse).transpose()?,
+        is_template: has(TEMPLATE),
+        watches: has(WATCH),
+    })
 }
 
 fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Settings> {
@@ -69,7 +77,7 @@ fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result
             Box::new(transport.parse::<Address>()?)
         }
     };
-    Ok(Settings { transport, root: None, network: None, is_template: false })
+    Ok(Settings { transport, root: None, network: None, is_template: false, watches: false })
 }
 
 /// A command that no host asked for.
@@ -105,8 +113,10 @@ mod tests {
     fn settings_are_read_from_either_command_line() {
         let found =
             of_kernel("quiet glasshouse.transport=vsock:7 glasshouse.root=/dev/vda panic=-1\n").unwrap();
-        assert_eq!((found.root, found.is_template), (Some("/dev/vda".into()), false));
-        assert!(of_kernel("glasshouse.transport=vsock:7 glasshouse.template").unwrap().is_template);
+        assert_eq!((&found.root, found.is_template), (&Some("/dev/vda".into()), false));
+        let template =
+            of_kernel("glasshouse.transport=vsock:7 glasshouse.template glasshouse.watch").unwrap();
+        assert_eq!([template.is_template, template.watches, found.watches], [true, true, false]);
         assert_eq!(found.network, None);
         let networked = "glasshouse.transport=vsock:7 glasshouse.network=10.0.2.15/24,10.0.2.2";
         assert!(of_kernel(networked).unwrap().network.is_some());

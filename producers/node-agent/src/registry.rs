@@ -13,7 +13,7 @@ use glasshouse_schema::ids::Vantage;
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_vm::firecracker::{self, Firecracker, kvm};
 use glasshouse_vm::qemu::{self, Qemu};
-use glasshouse_vm::{Parts, VmBackend};
+use glasshouse_vm::{Parts, Templates, VmBackend};
 
 use crate::Settings;
 use crate::warm::Warm;
@@ -224,7 +224,8 @@ fn readable(image: PathBuf) -> Result<PathBuf, String> {
 fn of_qemu(image: PathBuf) -> Result<qemu::Config, String> {
     let image = Some(readable(image)?);
     let parts = Parts::find().map_err(|error| error.to_string())?;
-    Ok(qemu::Config { parts, qemu: qemu::program()?, image, vcpus: 1, nested: false })
+    let templates = Some(Templates::in_cache(&parts.cache));
+    Ok(qemu::Config { parts, qemu: qemu::program()?, image, vcpus: 1, nested: false, templates })
 }
 
 async fn of_firecracker(image: PathBuf) -> Result<firecracker::Config, String> {

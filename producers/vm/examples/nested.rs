@@ -67,8 +67,14 @@ async fn inside(
 ) -> Result<ExitCode> {
     let dir = tempfile::tempdir()?;
     let (image, env) = pack(dir.path(), program, &parts, firecracker)?;
-    let config =
-        qemu::Config { parts, qemu: qemu::program()?, image: Some(image), vcpus: VCPUS, nested: true };
+    let config = qemu::Config {
+        parts,
+        qemu: qemu::program()?,
+        image: Some(image),
+        vcpus: VCPUS,
+        nested: true,
+        templates: None,
+    };
     let limits = Limits { memory_bytes: Some(MEMORY_BYTES), ..Limits::default() };
     let backend = VmBackend::new(Qemu::new(config, limits));
     let spec = ExecutionSpec {

@@ -183,15 +183,21 @@ impl Machine {
         };
         let [stdin, stdout, stderr] = prepared.take_child();
         let running = prepared.run().map_err(failed("connecting the standard streams"))?;
-        let (session, delivered) =
-            Session::begin(socket, Outputs { stdout, stderr }).map_err(failed("speaking to the guest"))?;
+        let (session, delivered) = Session::begin(socket, Outputs { stdout, stderr }, self.vmm.greets())
+            .map_err(failed("speaking to the guest"))?;
         {
             let mut state = self.state();
             (state.running, state.delivered) = (Some(running), Some(delivered));
             state.session = Some(session.clone());
         }
-        let hello = self.told(&session, |state| state.hello.clone()).await?;
-        tracing::debug!(kernel = hello.kernel, probe = hello.probe, "the guest speaks");
+        if self.vmm.greets() {
+            let hello = self.told(&session, |state| state.hello.clone()).await?;
+            tracing::debug!(kernel = hello.kernel, probe = hello.probe, "the guest speaks");
+            // One that lacks something is nothing that others should begin with.
+            if hello.problems.is_empty() {
+                self.vmm.waits().await?;
+            }
+        }
         session.specify(told_to_guest(&spec)?);
         let is_held =
             |state: &crate::session::State| state.failed.clone().map(Err).or(state.is_held.then_some(Ok(())));

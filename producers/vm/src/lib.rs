@@ -21,12 +21,15 @@ mod dirs;
 pub mod firecracker;
 mod guest;
 mod kept;
+mod origin;
 mod parts;
 pub mod qemu;
 mod session;
+mod templates;
 mod vmm;
 
 pub use backend::VmBackend;
 pub use guest::GuestController;
 pub use parts::{KERNEL_VARIABLE, PROBE_VARIABLE, Parts, PartsError};
+pub use templates::Templates;
 pub use vmm::{Launch, Vmm};

@@ -39,6 +39,8 @@ const MAX_WAITING: usize = 1024;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
     asked: Asked,
+    has_greeted: bool,
+    /// Of one that did so here.
     pub(crate) hello: Option<Hello>,
     pub(crate) is_held: bool,
     pub(crate) attached: Option<Result<Attached, String>>,
@@ -82,8 +84,8 @@ impl State {
     fn is_due(&self, message: &ToHost) -> bool {
         let is_running = self.is_running && self.drained.is_none();
         match message {
-            ToHost::Hello(_) => self.hello.is_none(),
-            _ if self.hello.is_none() => false,
+            ToHost::Hello(_) => !self.has_greeted,
+            _ if !self.has_greeted => false,
             ToHost::Heartbeat(_) | ToHost::Credit(_) => true,
             ToHost::Held => self.asked.spec && !self.is_held && self.failed.is_none(),
             ToHost::Failed(_) => self.asked.spec && self.exit.is_none() && self.failed.is_none(),
@@ -128,16 +130,20 @@ pub(crate) struct Outputs {
 pub(crate) type Delivered = [oneshot::Receiver<()>; 2];
 
 impl Session {
-    /// Speaks with the guest at the other end of a socket.
-    pub(crate) fn begin(socket: UnixStream, outputs: Outputs) -> std::io::Result<(Self, Delivered)> {
+    /// Speaks with the guest at the other end of a socket, which `greets` first or did so before it was kept.
+    pub(crate) fn begin(
+        socket: UnixStream,
+        outputs: Outputs,
+        greets: bool,
+    ) -> std::io::Result<(Self, Delivered)> {
         socket.set_nonblocking(false)?;
         socket.set_write_timeout(Some(READ_WITHIN))?;
-        socket.set_read_timeout(Some(BOOTED_WITHIN))?;
+        socket.set_read_timeout(Some(if greets { BOOTED_WITHIN } else { SILENT_FOR }))?;
         let (reads, writes) = (socket.try_clone()?, socket.try_clone()?);
         let (to_guest, messages) = mpsc::sync_channel(MAX_WAITING);
         let session = Self(Arc::new(Shared {
             socket,
-            state: watch::Sender::new(State::default()),
+            state: watch::Sender::new(State { has_greeted: !greets, ..State::default() }),
             to_guest: Mutex::new(Some(to_guest)),
             stdin: Gate::default(),
             bridge: Mutex::new(None),
@@ -257,8 +263,7 @@ impl Session {
                 }
                 Ok(None) => break "the guest is gone".to_owned(),
                 Err(error) if timed_out(&error) => {
-                    let silent =
-                        if self.now(|state| state.hello.is_none()) { BOOTED_WITHIN } else { SILENT_FOR };
+                    let silent = if self.now(|state| state.has_greeted) { SILENT_FOR } else { BOOTED_WITHIN };
                     break format!("the guest has been silent for {silent:?}");
                 }
                 Err(error) => break format!("the guest cannot be understood: {error}"),
@@ -295,7 +300,7 @@ impl Session {
                 for problem in &hello.problems {
                     tracing::warn!(problem, "the guest is not wholly prepared");
                 }
-                set(&|state| state.hello = Some(hello.clone()))
+                set(&|state| (state.has_greeted, state.hello) = (true, Some(hello.clone())))
             }
             ToHost::Held => set(&|state| state.is_held = true),
             ToHost::Attached(attached) => set(&|state| state.attached = Some(attached.clone())),

@@ -74,6 +74,16 @@ pub trait Vmm: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether the guest greets when it connects. A clone whose link was kept with it has greeted already.
+    fn greets(&self) -> bool {
+        true
+    }
+
+    /// The guest has greeted and waits for its command: no execution was in this machine yet, and nothing is under way on its link.
+    async fn waits(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// What the VMM itself found wrong, once it has ended, for whoever asks why a machine failed.
     fn troubles(&self) -> Option<String> {
         None

@@ -27,6 +27,7 @@ use glasshouse_schema::limits::Limits;
 use self::place::Place;
 pub use self::pool::Pool;
 pub use self::template::Template;
+use crate::origin::{CONNECTS_AGAIN, Origin, WATCHES};
 use crate::parts::Parts;
 use crate::vmm::{Launch, Vmm, bounds, memory_mib};
 
@@ -102,19 +103,8 @@ fn on_path(program: &str) -> Result<PathBuf, String> {
 pub struct Firecracker {
     config: Config,
     limits: Limits,
-    origin: Origin,
+    origin: Origin<Template>,
     plan: Arc<OnceLock<Plan>>,
-}
-
-/// What a machine begins with.
-#[derive(Debug)]
-enum Origin {
-    /// It boots.
-    Boot,
-    /// It boots, and others are cloned from it.
-    Template,
-    /// It goes on where a template stood.
-    Clone(Arc<Template>),
 }
 
 /// What was made of a machine before its process.
@@ -139,7 +129,7 @@ impl Firecracker {
         Self::of(config, limits, Origin::Boot)
     }
 
-    fn of(config: Config, limits: Limits, origin: Origin) -> Self {
+    fn of(config: Config, limits: Limits, origin: Origin<Template>) -> Self {
         Self { config, limits, origin, plan: Arc::default() }
     }
 
@@ -164,7 +154,8 @@ impl Firecracker {
             line.push_str(" glasshouse.root=/dev/vda");
         }
         if matches!(self.origin, Origin::Template) {
-            line.push_str(" glasshouse.template");
+            // A clone that is not to be watched lets go of it.
+            line.extend([CONNECTS_AGAIN, WATCHES]);
         }
         Machine {
             config: MachineConfiguration {
@@ -223,10 +214,7 @@ impl Vmm for Firecracker {
             os: "linux".into(),
             arch: std::env::consts::ARCH.into(),
             kernel: self.config.parts.kernel.release.clone(),
-            snapshot: match &self.origin {
-                Origin::Clone(template) => Some(template.digest()),
-                Origin::Boot | Origin::Template => None,
-            },
+            snapshot: self.origin.template().map(|template| template.digest()),
             sandbox: Sandbox { network: "none".into(), limits: self.limits, ..Sandbox::default() },
             vmm: None,
         }
@@ -238,9 +226,9 @@ impl Vmm for Firecracker {
         if jailer.is_some() {
             return None;
         }
-        let origin = match &self.origin {
-            Origin::Clone(template) => vec![template.dir()],
-            Origin::Boot | Origin::Template => vec![parts.cache.as_path(), &parts.kernel.image],
+        let origin = match self.origin.template() {
+            Some(template) => vec![template.dir()],
+            None => vec![parts.cache.as_path(), &parts.kernel.image],
         };
         Some(bounds(firecracker, origin.into_iter().chain(image.as_deref()), dir))
     }
@@ -283,10 +271,7 @@ impl Vmm for Firecracker {
         kvm::boots(&self.config.firecracker, &vmlinux, &parts.cache).await.map_err(failed)?;
         let brought = tokio::task::spawn_blocking({
             let (config, place) = (self.config.clone(), place.clone());
-            let from = match &self.origin {
-                Origin::Clone(template) => Some(Arc::clone(template)),
-                Origin::Boot | Origin::Template => None,
-            };
+            let from = self.origin.template().cloned();
             move || Self::bring(&config, &place, &vmlinux, from.as_deref())
         });
         brought.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
@@ -305,7 +290,7 @@ impl Vmm for Firecracker {
         let failed = |error: ClientError| BackendError::failed(BOOTING, error);
         plan.place.own(&self.link(dir)).map_err(|error| BackendError::failed(BOOTING, error))?;
         let client = plan.client().await.map_err(failed)?;
-        if let Origin::Clone(template) = &self.origin {
+        if let Some(template) = self.origin.template() {
             return template.load(&client, plan).await.map_err(|error| BackendError::failed(BOOTING, error));
         }
         plan.machine.configure(&client).await.map_err(failed)?;

@@ -1,8 +1,6 @@
 //! A machine that stands where its guest waits for a command, and the machines that are cloned from it.
 //!
 //! A snapshot resets the connections of its machine, so the guest, told that it is a template, connects again wherever it is restored.
-//! No execution was in it: a clone has nothing of another's but the memory of a guest that booted. What two clones must not share it
-//! gets with its command, the host's clock and random bytes.
 
 use std::fs::Permissions;
 use std::io;
@@ -20,9 +18,10 @@ use glasshouse_schema::limits::Limits;
 use tempfile::TempDir;
 
 use super::place::Place;
-use super::{Config, Firecracker, Origin, Plan, UDS};
+use super::{Config, Firecracker, Plan, UDS};
 use crate::backend::VmBackend;
 use crate::dirs;
+use crate::origin::Origin;
 use crate::session::BOOTED_WITHIN;
 use crate::vmm::memory_mib;
 

@@ -10,24 +10,34 @@
 
 pub mod accel;
 mod network;
+mod qmp;
+mod template;
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_schema::connect::ConnectTarget;
+use glasshouse_schema::ids::Vantage;
 use glasshouse_schema::lifecycle::{Environment, Sandbox, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
+use tokio::net::UnixListener;
 
 use self::accel::Accel;
+use self::qmp::Qmp;
+use crate::origin::{Origin, WATCHES};
 use crate::parts::Parts;
+use crate::templates::{Key, Template, Templates, identity};
 use crate::vmm::{Launch, Vmm, bounds, memory_mib, own_uid};
 
 /// Names the QEMU program; without it, `qemu-system-x86_64` of the PATH.
 pub const QEMU_VARIABLE: &str = "GLASSHOUSE_QEMU";
+const NAME: &str = "qemu";
 /// The name of our port of virtio-serial.
 const PORT: &str = "glasshouse";
 /// What QEMU's libraries look up beside what every program does.
@@ -49,6 +59,8 @@ pub struct Config {
     pub vcpus: u32,
     /// The machine is QEMU's `q35` with a KVM of its own: emulated, that of AMD's processors.
     pub nested: bool,
+    /// Where machines are kept, and restored from; without it, and where it is nested, every machine boots.
+    pub templates: Option<Templates>,
 }
 
 /// The QEMU program of this node, if it is one that we may run. It is not asked for its version: that takes it 50 ms.
@@ -64,11 +76,15 @@ pub fn program() -> Result<PathBuf, String> {
     }
 }
 
+const MONITOR: &str = "monitor";
+const INITRAMFS: &str = "initramfs";
+const PREPARING: &str = "preparing the virtual machine";
+const BOOTING: &str = "booting the virtual machine";
+
 /// How a machine is run on this node.
 #[derive(Debug, Clone, Copy)]
 struct How {
     accel: Accel,
-    own_uid: Option<u32>,
     has_network: bool,
 }
 
@@ -77,12 +93,23 @@ struct How {
 pub struct Qemu {
     config: Config,
     limits: Limits,
+    plan: OnceLock<Plan>,
+}
+
+/// What a machine begins with, and what it takes to keep or to restore one.
+#[derive(Debug)]
+struct Plan {
+    origin: Origin<Template>,
+    key: Option<Key>,
+    /// Where QEMU's monitor connects, if there is anything to ask.
+    listener: Mutex<Option<UnixListener>>,
+    monitor: Mutex<Option<Qmp>>,
 }
 
 impl Qemu {
     /// A machine for a command with these limits.
     pub fn new(config: Config, limits: Limits) -> Self {
-        Self { config, limits }
+        Self { config, limits, plan: OnceLock::new() }
     }
 
     /// How QEMU ends the names of devices.
@@ -99,8 +126,9 @@ impl Qemu {
         devices
     }
 
-    fn arguments(&self, dir: &Path, vmlinux: &Path, how: How) -> Vec<OsString> {
-        let How { accel, own_uid, has_network } = how;
+    /// What the machine is, wherever its own files are.
+    fn machine(&self, vmlinux: &Path, how: How) -> Vec<OsString> {
+        let How { accel, has_network } = how;
         let mut text = format!(
             "-M {} -nodefaults -no-user-config -display none -no-reboot -smp {} -m {}M \
              -sandbox on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny \
@@ -117,11 +145,7 @@ impl Qemu {
             Accel::Tcg if self.config.nested => "-accel tcg,thread=multi -cpu EPYC",
             Accel::Tcg => "-accel tcg,thread=multi -cpu max",
         });
-        if let Some(uid) = own_uid {
-            text.push_str(&format!(" -runas {uid}:{uid}"));
-        }
         let mut arguments: Vec<OsString> = text.split(' ').map(OsString::from).collect();
-        arguments.extend(["-chardev".into(), option("socket,id=link,path=", &dir.join("link"))]);
         if let Some(image) = &self.config.image {
             arguments
                 .extend(["-drive".into(), option("id=root,if=none,format=raw,readonly=on,file=", image)]);
@@ -133,9 +157,30 @@ impl Qemu {
             let card = if self.config.nested { "virtio-net-pci,romfile=" } else { "virtio-net-device" };
             arguments.extend(["-device".into(), format!("{card},netdev=net").into()]);
         }
-        arguments.extend(["-kernel".into(), vmlinux.into(), "-initrd".into(), dir.join("initramfs").into()]);
-        arguments.extend(["-append".into(), self.kernel_line(accel, has_network).into()]);
+        arguments.extend(["-kernel".into(), vmlinux.into()]);
         arguments
+    }
+
+    /// What this one machine has of its own, with its files in `dir`.
+    fn own(&self, dir: &Path, plan: &Plan, line: String) -> Vec<OsString> {
+        let mut arguments = vec!["-chardev".into(), option("socket,id=link,path=", &dir.join("link"))];
+        match plan.origin {
+            // The guest has its kernel line and the first files in its memory.
+            Origin::Clone(_) => arguments.extend(["-incoming", "defer"].map(OsString::from)),
+            Origin::Boot | Origin::Template => {
+                arguments.extend(["-initrd".into(), dir.join(INITRAMFS).into()]);
+                arguments.extend(["-append".into(), line.into()]);
+            }
+        }
+        if !matches!(plan.origin, Origin::Boot) {
+            arguments.extend(["-chardev".into(), option("socket,id=monitor,path=", &dir.join(MONITOR))]);
+            arguments.extend(["-mon", "chardev=monitor,mode=control"].map(OsString::from));
+        }
+        arguments
+    }
+
+    fn plan(&self) -> Result<&Plan, BackendError> {
+        self.plan.get().ok_or_else(|| BackendError::failed(BOOTING, "it was not prepared"))
     }
 
     fn sandbox(&self, vmlinux: &Path, accel: Accel, connect: &[ConnectTarget]) -> SandboxRequest {
@@ -150,23 +195,58 @@ impl Qemu {
         }
     }
 
-    fn kernel_line(&self, accel: Accel, has_network: bool) -> String {
+    /// What the guest is told, but for what is measured.
+    fn kernel_line(&self, how: How, watches: bool) -> String {
         let mut line = format!(
             "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=1 cryptomgr.notests 8250.nr_uarts=1 \
              tsc=reliable no_timer_check glasshouse.transport=virtio-serial:{PORT}"
         );
-        if accel == Accel::Tcg {
-            // Without the frequency one emulated boot in five hangs in the calibration against timers that are not there.
-            line.push_str(&format!(" tsc_early_khz={} mitigations=off nokaslr", accel::tsc_khz()));
+        if how.accel == Accel::Tcg {
+            line.push_str(" mitigations=off nokaslr");
         }
         if self.config.image.is_some() {
             line.push_str(" glasshouse.root=/dev/vda");
         }
-        if has_network {
+        if how.has_network {
             line.push(' ');
             line.push_str(&network::word());
         }
+        if watches {
+            line.push_str(WATCHES);
+        }
         line
+    }
+}
+
+impl Config {
+    /// All that a machine is made of. Modules change with the list of them.
+    fn key(&self, machine: &[OsString], line: &str) -> std::io::Result<Key> {
+        let Self { parts, qemu, image, .. } = self;
+        let lists = parts.kernel.modules_dir.iter().flat_map(|dir| [dir.clone(), dir.join("modules.order")]);
+        let program = on_path(qemu).canonicalize()?;
+        let files = [program, parts.probe.clone()].into_iter().chain(image.clone()).chain(lists);
+        let files = files.map(|file| identity(&file)).collect::<std::io::Result<Vec<String>>>()?;
+        let mut all: Vec<&[u8]> = files.iter().map(|file| file.as_bytes()).collect();
+        all.extend(machine.iter().map(|word| word.as_bytes()));
+        all.push(line.as_bytes());
+        Key::new(NAME, &all)
+    }
+
+    /// Whether there is a template of this machine, or it becomes one. Blocks.
+    fn origin(&self, machine: &[OsString], line: &str) -> (Origin<Template>, Option<Key>) {
+        let Some(templates) = self.templates.as_ref().filter(|_| !self.nested) else {
+            return (Origin::Boot, None);
+        };
+        match self.key(machine, line) {
+            Ok(key) => match templates.find(&key) {
+                Some(template) => (Origin::Clone(Arc::new(template)), None),
+                None => (Origin::Template, Some(key)),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "it is not known what this machine is made of: it boots");
+                (Origin::Boot, None)
+            }
+        }
     }
 }
 
@@ -191,7 +271,7 @@ fn on_path(program: &Path) -> PathBuf {
 #[async_trait]
 impl Vmm for Qemu {
     fn name(&self) -> &'static str {
-        "qemu"
+        NAME
     }
 
     fn environment(&self) -> Environment {
@@ -200,7 +280,11 @@ impl Vmm for Qemu {
             os: "linux".into(),
             arch: "x86_64".into(),
             kernel: self.config.parts.kernel.release.clone(),
-            snapshot: None,
+            snapshot: self
+                .plan
+                .get()
+                .and_then(|plan| plan.origin.template())
+                .map(|template| template.digest()),
             sandbox: Sandbox { network: "none".into(), limits: self.limits, ..Sandbox::default() },
             vmm: None,
         }
@@ -218,37 +302,120 @@ impl Vmm for Qemu {
             "x86_64" => spec.sandbox.connect.iter().try_for_each(network::check),
             arch => Err(format!("{arch} is not supported")),
         };
-        checked.map_err(|reason| BackendError::failed("preparing the virtual machine", reason))
+        checked.map_err(|reason| BackendError::failed(PREPARING, reason))
     }
 
     async fn command(&self, spec: &ExecutionSpec, dir: &Path) -> Result<Launch, BackendError> {
-        let preparing = |error: String| BackendError::failed("preparing the virtual machine", error);
-        let has_network = !spec.sandbox.connect.is_empty();
-        let (config, devices) = (self.config.clone(), self.devices(has_network));
-        let to = dir.join("initramfs");
-        let made = tokio::task::spawn_blocking(move || {
-            std::thread::scope(|scope| {
-                // Mostly sleeps.
-                scope.spawn(accel::tsc_khz);
-                config.parts.initramfs(&to, &devices, config.image.as_deref())?;
-                config.parts.vmlinux()
-            })
-        });
-        let vmlinux = made
-            .await
-            .map_err(|error| preparing(error.to_string()))?
-            .map_err(|error| preparing(error.to_string()))?;
+        let preparing = |error: String| BackendError::failed(PREPARING, error);
+        let parts = self.config.parts.clone();
+        let vmlinux = blocking(move || parts.vmlinux().map_err(|error| error.to_string())).await?;
         let accel = accel::choose(&on_path(&self.config.qemu), &vmlinux, &self.config.parts).await;
+        let how = How { accel, has_network: !spec.sandbox.connect.is_empty() };
+        let machine = self.machine(&vmlinux, how);
+        let line = self.kernel_line(how, spec.profile.vantages().contains(&Vantage::Guest));
+        let made = blocking({
+            let (config, machine, devices) =
+                (self.config.clone(), machine.clone(), self.devices(how.has_network));
+            let (mut line, initramfs) = (line, dir.join(INITRAMFS));
+            move || {
+                let (origin, key) = config.origin(&machine, &line);
+                if origin.template().is_none() {
+                    std::thread::scope(|scope| {
+                        // Mostly sleeps.
+                        scope.spawn(accel::tsc_khz);
+                        config.parts.initramfs(&initramfs, &devices, config.image.as_deref())
+                    })
+                    .map_err(|error| error.to_string())?;
+                    if accel == Accel::Tcg {
+                        // Without the frequency one emulated boot in five hangs in the calibration against timers that are not there.
+                        line.push_str(&format!(" tsc_early_khz={}", accel::tsc_khz()));
+                    }
+                }
+                Ok((origin, key, line))
+            }
+        });
+        let (origin, key, line) = made.await?;
         let is_root = nix::unistd::geteuid().is_root();
         let (sandbox, own_uid) = match accel {
             // Without rights there is no list either, and the sandbox says so.
-            _ if has_network => (self.sandbox(&vmlinux, accel, &spec.sandbox.connect), None),
+            _ if how.has_network => (self.sandbox(&vmlinux, accel, &spec.sandbox.connect), None),
             Accel::Tcg if is_root => (self.sandbox(&vmlinux, accel, &[]), None),
             Accel::Kvm if is_root => (SandboxRequest::default(), Some(own_uid(spec))),
             _ => (SandboxRequest::default(), None),
         };
+        let listener = match origin {
+            Origin::Boot => None,
+            Origin::Template | Origin::Clone(_) => {
+                Some(UnixListener::bind(dir.join(MONITOR)).map_err(|error| preparing(error.to_string()))?)
+            }
+        };
+        let plan = Plan { origin, key, listener: Mutex::new(listener), monitor: Mutex::default() };
         let mut argv = vec![self.config.qemu.clone().into_os_string()];
-        argv.extend(self.arguments(dir, &vmlinux, How { accel, own_uid, has_network }));
+        argv.extend(machine);
+        argv.extend(self.own(dir, &plan, line));
+        if let Some(uid) = own_uid {
+            argv.extend(["-runas".into(), format!("{uid}:{uid}").into()]);
+        }
+        // It cannot be there yet.
+        let _ = self.plan.set(plan);
         Ok(Launch { argv, sandbox })
     }
+
+    /// Opens the monitor, and makes of a clone what its template was.
+    async fn boot(&self, dir: &Path) -> Result<(), BackendError> {
+        let plan = self.plan()?;
+        let Some(listener) = taken(&plan.listener) else { return Ok(()) };
+        let failed = |error: std::io::Error| BackendError::failed(BOOTING, error);
+        let (stream, _) = listener.accept().await.map_err(failed)?;
+        drop(listener);
+        // Nobody else is to connect, and nothing is to be left.
+        let _ = std::fs::remove_file(dir.join(MONITOR));
+        let stream = stream.into_std().map_err(failed)?;
+        let template = plan.origin.template().cloned();
+        let opened = blocking(move || {
+            let mut monitor = Qmp::begin(stream).map_err(|error| format!("QEMU's monitor: {error}"))?;
+            let Some(template) = template else { return Ok(Some(monitor)) };
+            template::restore(&mut monitor, &template).map(|()| None).map_err(|error| {
+                template.remove();
+                format!("a template cannot be restored and is removed, so that the next run boots: {error}")
+            })
+        });
+        *plan.monitor.lock().unwrap_or_else(PoisonError::into_inner) = opened.await?;
+        Ok(())
+    }
+
+    fn greets(&self) -> bool {
+        self.plan.get().is_none_or(|plan| plan.origin.template().is_none())
+    }
+
+    /// Keeps the machine if there was none to restore.
+    async fn waits(&self) -> Result<(), BackendError> {
+        let plan = self.plan()?;
+        let (Some(mut monitor), Some(key), Some(templates)) =
+            (taken(&plan.monitor), plan.key.clone(), self.config.templates.clone())
+        else {
+            return Ok(());
+        };
+        let kept = blocking(move || {
+            template::keep(&mut monitor, &templates, &key)
+                .map_err(|error| format!("the machine does not go on after it was kept: {error}"))
+        });
+        match kept.await? {
+            Ok(snapshot) => tracing::info!(%snapshot, "the machine is kept, and restored by later runs"),
+            Err(error) => tracing::warn!(%error, "the machine is not kept: the next run boots too"),
+        }
+        Ok(())
+    }
+}
+
+fn taken<T>(from: &Mutex<Option<T>>) -> Option<T> {
+    from.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Does what takes its time where nobody waits for it.
+async fn blocking<T: Send + 'static>(
+    what: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, BackendError> {
+    let done = tokio::task::spawn_blocking(what).await.map_err(|error| error.to_string());
+    done.and_then(|done| done).map_err(|error| BackendError::failed(PREPARING, error))
 }

@@ -1,8 +1,10 @@
 //! What the tests of machines share: a small root filesystem, backends of it, and how they play the scenarios of the conformance
-//! suite. Machines are Firecracker's in the tests called `firecracker`, else QEMU's.
+//! suite. Machines are Firecracker's in the tests called `firecracker`, else QEMU's; in those called `restored` of a template.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "not every test uses all of it")]
+
+pub(crate) mod apart;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,9 +12,10 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use glasshouse_backends::conformance::{Factory, Scenario, Subject, spec};
+use glasshouse_execution::backend::ExecutionBackend as _;
 use glasshouse_vm::firecracker::{self, Firecracker, kvm};
 use glasshouse_vm::qemu::{self, Config, Qemu};
-use glasshouse_vm::{Parts, VmBackend};
+use glasshouse_vm::{Parts, Templates, VmBackend};
 
 /// Names an image as [`image_in`] makes it, for where none can be made.
 pub(crate) const IMAGE_VARIABLE: &str = "GLASSHOUSE_TEST_IMAGE";
@@ -25,7 +28,14 @@ pub(crate) fn config() -> Result<Config, String> {
     static CONFIG: OnceLock<Result<Config, String>> = OnceLock::new();
     let find = || {
         let parts = Parts::find().map_err(|error| error.to_string())?;
-        Ok(Config { parts, qemu: qemu::program()?, image: Some(image()?), vcpus: 1, nested: false })
+        Ok(Config {
+            parts,
+            qemu: qemu::program()?,
+            image: Some(image()?),
+            vcpus: 1,
+            nested: false,
+            templates: None,
+        })
     };
     let config = CONFIG.get_or_init(find).clone();
     let is_required = std::env::var("GLASSHOUSE_CONFORMANCE")
@@ -73,8 +83,36 @@ pub(crate) fn is_jailed() -> bool {
 pub(crate) fn backend() -> Result<VmBackend, String> {
     Ok(match env!("CARGO_CRATE_NAME") {
         "firecracker" => VmBackend::new(Firecracker::new(firecracker_config()?, Default::default())),
+        "restored" => VmBackend::new(Qemu::new(kept()?, Default::default())),
         _ => VmBackend::new(Qemu::new(config()?, Default::default())),
     })
+}
+
+/// Machines of QEMU that are there already, where nothing inside is to watch them.
+fn kept() -> Result<Config, String> {
+    static KEPT: OnceLock<Result<Config, String>> = OnceLock::new();
+    let keep = || {
+        let templates = Some(Templates::in_cache(&scratch()));
+        let config = Config { templates, ..config()? };
+        let first = Qemu::new(config.clone(), Default::default());
+        let second = Qemu::new(config.clone(), Default::default());
+        let (first, second) = (VmBackend::new(first), VmBackend::new(second));
+        // A runtime does not block on another of its thread.
+        let kept = std::thread::spawn(move || {
+            tokio::runtime::Runtime::new().unwrap().block_on(async {
+                for (backend, is_restored) in [(first, false), (second, true)] {
+                    let spec = spec(["/bin/true"]);
+                    backend.prepare(&spec).await.unwrap();
+                    backend.start(&spec).await.unwrap();
+                    assert_eq!(backend.environment().snapshot.is_some(), is_restored);
+                    assert_eq!(backend.cleanup().await, Vec::<String>::new());
+                }
+            });
+        });
+        kept.join().unwrap();
+        Ok(config)
+    };
+    KEPT.get_or_init(keep).clone()
 }
 
 /// Plays a scenario with the shell of the guest.
@@ -119,10 +157,13 @@ impl Factory for InMachine {
 fn image() -> Result<PathBuf, String> {
     match std::env::var_os(IMAGE_VARIABLE) {
         Some(image) => Ok(image.into()),
-        None => {
-            image_in(option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, Into::into).as_path())
-        }
+        None => image_in(&scratch()),
     }
+}
+
+/// Where files of this build's tests are.
+fn scratch() -> PathBuf {
+    option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, Into::into)
 }
 
 /// An ext4 image with a shell and a few programs.
