@@ -1,8 +1,9 @@
 //! How long a command in a virtual machine waits for its first instruction, beside a bare boot of the same kernel in the same
 //! VMM: an init that says one byte and no more.
 //!
-//! From the start of the program (`glasshouse`, or QEMU) to the first byte that comes out of it. The contestants take turns, so
-//! that a noisy neighbour hits all alike. Prints medians of RUNS rounds.
+//! From the start of the program (`glasshouse`, or QEMU) to the first byte that comes out of it, of machines that boot
+//! (`--cold-boot`) and of those that are restored, which is the default. The contestants take turns, so that a noisy neighbour hits
+//! all alike. Prints medians of RUNS rounds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 
@@ -109,11 +110,13 @@ fn main() {
     };
     let dir = tempfile::tempdir().unwrap();
     let mut all = vec![bare(dir.path(), &Parts::find().unwrap(), &qemu::program().unwrap())];
-    for profile in ["disabled", "host", "guest", "combined"] {
+    let of_each = |profile| [None, Some("--cold-boot")].map(|cold| (profile, cold));
+    for (profile, cold) in ["disabled", "host", "guest", "combined"].into_iter().flat_map(of_each) {
         let (image, receipt) = (image.clone(), dir.path().join("receipt.json"));
-        all.push(Contestant::new(&format!("glasshouse run --profile {profile}"), move || {
+        let name = format!("run --profile {profile} {}", cold.unwrap_or_default());
+        all.push(Contestant::new(name.trim_end(), move || {
             let mut run = command("glasshouse");
-            run.args(["run", "--backend", "qemu", "--profile", profile, "--image"]).arg(&image);
+            run.args(["run", "--backend", "qemu", "--profile", profile, "--image"]).arg(&image).args(cold);
             if profile != "disabled" {
                 run.arg("--profile-required").arg("--receipt").arg(&receipt);
             }
@@ -121,7 +124,7 @@ fn main() {
             run
         }));
     }
-    // Once without a clock: whatever is read from disk is read by then.
+    // Once without a clock: whatever is read from disk is read by then, and what is restored is kept.
     for round in 0..=RUNS {
         all.iter_mut().for_each(Contestant::run);
         if round == 0 {

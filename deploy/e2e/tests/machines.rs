@@ -18,7 +18,7 @@ mod facts;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -61,12 +61,47 @@ macro_rules! skip_unless_machines_work {
     }};
 }
 
-/// `glasshouse run` in a machine, with its temporary files in `dir`.
+/// Where machines are kept that tests share.
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache")
+}
+
+/// `glasshouse run` in a machine, with its temporary files in `dir`. Which machine of a test comes first, boots and is kept is not
+/// said, but for those that have a cache of their own.
 fn in_machine(dir: &Path, image: &Path, profile: &str, receipt: &Path) -> Command {
     let mut command = command("glasshouse");
-    command.env("TMPDIR", dir).args(["run", "--backend", "qemu", "--profile", profile, "--receipt"]);
+    command.env("XDG_CACHE_HOME", cache()).env("TMPDIR", dir);
+    command.args(["run", "--backend", "qemu", "--profile", profile, "--receipt"]);
     command.arg(receipt).arg("--image").arg(image);
     command
+}
+
+/// How a machine begins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Begin {
+    /// It boots, and is not kept.
+    Cold,
+    /// It boots, and is kept.
+    Kept,
+    /// It is restored.
+    Restored,
+}
+
+impl Begin {
+    /// In this order, with a cache that is empty at first.
+    const ALL: [Self; 3] = [Self::Cold, Self::Kept, Self::Restored];
+
+    fn of(self, run: &mut Command, cache: &Path) {
+        run.env("XDG_CACHE_HOME", cache).args((self == Self::Cold).then_some("--cold-boot"));
+    }
+
+    /// Whether the receipt says it, and the cache has what it is to have.
+    fn is_told(self, receipt: &Value, cache: &Path) {
+        let kept = std::fs::read_dir(cache.join("glasshouse/templates")).map_or(0, |kept| kept.count());
+        assert_eq!(kept, usize::from(self != Self::Cold), "{self:?}");
+        let snapshot = &receipt["environment"]["snapshot"];
+        assert_eq!(snapshot.is_string(), self == Self::Restored, "{self:?}: {snapshot}");
+    }
 }
 
 fn read(receipt: &Path) -> Value {
@@ -87,25 +122,32 @@ fn a_guest_tells_the_same_facts_as_the_host() {
     run.args(["run", "--profile", "host", "--receipt"]).arg(&on_host).arg("--workdir").arg(&work).args(argv);
     run.env_clear().envs(ENVIRONMENT);
     let host = output_within(DEADLINE, run);
-    let mut run = in_machine(&dir, &image, "combined", &in_guest);
-    run.args(["--workdir", GUEST_DIR]).args(argv);
-    let guest = output_within(DEADLINE, run);
+    assert_eq!(host.status.code(), Some(7), "{}", stderr(&host));
+    let on_host = read(&on_host);
+    let on_host = facts::facts(&facts::seen_from("host", &on_host), &[(work.to_str().unwrap(), "$DIR")]);
+    assert!(on_host.len() > 50, "only {} facts were compared", on_host.len());
 
-    assert_eq!((host.status.code(), guest.status.code()), (Some(7), Some(7)), "{}", stderr(&guest));
-    assert_eq!(String::from_utf8_lossy(&host.stdout), String::from_utf8_lossy(&guest.stdout));
-    let (on_host, in_guest) = (read(&on_host), read(&in_guest));
-    assert_eq!(in_guest["completeness"], "closed", "{:#}", in_guest["coverage"]["incomplete"]);
-    assert_eq!(in_guest["provenance"], "host+guest");
-    assert_eq!(in_guest["contradictions"], Value::Null);
-    let host = facts::facts(&facts::seen_from("host", &on_host), &[(work.to_str().unwrap(), "$DIR")]);
-    let guest = facts::facts(&facts::seen_from("guest", &in_guest), &[(GUEST_DIR, "$DIR")]);
-    assert_eq!(facts::differences(&host, &guest), Vec::<String>::new());
-    eprintln!("{} facts are the same", host.len());
-    assert!(host.len() > 50, "only {} facts were compared", host.len());
-    // Beside them stands what the host saw of the machine.
-    let tree = in_guest["process_tree"].as_array().unwrap();
-    let vmm: Vec<_> = tree.iter().filter(|process| process["vantage"] == "host").collect();
-    assert_eq!((vmm.len(), &vmm[0]["exe"]), (1, &in_guest["environment"]["vmm"]["programs"][0]));
+    let cache = dir.join("cache");
+    for begin in Begin::ALL {
+        let mut run = in_machine(&dir, &image, "combined", &in_guest);
+        begin.of(&mut run, &cache);
+        run.args(["--workdir", GUEST_DIR]).args(argv);
+        let guest = output_within(DEADLINE, run);
+        assert_eq!(guest.status.code(), Some(7), "{begin:?}: {}", stderr(&guest));
+        assert_eq!(String::from_utf8_lossy(&host.stdout), String::from_utf8_lossy(&guest.stdout));
+        let in_guest = read(&in_guest);
+        begin.is_told(&in_guest, &cache);
+        assert_eq!(in_guest["completeness"], "closed", "{:#}", in_guest["coverage"]["incomplete"]);
+        assert_eq!(in_guest["provenance"], "host+guest");
+        assert_eq!(in_guest["contradictions"], Value::Null);
+        let guest = facts::facts(&facts::seen_from("guest", &in_guest), &[(GUEST_DIR, "$DIR")]);
+        assert_eq!(facts::differences(&on_host, &guest), Vec::<String>::new(), "{begin:?}");
+        eprintln!("{begin:?}: {} facts are the same", on_host.len());
+        // Beside them stands what the host saw of the machine.
+        let tree = in_guest["process_tree"].as_array().unwrap();
+        let vmm: Vec<_> = tree.iter().filter(|process| process["vantage"] == "host").collect();
+        assert_eq!((vmm.len(), &vmm[0]["exe"]), (1, &in_guest["environment"]["vmm"]["programs"][0]));
+    }
 }
 
 #[test]
@@ -193,37 +235,42 @@ fn a_machine_reaches_what_is_on_its_list_and_nothing_else() {
         eprintln!("skipped: addresses beyond loopback: this host has none");
     }
 
-    let mut run = in_machine(dir.path(), &image, "combined", &receipt);
-    for address in [Some(allowed), routed].into_iter().flatten() {
-        run.args(["--allow-connect", &address.to_string()]);
-    }
-    let all = [Some(allowed), Some(other), routed, unlisted].into_iter().flatten();
-    let attempt = |to| format!("(exec 3<> {to} && cat <&3) || echo refused\n", to = inside(to));
-    let script: String = all.map(attempt).chain(["exit 9".to_owned()]).collect();
-    run.args(["--", "/bin/bash", "-c", &script]);
-    let output = output_within(DEADLINE, run);
-    assert_eq!(output.status.code(), Some(9), "{}", stderr(&output));
-    let expected =
-        if routed.is_some() { "allowed\nrefused\nrouted\nrefused\n" } else { "allowed\nrefused\n" };
-    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", stderr(&output));
+    let cache = dir.path().join("cache");
+    for begin in [Begin::Kept, Begin::Restored] {
+        let mut run = in_machine(dir.path(), &image, "combined", &receipt);
+        begin.of(&mut run, &cache);
+        for address in [Some(allowed), routed].into_iter().flatten() {
+            run.args(["--allow-connect", &address.to_string()]);
+        }
+        let all = [Some(allowed), Some(other), routed, unlisted].into_iter().flatten();
+        let attempt = |to| format!("(exec 3<> {to} && cat <&3) || echo refused\n", to = inside(to));
+        let script: String = all.map(attempt).chain(["exit 9".to_owned()]).collect();
+        run.args(["--", "/bin/bash", "-c", &script]);
+        let output = output_within(DEADLINE, run);
+        assert_eq!(output.status.code(), Some(9), "{}", stderr(&output));
+        let expected =
+            if routed.is_some() { "allowed\nrefused\nrouted\nrefused\n" } else { "allowed\nrefused\n" };
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", stderr(&output));
 
-    let receipt = read(&receipt);
-    assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
-    assert_eq!(receipt["contradictions"], Value::Null);
-    let sandbox = &receipt["environment"]["sandbox"];
-    assert_eq!(
-        (&sandbox["network"], &sandbox["connect"][0]),
-        (&json!("allow-list"), &json!(allowed.to_string()))
-    );
-    // Both tell of what was reached, and of what was refused.
-    let alias = |address: SocketAddr| format!("10.0.2.2:{}", address.port());
-    assert_eq!(connects(&receipt, "guest", &alias(allowed)), ["ok"]);
-    assert_eq!(connects(&receipt, "host", &allowed.to_string()), ["EINPROGRESS"]);
-    assert_eq!(connects(&receipt, "guest", &alias(other)), ["ENETUNREACH"]);
-    assert_eq!(connects(&receipt, "host", &other.to_string()), ["EPERM"]);
-    if let Some(unlisted) = unlisted {
-        assert_eq!(connects(&receipt, "guest", &unlisted.to_string()), ["ENETUNREACH"]);
-        assert_eq!(connects(&receipt, "host", &unlisted.to_string()), ["EPERM"]);
+        let receipt = read(&receipt);
+        begin.is_told(&receipt, &cache);
+        assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+        assert_eq!(receipt["contradictions"], Value::Null);
+        let sandbox = &receipt["environment"]["sandbox"];
+        assert_eq!(
+            (&sandbox["network"], &sandbox["connect"][0]),
+            (&json!("allow-list"), &json!(allowed.to_string()))
+        );
+        // Both tell of what was reached, and of what was refused.
+        let alias = |address: SocketAddr| format!("10.0.2.2:{}", address.port());
+        assert_eq!(connects(&receipt, "guest", &alias(allowed)), ["ok"]);
+        assert_eq!(connects(&receipt, "host", &allowed.to_string()), ["EINPROGRESS"]);
+        assert_eq!(connects(&receipt, "guest", &alias(other)), ["ENETUNREACH"]);
+        assert_eq!(connects(&receipt, "host", &other.to_string()), ["EPERM"]);
+        if let Some(unlisted) = unlisted {
+            assert_eq!(connects(&receipt, "guest", &unlisted.to_string()), ["ENETUNREACH"]);
+            assert_eq!(connects(&receipt, "host", &unlisted.to_string()), ["EPERM"]);
+        }
     }
 }
 
@@ -267,6 +314,7 @@ fn an_agent_runs_a_command_in_a_machine() {
     let dir = tempfile::tempdir().unwrap();
     let receipt = dir.path().join("receipt.json");
     let mut agent = command("glasshouse-node-agent");
+    agent.env("XDG_CACHE_HOME", cache());
     agent.args(["--backends", "qemu", "--profile", "combined", "--receipt"]).arg(&receipt);
     agent.arg("--image").arg(&image).args(["--", "/bin/sh", "-c", "cat /etc/hostname; exit 6"]);
     let output = output_within(DEADLINE, agent);

@@ -1,8 +1,8 @@
 //! Templates of machines in the user's cache, which any later run restores.
 //!
 //! One file each, called `VMM-KEY-DIGEST`: what its machine was made of, and the SHA-256 of what is in it, which is looked at before every
-//! use. It is written under another name and renamed, so that whoever finds it finds all of it; two runs that make the same one leave two,
-//! of which either is as good. What takes more than [`MAX_BYTES`] goes, the longest unused first. Only its owner can read or write it:
+//! use. It is written under another name and renamed, so that whoever finds it finds all of it; of two runs that make the same one, the
+//! last one's stays. What takes more than [`MAX_BYTES`] goes, the longest unused first. Only its owner can read or write it:
 //! a VMM gets what is in it from us.
 
 use std::fs::{self, DirBuilder, File, Metadata};
@@ -115,6 +115,11 @@ impl Templates {
         of.uid() == nix::unistd::geteuid().as_raw() && of.mode() & OTHERS_WRITE == 0
     }
 
+    /// Whether there seems to be one of such a machine.
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        !self.entries(|name| name.starts_with(&key.0)).is_empty()
+    }
+
     /// The template of such a machine. One that is not what its name says is removed.
     pub(crate) fn find(&self, key: &Key) -> Option<Template> {
         let folder = fs::metadata(&self.folder).ok()?;
@@ -153,28 +158,32 @@ impl Templates {
         let digest = Digest::from_bytes(written.hash.finalize().into());
         let path = self.folder.join(format!("{}{digest}", key.0));
         written.file.persist(&path)?;
-        self.make_room(&path);
+        self.make_room(&path, key);
         Ok(digest)
     }
 
-    /// Removes what is too much, and what was never finished; `newest` stays.
-    fn make_room(&self, newest: &Path) {
+    /// Removes what is too much, and what was never finished; `newest` stays, and no other of its key.
+    fn make_room(&self, newest: &Path, key: &Key) {
         let age = |of: &Metadata| {
             let used = of.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             used.elapsed().unwrap_or_default()
         };
-        let mut all = self.entries(|name| !name.starts_with(UNFINISHED));
-        all.sort_by_key(|(path, of)| (path != newest, age(of)));
-        let mut bytes = 0;
+        let is_same = |name: &str| name.starts_with(&key.0);
+        let doubled = self.entries(is_same).into_iter().filter(|(path, _)| path != newest);
+        let mut all = self.entries(|name| !name.starts_with(UNFINISHED) && !is_same(name));
+        all.sort_by_key(|(_, of)| age(of));
+        let mut bytes = fs::metadata(newest).map_or(0, |of| of.len());
         let too_much = all.into_iter().filter(|(_, of)| {
             bytes += of.len();
             bytes > self.max_bytes
         });
         let unfinished = self.entries(|name| name.starts_with(UNFINISHED));
         let abandoned = unfinished.into_iter().filter(|(_, of)| age(of) > ABANDONED_AFTER);
-        for (path, _) in too_much.chain(abandoned) {
+        for (path, _) in too_much.chain(doubled).chain(abandoned) {
             match fs::remove_file(&path) {
                 Ok(()) => tracing::debug!(path = %path.display(), "a template made room"),
+                // Another run was faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => tracing::warn!(path = %path.display(), %error, "a template is not removed"),
             }
         }
@@ -328,6 +337,9 @@ mod tests {
         kept(&templates, &keys[2], b"machines");
         let found = keys.each_ref().map(|key| templates.find(key).is_some());
         assert_eq!((found, names(&templates)), ([true, false, true], 2));
+        // Of those that were made at once, one is enough.
+        kept(&templates, &keys[2], b"machined");
+        assert_eq!((templates.usage(), templates.has(&keys[1])), ((2, 15), false));
         let mut too_large = templates.begin().unwrap();
         assert!(too_large.write_all(&[0; 21]).is_err());
     }

@@ -85,6 +85,8 @@ async fn the_first_machine_is_kept_while_it_runs_and_the_next_one_is_restored() 
     }
     assert_eq!(kept.files(), [file]);
     apart(|| kept.machine(), digest).await;
+    let boot = spec(["/bin/cat", "/proc/sys/kernel/random/boot_id"]);
+    assert_ne!(kept.ran(&boot).await.1, kept.ran(&ExecutionSpec { id: hello().id, ..boot.clone() }).await.1);
 
     // Another machine is not that one.
     let other = Kept { config: Config { vcpus: 2, ..kept.config.clone() }, dir: kept.dir };

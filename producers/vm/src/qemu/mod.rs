@@ -396,6 +396,10 @@ impl Vmm for Qemu {
         else {
             return Ok(());
         };
+        // Another run was faster.
+        if templates.has(&key) {
+            return Ok(());
+        }
         let kept = blocking(move || {
             template::keep(&mut monitor, &templates, &key)
                 .map_err(|error| format!("the machine does not go on after it was kept: {error}"))

@@ -1,7 +1,7 @@
 //! Whether each backend can run a command here: the process backend runs one, the others are asked for what they need.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use glasshouse_backends::ProcessBackend;
@@ -10,7 +10,7 @@ use glasshouse_execution::backend::{ExecutionBackend as _, ExitStatus};
 use glasshouse_kata::{DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME};
 use glasshouse_schema::NodeId;
 use glasshouse_vm::firecracker::{self, FIRECRACKER_VARIABLE, kvm};
-use glasshouse_vm::{Parts, qemu};
+use glasshouse_vm::{Parts, Templates, qemu};
 
 use super::super::report::{Finding, Group, Status};
 use super::step::Step;
@@ -61,7 +61,17 @@ async fn run_one() -> anyhow::Result<&'static str> {
 
 fn qemu() -> Finding {
     let vmm = qemu::program().map(|qemu| qemu.display().to_string());
-    of_machines(QEMU, vmm, Parts::find().map_err(|error| error.to_string()))
+    let parts = Parts::find().map_err(|error| error.to_string());
+    let templates = parts.as_ref().ok().map(|parts| Templates::in_cache(&parts.cache));
+    let kept = templates.and_then(|templates| kept(templates.usage(), templates.folder()));
+    let mut finding = of_machines(QEMU, vmm, parts);
+    finding.found.extend(kept);
+    finding
+}
+
+/// What is kept of machines, if anything is.
+fn kept((count, bytes): (usize, u64), folder: &Path) -> Option<String> {
+    (count > 0).then(|| format!("; kept machines: {count} with {} MiB in {}", bytes >> 20, folder.display()))
 }
 
 /// Whether Firecracker boots the guest's kernel is tried, where there is one.
@@ -83,7 +93,7 @@ async fn firecracker() -> Finding {
     of_machines(FIRECRACKER, vmm, parts)
 }
 
-async fn boots(program: &std::path::Path, parts: &Parts) -> Result<(), String> {
+async fn boots(program: &Path, parts: &Parts) -> Result<(), String> {
     let vmlinux = parts.vmlinux().map_err(|error| error.to_string())?;
     kvm::boots(program, &vmlinux, &parts.cache).await
 }
@@ -167,6 +177,13 @@ mod tests {
         assert_eq!((both.status, both.found.as_str()), (Status::Warn, "no KVM; no kernel"));
         let one = of_machines(QEMU, Ok("/usr/bin/qemu".into()), Err("no kernel".into()));
         assert_eq!((one.status, one.found.as_str()), (Status::Warn, "no kernel"));
+    }
+
+    #[test]
+    fn kept_machines_are_counted() {
+        assert_eq!(kept((0, 0), Path::new("/cache")), None);
+        let found = kept((2, 170 << 20), Path::new("/cache"));
+        assert_eq!(found.as_deref(), Some("; kept machines: 2 with 170 MiB in /cache"));
     }
 
     #[test]
