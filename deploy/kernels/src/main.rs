@@ -345,10 +345,20 @@ fn examine(
         .and_then(|types| fit(objects, &types))
         .map_err(|error| format!("{error:#}"));
     let (ran, guest) = match machines {
-        Some(machines) if kernel.arch == Arch::Amd64 => (
-            run(kernel, &unpacked.image, machines),
-            Some(machines.guests.watch(&unpacked.folder, &machines.host)),
-        ),
+        Some(machines) if kernel.arch == Arch::Amd64 => {
+            let ran = until_nothing_is_lost(
+                || run(kernel, &unpacked.image, machines),
+                |ran| match ran {
+                    Ran::Yes(outcome) => Some(&mut outcome.compared),
+                    Ran::Not | Ran::Failed(_) => None,
+                },
+            );
+            let guest = until_nothing_is_lost(
+                || machines.guests.watch(&unpacked.folder, &machines.host),
+                |guest| Some(&mut guest.compared),
+            );
+            (ran, Some(guest))
+        }
         _ => (Ran::Not, None),
     };
     Ok(Row {
@@ -364,29 +374,35 @@ fn examine(
     })
 }
 
-/// Boots until nothing was lost, at most [`LOSSES`] times: a receipt that says so is right, and no comparison. What was
+/// Watches until nothing was lost, at most [`LOSSES`] times: a receipt that says so is right, and no comparison. What was
 /// lost before stays in the notes.
-fn run(kernel: &Kernel, image: &Path, machines: &Machines) -> Ran {
+fn until_nothing_is_lost<T>(
+    mut watch: impl FnMut() -> T,
+    compared: impl Fn(&mut T) -> Option<&mut Compared>,
+) -> T {
     let mut lossy = Vec::new();
-    for boot in 1..=LOSSES {
-        let report = match machine::boot(&machines.qemu, image, &machines.initramfs, &machines.scratch) {
-            Ok(report) => report,
-            Err(error) => return Ran::Failed(format!("{error:#}")),
-        };
-        println!("{}: up and down again in {:.1} s", kernel.release, report.took.as_secs_f64());
-        let mut ran = outcome(kernel, &report, &machines.host);
-        if let Ran::Yes(outcome) = &mut ran {
-            let lost: Vec<&String> =
-                outcome.compared.differences.iter().filter(|line| line.contains(facts::LOST)).collect();
-            if !lost.is_empty() && boot < LOSSES {
-                lossy.extend(lost.iter().map(|line| format!("watched again, because at boot {boot} {line}")));
-                continue;
-            }
-            outcome.compared.lossy = lossy;
+    let mut boot = 1;
+    loop {
+        let mut found = watch();
+        let Some(of) = compared(&mut found) else { return found };
+        let lost = of.differences.iter().filter(|line| line.contains(facts::LOST));
+        let lost: Vec<_> = lost.map(|line| format!("watched again, because at boot {boot} {line}")).collect();
+        if lost.is_empty() || boot == LOSSES {
+            of.lossy = lossy;
+            return found;
         }
-        return ran;
+        lossy.extend(lost);
+        boot += 1;
     }
-    Ran::Failed("it was never booted".to_owned())
+}
+
+fn run(kernel: &Kernel, image: &Path, machines: &Machines) -> Ran {
+    let report = match machine::boot(&machines.qemu, image, &machines.initramfs, &machines.scratch) {
+        Ok(report) => report,
+        Err(error) => return Ran::Failed(format!("{error:#}")),
+    };
+    println!("{}: up and down again in {:.1} s", kernel.release, report.took.as_secs_f64());
+    outcome(kernel, &report, &machines.host)
 }
 
 fn outcome(kernel: &Kernel, report: &Report, host: &Seen) -> Ran {
