@@ -33,8 +33,8 @@ struct Stored {
     handled_fingerprint: Digest,
     /// The first event of the oldest open execution, or what comes after `handled_seq`.
     restart_seq: u64,
-    /// Executions that are open: of the events between the two sequences only theirs are folded again. With each, which event
-    /// claimed it, as the bucket of claims confirmed; 0 if none did.
+    /// Executions that are open, or of which something was still asked: of the events between the two sequences only theirs are
+    /// folded again. With each, which event claimed it, as the bucket of claims confirmed; 0 if none did.
     open: BTreeMap<Id, u64>,
 }
 
@@ -137,9 +137,10 @@ impl Restart {
         seq <= self.handled_seq && !self.open.contains_key(&execution)
     }
 
-    /// Whether an event is of an execution that was open in an earlier life, and one of those that are read again.
+    /// Whether an event is of an execution that was surely open in an earlier life, and one of those that are read again. Where no claim
+    /// was confirmed, the checkpoint may speak of events that waited for the answer whether it was closed before.
     pub(crate) fn was_open(&self, seq: u64, execution: ExecutionId) -> bool {
-        seq <= self.handled_seq && self.open.contains_key(&execution)
+        seq <= self.handled_seq && self.open.get(&execution).is_some_and(|claimed| *claimed > 0)
     }
 
     /// Whether an earlier life asked the bucket of claims about this `claimed` event and found it right: a claim never changes.

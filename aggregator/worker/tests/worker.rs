@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::{
@@ -11,9 +12,9 @@ use common::{
 };
 use glasshouse_aggregator::Config;
 use glasshouse_nats::{Checkpoints, DEAD, EVENTS, RECEIPTS};
-use glasshouse_schema::Vantage;
 use glasshouse_schema::lifecycle::Phase;
 use glasshouse_schema::receipt::Completeness;
+use glasshouse_schema::{Digest, Vantage};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_goes_on_at_its_checkpoint_with_what_was_open() {
@@ -180,6 +181,55 @@ async fn a_worker_that_has_no_room_to_close_an_execution_goes_on_and_makes_some(
         start_with(Config { replay_window: Duration::ZERO, ..Config::new(broker.server.url(), "two") });
     receipt(&broker.bus, execution(2)).await;
     worker.stop().await;
+}
+
+/// What was asked about a late event when its worker died is asked again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_event_that_waited_at_the_checkpoint_opens_nothing() {
+    #[derive(serde::Serialize)]
+    struct Stored {
+        version: u32,
+        writer: &'static str,
+        stream_created_unix_ns: String,
+        handled_seq: u64,
+        handled_fingerprint: Digest,
+        restart_seq: u64,
+        open: BTreeMap<serde_bytes::ByteArray<16>, u64>,
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let broker = broker(dir.path()).await;
+    let worker = start(&broker, "one");
+    let publisher = publisher(&broker.bus);
+    whole(&broker.bus, &publisher, execution(1)).await;
+    receipt(&broker.bus, execution(1)).await;
+    checkpointed(&broker.bus).await;
+    worker.stop().await;
+
+    publish(&publisher, execution(1), vec![common::unprofiled()]).await;
+    let stream = broker.bus.position(EVENTS).await.unwrap();
+    let late = broker.bus.message(EVENTS, stream.last_seq).await.unwrap().unwrap();
+    let waiting = Stored {
+        version: 4,
+        writer: "one",
+        stream_created_unix_ns: stream.created_unix_ns.to_string(),
+        handled_seq: late.stream_seq,
+        handled_fingerprint: late.fingerprint(),
+        restart_seq: late.stream_seq,
+        open: BTreeMap::from([(serde_bytes::ByteArray::new(*execution(1).as_bytes()), 0)]),
+    };
+    let (checkpoints, waiting) = (Checkpoints::new(&broker.bus), rmp_serde::to_vec_named(&waiting).unwrap());
+    for range in 0..common::RANGES {
+        let key = format!("aggregator.{range}");
+        let stored = checkpoints.get(&key).await.unwrap();
+        checkpoints.put(&key, &waiting, &stored).await.unwrap();
+    }
+    let worker = start(&broker, "two");
+    let letter = soon(dead_letter(&broker.bus)).await;
+    assert_eq!(letter.stream_seq, late.stream_seq);
+    whole(&broker.bus, &publisher, execution(2)).await;
+    receipt(&broker.bus, execution(2)).await;
+    worker.stop().await;
+    assert_eq!((count(&broker.bus, RECEIPTS).await, count(&broker.bus, DEAD).await), (2, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
