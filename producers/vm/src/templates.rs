@@ -115,6 +115,16 @@ impl Templates {
         of.uid() == nix::unistd::geteuid().as_raw() && of.mode() & OTHERS_WRITE == 0
     }
 
+    /// Makes the folder, unless there is one that only this user can write to. Without it nothing is to be looked for.
+    pub(crate) fn open(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+        if Self::is_own(&fs::metadata(&self.folder)?) {
+            return Ok(());
+        }
+        let reason = format!("others can write to {}", self.folder.display());
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
+    }
+
     /// Whether there seems to be one of such a machine.
     pub(crate) fn has(&self, key: &Key) -> bool {
         !self.entries(|name| name.starts_with(&key.0)).is_empty()
@@ -122,11 +132,6 @@ impl Templates {
 
     /// The template of such a machine. One that is not what its name says is removed.
     pub(crate) fn find(&self, key: &Key) -> Option<Template> {
-        let folder = fs::metadata(&self.folder).ok()?;
-        if !Self::is_own(&folder) {
-            tracing::warn!(folder = %self.folder.display(), "templates that others can write are not used");
-            return None;
-        }
         for (path, _) in self.entries(|name| name.starts_with(&key.0)) {
             match whole(&path, key) {
                 Ok(template) => return Some(template),
@@ -144,11 +149,6 @@ impl Templates {
 
     /// Begins to write one.
     pub(crate) fn begin(&self) -> io::Result<Unfinished> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-        if !Self::is_own(&fs::metadata(&self.folder)?) {
-            let reason = format!("others can write to {}", self.folder.display());
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
-        }
         let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.folder)?;
         Ok(Unfinished { file, hash: Sha256::new(), bytes: 0, max_bytes: self.max_bytes })
     }
@@ -249,6 +249,7 @@ mod tests {
     use super::*;
 
     fn kept(templates: &Templates, key: &Key, bytes: &[u8]) -> PathBuf {
+        templates.open().unwrap();
         let mut writing = templates.begin().unwrap();
         writing.write_all(bytes).unwrap();
         let digest = templates.keep(writing, key).unwrap();
@@ -313,8 +314,9 @@ mod tests {
         }
         kept(&templates, &key, b"machine");
         fs::set_permissions(templates.folder(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(templates.find(&key).is_none() && templates.begin().is_err());
+        assert_eq!(templates.open().unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         fs::set_permissions(templates.folder(), fs::Permissions::from_mode(0o700)).unwrap();
+        templates.open().unwrap();
         assert!(templates.find(&key).is_some());
     }
 

@@ -237,13 +237,13 @@ impl Config {
         let Some(templates) = self.templates.as_ref().filter(|_| !self.nested) else {
             return (Origin::Boot, None);
         };
-        match self.key(machine, line) {
+        match templates.open().and_then(|()| self.key(machine, line)) {
             Ok(key) => match templates.find(&key) {
                 Some(template) => (Origin::Clone(Arc::new(template)), None),
                 None => (Origin::Template, Some(key)),
             },
             Err(error) => {
-                tracing::warn!(%error, "it is not known what this machine is made of: it boots");
+                tracing::warn!(%error, "this machine boots, and is not kept");
                 (Origin::Boot, None)
             }
         }
