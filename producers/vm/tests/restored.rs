@@ -97,6 +97,19 @@ async fn the_first_machine_is_kept_while_it_runs_and_the_next_one_is_restored() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_that_are_kept_at_once_leave_one() {
+    let kept = kept_or_skip!("machines_that_are_kept_at_once_leave_one");
+    let (one, other) = (hello(), hello());
+    let (one, other) = tokio::join!(kept.ran(&one), kept.ran(&other));
+    for (status, said, _) in [one, other] {
+        assert_eq!((status, said.as_slice()), (ExitStatus::Code(5), SAID));
+    }
+    let [file] = kept.files().try_into().unwrap();
+    let digest = Digest::of(&fs::read(&file).unwrap());
+    assert_eq!(kept.ran(&hello()).await.2, Some(digest));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_machine_is_watched_from_its_first_instruction() {
     let name = "a_restored_machine_is_watched_from_its_first_instruction";
     if !nix::unistd::geteuid().is_root() {
