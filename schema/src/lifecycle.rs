@@ -322,6 +322,10 @@ pub struct VmmBounds {
     /// the node's 127.0.0.1. Every other address is the same on both sides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loopback: Option<String>,
+    /// The server by which the guest's probe speaks to its host over that network, ADDRESS:PORT as this process connects to it by
+    /// TCP. The guest does not tell of that connection: it is not the command's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
 }
 
 /// What the sandbox lets through.

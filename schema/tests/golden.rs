@@ -112,6 +112,7 @@ fn environment() -> lifecycle::Environment {
             reads: vec!["/usr".into()],
             writes: vec!["/dev/kvm".into()],
             loopback: None,
+            link: None,
         }),
     }
 }

@@ -137,13 +137,19 @@ impl<'r> Told<'r> {
         ))
     }
 
-    /// The machine's process used the network, and the machine has none, or the guest knows nothing of it.
+    /// The machine's process used the network, and the machine has none, or the guest knows nothing of it; what its probe speaks to the
+    /// host by is not told inside.
     fn vmm_network(&self) -> Option<Contradiction> {
         let is_guest_whole = self.is_whole(Vantage::Guest, Class::Network);
         let guest: Vec<&Socket> = self.sockets_of(Vantage::Guest).filter(|socket| is_ip(socket)).collect();
         let user_mode = self.user_mode().filter(|_| is_guest_whole);
+        let link =
+            self.environment.vmm.as_ref().and_then(|vmm| vmm.link.as_ref()?.parse::<SocketAddr>().ok());
         let is_explained = |host: &Socket| {
-            user_mode.is_some_and(|loopback| guest.iter().any(|guest| is_carried(guest, host, loopback)))
+            let is_link = || host.protocol == "tcp" && link.is_some() && address(host) == link;
+            is_link()
+                || user_mode
+                    .is_some_and(|loopback| guest.iter().any(|guest| is_carried(guest, host, loopback)))
         };
         let used = self.sockets_of(Vantage::Host).filter(|socket| is_ip(socket) && !is_explained(socket));
         let word = |socket: &Socket| format!("{} {} ({})", socket.operation, socket.dst, socket.protocol);

@@ -31,6 +31,8 @@ struct Machine {
     host: Vec<Event<'static>>,
     guest: Vec<Event<'static>>,
     network: &'static str,
+    /// The server of its guest's link.
+    link: Option<&'static str>,
     outcome: Outcome,
     /// Which chains have a seal.
     sealed: [bool; 2],
@@ -57,7 +59,7 @@ impl Machine {
             at(25, 8, exit(1, 0)),
             at(26, 7, exit(3, 0)),
         ];
-        Self { host, guest, network: "none", outcome: outcome(3), sealed: [true, true] }
+        Self { host, guest, network: "none", link: None, outcome: outcome(3), sealed: [true, true] }
     }
 
     fn with_host(mut self, fact: Fact<'static>) -> Self {
@@ -79,6 +81,7 @@ impl Machine {
             reads: strings(&["/usr"]),
             writes: strings(&["/vm/1", "/dev/null"]),
             loopback: (self.network == "allow-list").then(|| "10.0.2.2".into()),
+            link: self.link.map(|link| link.to_string()),
         };
         let sandbox = Sandbox { network: self.network.into(), ..Sandbox::default() };
         let environment = Environment { sandbox, vmm: Some(bounds), ..Environment::default() };
@@ -176,6 +179,16 @@ fn a_network_is_used_by_both_or_by_none() {
     assert_eq!(machine.kinds(), ["vmm_network"], "the guest is silent");
     machine.sealed[1] = false;
     assert_eq!(machine.kinds(), Vec::<String>::new(), "and says nothing by that, without a seal");
+}
+
+#[test]
+fn what_carries_the_link_is_not_the_commands() {
+    let machine = |host| Machine { link: Some("203.0.113.8:4222"), ..listed() }.with_host(host);
+    let server = |port| Address::V4([203, 0, 113, 8], port);
+    assert_eq!(machine(connect(server(4222), TCP, -115)).kinds(), Vec::<String>::new());
+    for other in [connect(server(4223), TCP, 0), connect(server(4222), UDP, 0), connect(LOOPBACK, TCP, 0)] {
+        assert_eq!(machine(other).kinds(), ["vmm_network"]);
+    }
 }
 
 #[test]

@@ -106,7 +106,7 @@ pub(crate) fn bounds<'p>(program: &Path, reads: impl IntoIterator<Item = &'p Pat
     let (mut all_reads, mut writes) = (known(&PROGRAM_READS), known(&DEVICES));
     all_reads.extend(reads.into_iter().map(text));
     writes.push(text(dir));
-    VmmBounds { programs: vec![text(program)], reads: all_reads, writes, loopback: None }
+    VmmBounds { programs: vec![text(program)], reads: all_reads, writes, loopback: None, link: None }
 }
 
 /// A user that no other execution of this node has at the time, but for a chance of one in many millions.
