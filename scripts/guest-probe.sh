@@ -14,6 +14,10 @@ target=$arch-unknown-linux-gnu
 if [ -d "$(rustc --print sysroot)/lib/rustlib/$arch-unknown-linux-musl" ]; then
     target=$arch-unknown-linux-musl
 fi
+# What is C in it needs none of a C library's functions that musl has not, so any compiler will do where musl's is missing.
+if [ "${target##*-}" = musl ] && ! command -v musl-gcc >/dev/null; then
+    export "CC_${target//-/_}=${CC:-cc}" "CFLAGS_${target//-/_}=-U_FORTIFY_SOURCE ${CFLAGS:-}"
+fi
 build=$(target_dir guest-build)
 # Flags of its own would rebuild everything in the usual folder each time. Size matters more than anything: it is copied
 # into every machine.

@@ -51,6 +51,8 @@ pub struct ServerOptions {
     pub sync: SyncInterval,
     /// The cluster that it is a member of, if any.
     pub cluster: Option<ClusterMember>,
+    /// More of its configuration, such as its operator and accounts.
+    pub more: String,
 }
 
 /// When a server forces what it stored, and acknowledged, from the kernel's memory to the disk. A server that is killed loses
@@ -88,6 +90,7 @@ impl ServerOptions {
             max_file_store_bytes: 16 << 30,
             sync: SyncInterval::default(),
             cluster: None,
+            more: String::new(),
         }
     }
 }
@@ -363,6 +366,7 @@ fn configuration(dir: &Path, log: &Path, options: &ServerOptions) -> String {
             "cluster {{\n  name: glasshouse\n  listen: \"{listen}\"\n  routes: [{routes}]\n}}\n"
         );
     }
+    text.push_str(&options.more);
     text
 }
 

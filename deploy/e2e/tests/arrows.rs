@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ("glasshouse-backends", Some(&["glasshouse-schema", "glasshouse-bpf", "glasshouse-execution"])),
     ("glasshouse-host-probe", Some(&["glasshouse-schema", "glasshouse-bpf", "glasshouse-execution"])),
     ("glasshouse-guest-link", Some(&["glasshouse-schema"])),
+    ("glasshouse-guest-nats", Some(&["glasshouse-schema", "glasshouse-guest-link"])),
     // The whole of what runs and watches inside a virtual machine: a composition root of its own, without the bus.
     (
         "glasshouse-guest-probe",
@@ -31,6 +32,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
             "glasshouse-backends",
             "glasshouse-host-probe",
             "glasshouse-guest-link",
+            "glasshouse-guest-nats",
         ]),
     ),
     ("glasshouse-images", Some(&[])),
@@ -43,6 +45,7 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
             "glasshouse-execution",
             "glasshouse-backends",
             "glasshouse-guest-link",
+            "glasshouse-guest-nats",
             "glasshouse-images",
             "glasshouse-firecracker",
         ]),

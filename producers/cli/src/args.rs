@@ -671,6 +671,16 @@ pub(crate) enum NatsAction {
     #[command(after_help = "Exit codes: 0 all is as it should be, 1 something is missing or differs\n\n\
         Example:\n  glasshouse nats check --nats nats://127.0.0.1:4222 --json")]
     Check(TopologyArgs),
+    /// Make the keys and accounts of a server in operator mode, for where there is no nsc
+    ///
+    /// One account has the bus, another the links of guests (docs/guest-nats.md). The directory then has all keys: keep it off the server
+    /// and the nodes, which need one file of it each.
+    #[command(after_help = "Example:\n  glasshouse nats operator /root/glasshouse-keys\n  \
+        cp /root/glasshouse-keys/operator.conf /etc/nats/   and include it in nats-server.conf")]
+    Operator {
+        /// Directory to write to; what is there already is not overwritten
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -12,8 +12,9 @@ use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController}
 use glasshouse_kata::{DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME, KataBackend};
 #[cfg(target_os = "linux")]
 use glasshouse_vm::{
-    Parts, Templates, VmBackend,
+    GuestTransport, Parts, Templates, VmBackend,
     firecracker::{self, Firecracker},
+    nats::Issuer,
     qemu::{self, Qemu},
 };
 
@@ -43,6 +44,41 @@ pub(crate) struct MachineArgs {
     #[cfg(target_os = "linux")]
     #[command(flatten)]
     container: ContainerArgs,
+    #[cfg(target_os = "linux")]
+    #[command(flatten)]
+    link: LinkArgs,
+}
+
+/// By what the guest of a virtual machine speaks.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Clone, Args)]
+struct LinkArgs {
+    /// By what the guest of a machine of QEMU speaks to this program
+    ///
+    /// With nats it has a network, on whose list is the NATS server beside what --allow-connect names, and a credential of this one
+    /// execution. See docs/guest-nats.md.
+    #[arg(long, value_enum, default_value_t = GuestTransport::default(), env = "GLASSHOUSE_GUEST_TRANSPORT")]
+    guest_transport: GuestTransport,
+    /// The NATS server by which guests speak, as this node reaches it; it has to be in operator mode
+    #[arg(long, value_name = "URL", env = "GLASSHOUSE_GUEST_NATS", requires = "guest_nats_key")]
+    guest_nats: Option<String>,
+    /// A file that only its owner can read, with the seed of the signing key that mints guests' credentials, and the account's
+    /// public key
+    #[arg(long, value_name = "FILE", env = "GLASSHOUSE_GUEST_NATS_KEY", requires = "guest_nats")]
+    guest_nats_key: Option<PathBuf>,
+}
+
+#[cfg(target_os = "linux")]
+impl LinkArgs {
+    fn issuer(&self) -> anyhow::Result<Option<Issuer>> {
+        match (self.guest_transport, &self.guest_nats, &self.guest_nats_key) {
+            (GuestTransport::Nats, Some(server), Some(key)) => Ok(Some(Issuer::read(server, key)?)),
+            (GuestTransport::Nats, ..) => anyhow::bail!(
+                "--guest-transport nats needs --guest-nats URL and --guest-nats-key FILE (docs/guest-nats.md says how to make the key)"
+            ),
+            (GuestTransport::VirtioSerial, ..) => Ok(None),
+        }
+    }
 }
 
 /// What a container is made of, besides its image.
@@ -80,6 +116,11 @@ impl Chosen {
 impl MachineArgs {
     #[cfg_attr(not(target_os = "linux"), allow(unused_variables, reason = "machines are made on Linux"))]
     pub(crate) fn choose(&self, backend: Backend, spec: &ExecutionSpec) -> anyhow::Result<Chosen> {
+        #[cfg(target_os = "linux")]
+        anyhow::ensure!(
+            backend == Backend::Qemu || self.link.guest_transport == GuestTransport::default(),
+            "--guest-transport is of the machines that QEMU makes: choose --backend qemu, or leave it out"
+        );
         match backend {
             Backend::Process => {
                 anyhow::ensure!(
@@ -98,6 +139,7 @@ impl MachineArgs {
                     image: self.image()?,
                     vcpus: self.vcpus,
                     nested: false,
+                    nats: self.link.issuer()?,
                 };
                 Ok(Chosen::machine(VmBackend::new(Qemu::new(config, spec.limits))))
             }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! glasshouse-guest-probe --transport virtio-serial:NAME|vsock:PORT|unix:PATH
+//! glasshouse-guest-probe --transport nats:HOST:PORT --credentials FILE    by a server; the file is removed
 //! glasshouse-guest-probe --transport jsonl[:FILE] [--watch] -- COMMAND…     no host: what it would be told, as JSON lines
 //! ```
 //! It is the engine of nothing: the host drives it step by step (`glasshouse-guest-link` has the order), and the parts

@@ -2,12 +2,13 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use glasshouse_guest_link::loopback::Loopback;
 use glasshouse_guest_link::message::Bytes;
 use glasshouse_guest_link::{Address, Attach, Spec, Transport};
+use glasshouse_guest_nats::{CREDENTIALS, Credential, GuestEnd};
 use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::RedactionRules;
 use glasshouse_schema::limits::Limits;
@@ -20,6 +21,8 @@ const ROOT: &str = "glasshouse.root=";
 const NETWORK: &str = "glasshouse.network=";
 const TEMPLATE: &str = "glasshouse.template";
 const WATCH: &str = "glasshouse.watch";
+/// Begins the transport over a server, which is not one of [`Address`]: it takes a credential.
+const NATS: &str = "nats:";
 
 /// How the probe runs.
 pub(crate) struct Settings {
@@ -43,11 +46,15 @@ pub(crate) fn read(is_init: bool) -> anyhow::Result<Settings> {
 
 fn of_kernel(line: &str) -> anyhow::Result<Settings> {
     let word = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key));
-    let transport: Address =
-        word(TRANSPORT).with_context(|| format!("the kernel's command line has no {TRANSPORT}"))?.parse()?;
+    let transport =
+        word(TRANSPORT).with_context(|| format!("the kernel's command line has no {TRANSPORT}"))?;
+    let transport: Box<dyn Transport> = match transport.strip_prefix(NATS) {
+        Some(server) => Box::new(over_nats(server, Path::new(CREDENTIALS))?),
+        None => Box::new(transport.parse::<Address>()?),
+    };
     let has = |wanted: &str| line.split_whitespace().any(|word| word == wanted);
     Ok(Settings {
-        transport: Box::new(transport),
+        transport,
         root: word(ROOT).map(PathBuf::from),
         network: word(NETWORK).map(str::parse).transpose()?,
         is_template: has(TEMPLATE),
@@ -55,24 +62,40 @@ fn of_kernel(line: &str) -> anyhow::Result<Settings> {
     })
 }
 
+/// Takes the credential, which is nowhere to be found then: neither by the command nor by another probe.
+fn over_nats(server: &str, credentials: &Path) -> anyhow::Result<GuestEnd> {
+    Ok(GuestEnd::new(server, Credential::take(credentials)?))
+}
+
 fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Settings> {
-    let (mut transport, mut watch, mut command) = (None, false, Vec::new());
+    let (mut transport, mut credentials, mut watch, mut command) = (None, None, false, Vec::new());
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--transport") => transport = arguments.next(),
+            Some("--credentials") => credentials = arguments.next().map(PathBuf::from),
             Some("--watch") => watch = true,
             Some("--") => command.extend(arguments.by_ref()),
             _ => anyhow::bail!("unknown argument {argument:?}"),
         }
     }
     let transport = transport.and_then(|text| text.into_string().ok()).context("--transport is missing")?;
-    let transport: Box<dyn Transport> = match transport.strip_prefix("jsonl") {
-        Some(file) => {
+    let server = transport.strip_prefix(NATS);
+    anyhow::ensure!(
+        server.is_some() || credentials.is_none(),
+        "--credentials are those of --transport nats:SERVER"
+    );
+    let transport: Box<dyn Transport> = match (server, transport.strip_prefix("jsonl")) {
+        (Some(server), _) => {
+            anyhow::ensure!(command.is_empty(), "the command is the host's to say");
+            let credentials = credentials.context("--transport nats:SERVER needs --credentials FILE")?;
+            Box::new(over_nats(server, &credentials)?)
+        }
+        (None, Some(file)) => {
             anyhow::ensure!(!command.is_empty(), "without a host there must be a command: -- COMMAND…");
             let file = file.strip_prefix(':').map(PathBuf::from);
             Box::new(alone(file, watch, command)?)
         }
-        None => {
+        (None, None) => {
             anyhow::ensure!(command.is_empty(), "the command is the host's to say");
             Box::new(transport.parse::<Address>()?)
         }
@@ -129,5 +152,9 @@ mod tests {
         assert!(of("--transport jsonl:/tmp/x --watch -- true").is_ok());
         assert!(of("--transport jsonl").is_err());
         assert!(of("--loud").is_err());
+        assert!(of("--transport unix:/run/host --credentials /x").is_err());
+        let error = |line: &str| of(line).err().unwrap().to_string();
+        assert!(error("--transport nats:bus:4222").contains("needs --credentials"));
+        assert!(error("--transport nats:bus:4222 --credentials /nowhere").contains("/nowhere"));
     }
 }

@@ -14,6 +14,7 @@
 //! - Only the guest's word that the root exited is an exit. A VMM that ends before is an error, whatever its exit code says.
 
 mod launch;
+mod listener;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -38,12 +39,13 @@ use glasshouse_schema::lifecycle::{Environment, Isolation};
 use glasshouse_schema::limits::{Limit, Limits};
 use glasshouse_schema::sandbox::NetworkAccess;
 use tempfile::TempDir;
-use tokio::net::UnixListener;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, oneshot, watch};
 
 use crate::guest::GuestController;
 use crate::session::{Delivered, Outputs, Session};
 use crate::vmm::Vmm;
+
+use self::listener::Listener;
 
 /// Most that is kept of a machine's console, from its end.
 const CONSOLE_BYTES: usize = 64 * 1024;
@@ -74,12 +76,14 @@ pub(crate) struct Machine {
 #[derive(Default)]
 struct State {
     dir: Option<Arc<TempDir>>,
-    listener: Option<UnixListener>,
+    listener: Option<Listener>,
     /// The VMM as a process, until that is started.
     vmm: Option<ExecutionSpec>,
     /// Of a machine that was booted ahead, until its command is known.
     started: Option<StartedProcess>,
     socket: Option<UnixStream>,
+    /// Why what carries the link broke, where the socket does not tell.
+    broken: Option<oneshot::Receiver<String>>,
     limits: Limits,
     /// It has one with an allow-list.
     has_network: bool,
@@ -190,6 +194,7 @@ impl Machine {
             (state.running, state.delivered) = (Some(running), Some(delivered));
             state.session = Some(session.clone());
         }
+        self.watch_link(&session);
         if self.vmm.greets() {
             let hello = self.told(&session, |state| state.hello.clone()).await?;
             tracing::debug!(kernel = hello.kernel, probe = hello.probe, "the guest speaks");
@@ -376,7 +381,7 @@ impl ExecutionBackend for VmBackend {
         let is_there = {
             let mut state = machine.state();
             (state.prepared, state.budget, state.limits) = (Some(prepared), budget, spec.limits);
-            state.has_network = !spec.sandbox.connect.is_empty();
+            state.has_network = !spec.sandbox.connect.is_empty() || machine.vmm.nats().is_some();
             state.dir.is_some()
         };
         // Else it was booted ahead.
@@ -519,7 +524,7 @@ impl ExecutionBackend for VmBackend {
         let (session, dir) = {
             let mut state = machine.state();
             (state.prepared, state.running, state.delivered) = (None, None, None);
-            (state.listener, state.socket) = (None, None);
+            (state.listener, state.socket, state.broken) = (None, None, None);
             (state.session.take(), state.dir.take())
         };
         if let Some(session) = session {

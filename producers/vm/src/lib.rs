@@ -21,15 +21,18 @@ mod dirs;
 pub mod firecracker;
 mod guest;
 mod kept;
+pub mod nats;
 mod origin;
 mod parts;
 pub mod qemu;
 mod session;
 mod templates;
+mod transport;
 mod vmm;
 
 pub use backend::VmBackend;
 pub use guest::GuestController;
 pub use parts::{KERNEL_VARIABLE, PROBE_VARIABLE, Parts, PartsError};
 pub use templates::Templates;
+pub use transport::GuestTransport;
 pub use vmm::{Launch, Vmm};

@@ -83,8 +83,14 @@ impl Parts {
     }
 
     /// Writes an initramfs with the probe and the modules that the guest needs: `devices` for how it is attached, and those
-    /// of the root filesystem.
-    pub fn initramfs(&self, to: &Path, devices: &[&str], image: Option<&Path>) -> Result<(), PartsError> {
+    /// of the root filesystem. A credential moves in there, for its probe alone.
+    pub fn initramfs(
+        &self,
+        to: &Path,
+        devices: &[&str],
+        image: Option<&Path>,
+        credentials: Option<&Path>,
+    ) -> Result<(), PartsError> {
         let mut modules = devices.to_vec();
         if let Some(image) = image {
             modules.extend(["virtio_blk", "overlay", filesystem(image)?]);
@@ -92,6 +98,11 @@ impl Parts {
         let probe = std::fs::read(&self.probe).map_err(file(&self.probe))?;
         let mut initramfs = Initramfs::new(probe);
         initramfs.modules(self.kernel.modules(&modules)?).map_err(file(to))?;
+        if let Some(credentials) = credentials {
+            let bytes = std::fs::read(credentials).map_err(file(credentials))?;
+            initramfs.file(glasshouse_guest_nats::CREDENTIALS, 0o400, bytes).map_err(file(to))?;
+            std::fs::remove_file(credentials).map_err(file(credentials))?;
+        }
         initramfs.write(io::BufWriter::new(File::create(to).map_err(file(to))?)).map_err(file(to))
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_guest_nats::Issuer;
 use glasshouse_schema::lifecycle::{Environment, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::SandboxRequest;
@@ -62,6 +63,17 @@ pub trait Vmm: Send + Sync + 'static {
     /// sees beyond that becomes a contradiction in the receipt. `None` where nobody knows.
     fn bounds(&self, _dir: &Path, _has_network: bool) -> Option<VmmBounds> {
         None
+    }
+
+    /// By which server its guest speaks, instead of a socket of the VMM's. The credential that it takes is in the machine's
+    /// directory when the command line is made ([`crate::nats::CREDENTIALS`]).
+    fn nats(&self) -> Option<&Issuer> {
+        None
+    }
+
+    /// Whether its guest can know a server by its certificate. Else one that wants TLS is refused.
+    fn has_certificates(&self) -> bool {
+        true
     }
 
     /// The Unix socket on which the guest's connection arrives; the backend listens there before the VMM runs.

@@ -9,11 +9,11 @@ use glasshouse_execution::backend::{
 use glasshouse_execution::spec::{ExecutionSpec, OutputTap, StdStreams};
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::limits::Limits;
-use tokio::net::UnixListener;
 
-use super::{CONSOLE_BYTES, DOING, Machine, failed, not_the_command};
-use crate::dirs;
-use crate::session::BOOTED_WITHIN;
+use super::listener::{Listener, Opened};
+use super::{CONSOLE_BYTES, DOING, END_TOLD_WITHIN, Machine, failed, not_the_command};
+use crate::session::{BOOTED_WITHIN, Session};
+use crate::{dirs, nats};
 
 impl Machine {
     /// Makes the VMM's files and the socket that its guest connects to.
@@ -22,9 +22,15 @@ impl Machine {
         // From here on `cleanup` removes it.
         let dir = Arc::new(dir);
         self.state().dir = Some(Arc::clone(&dir));
+        let over_nats = match self.vmm.nats() {
+            Some(issuer) => Some(nats::open(issuer, spec, dir.path(), self.vmm.has_certificates()).await?),
+            None => None,
+        };
         let launch = self.vmm.command(spec, dir.path()).await?;
-        let listener =
-            UnixListener::bind(self.vmm.link(dir.path())).map_err(failed("listening for the guest"))?;
+        let listener = match over_nats {
+            Some(end) => Listener::Nats(Box::new(end)),
+            None => Listener::at(&self.vmm.link(dir.path())).map_err(failed("listening for the guest"))?,
+        };
         let console = Arc::clone(&self.console);
         let keep = OutputTap::new(move |_, bytes| {
             let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,17 +85,35 @@ impl Machine {
             },
             _ = self.vmm_ended() => return Err(self.explained("the VMM ended before its guest ran").await),
         }
-        let socket = tokio::select! {
-            accepted = listener.accept() => accepted.map_err(failed("waiting for the guest"))?.0,
+        let Opened { socket, broken } = tokio::select! {
+            accepted = listener.accept() => accepted.map_err(failed("waiting for the guest"))?,
             _ = self.vmm_ended() => return Err(self.explained("the guest never spoke").await),
             () = tokio::time::sleep(BOOTED_WITHIN) => {
                 return Err(self.explained(&format!("the guest did not speak within {BOOTED_WITHIN:?}")).await);
             }
         };
-        drop(listener);
+        self.state().broken = broken;
         // Nobody else is to connect, and nothing is to be left.
         let _ = std::fs::remove_file(self.vmm.link(dir.path()));
-        socket.into_std().map_err(failed("speaking to the guest"))
+        Ok(socket)
+    }
+
+    /// Ends the session when what carries its link breaks, where its socket would not tell: with the reason, or when the VMM is gone
+    /// and what it sent has had its time.
+    pub(super) fn watch_link(&self, session: &Session) {
+        let Some(broken) = self.state().broken.take() else { return };
+        let (session, mut gone) = (session.clone(), self.gone.subscribe());
+        tokio::spawn(async move {
+            let ended = async {
+                let _ = gone.wait_for(Option::is_some).await;
+                tokio::time::sleep(END_TOLD_WITHIN / 2).await;
+            };
+            tokio::select! {
+                // Without a reason it ended in order, and the socket has told.
+                reason = broken => reason.map_or((), |reason| session.end(&reason)),
+                () = ended => session.end("the guest is gone"),
+            }
+        });
     }
 
     /// Waits for the VMM's end, once, so that everybody hears of it.

@@ -196,7 +196,7 @@ impl Firecracker {
         let initramfs = place.here(INITRAMFS);
         config
             .parts
-            .initramfs(&initramfs, &devices, config.image.as_deref())
+            .initramfs(&initramfs, &devices, config.image.as_deref(), None)
             .map_err(|error| error.to_string())?;
         place.own(&initramfs).map_err(words)
     }

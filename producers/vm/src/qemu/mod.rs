@@ -14,6 +14,7 @@ mod qmp;
 mod template;
 
 use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddrV4};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -21,7 +22,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use async_trait::async_trait;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
-use glasshouse_schema::connect::ConnectTarget;
+use glasshouse_guest_nats::Issuer;
+use glasshouse_schema::connect::{ConnectHost, ConnectTarget};
 use glasshouse_schema::ids::Vantage;
 use glasshouse_schema::lifecycle::{Environment, Sandbox, VmmBounds};
 use glasshouse_schema::limits::Limits;
@@ -30,6 +32,7 @@ use tokio::net::UnixListener;
 
 use self::accel::Accel;
 use self::qmp::Qmp;
+use crate::nats;
 use crate::origin::{Origin, WATCHES};
 use crate::parts::Parts;
 use crate::templates::{Key, Template, Templates, identity};
@@ -59,8 +62,10 @@ pub struct Config {
     pub vcpus: u32,
     /// The machine is QEMU's `q35` with a KVM of its own: emulated, that of AMD's processors.
     pub nested: bool,
-    /// Where machines are kept, and restored from; without it, and where it is nested, every machine boots.
+    /// Where machines are kept, and restored from; without it, and where it is nested or has a link over NATS, every machine boots.
     pub templates: Option<Templates>,
+    /// Mints for the server by which the guest speaks; without it, it speaks over virtio-serial.
+    pub nats: Option<Issuer>,
 }
 
 /// The QEMU program of this node, if it is one that we may run. It is not asked for its version: that takes it 50 ms.
@@ -86,6 +91,8 @@ const BOOTING: &str = "booting the virtual machine";
 struct How {
     accel: Accel,
     has_network: bool,
+    /// Where the guest finds the server of its link.
+    nats: Option<SocketAddrV4>,
 }
 
 /// One machine.
@@ -101,6 +108,8 @@ pub struct Qemu {
 struct Plan {
     origin: Origin<Template>,
     key: Option<Key>,
+    /// The server of its link.
+    server: Option<SocketAddrV4>,
     /// Where QEMU's monitor connects, if there is anything to ask.
     listener: Mutex<Option<UnixListener>>,
     monitor: Mutex<Option<Qmp>>,
@@ -119,26 +128,31 @@ impl Qemu {
 
     fn devices(&self, has_network: bool) -> Vec<&'static str> {
         let mut devices = match self.config.nested {
-            true => vec!["virtio_pci", "virtio_console", "kvm", "kvm_amd", "kvm_intel"],
-            false => vec!["virtio_mmio", "virtio_console"],
+            true => vec!["virtio_pci", "kvm", "kvm_amd", "kvm_intel"],
+            false => vec!["virtio_mmio"],
         };
+        devices.extend(self.config.nats.is_none().then_some("virtio_console"));
         devices.extend(has_network.then_some("virtio_net"));
         devices
     }
 
     /// What the machine is, wherever its own files are.
     fn machine(&self, vmlinux: &Path, how: How) -> Vec<OsString> {
-        let How { accel, has_network } = how;
+        let How { accel, has_network, nats } = how;
         let mut text = format!(
             "-M {} -nodefaults -no-user-config -display none -no-reboot -smp {} -m {}M \
              -sandbox on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny \
-             -chardev stdio,id=console,signal=off -serial chardev:console \
-             -device virtio-serial-{} -device virtserialport,chardev=link,name={PORT} ",
+             -chardev stdio,id=console,signal=off -serial chardev:console ",
             if self.config.nested { "q35" } else { "microvm" },
             self.config.vcpus,
             memory_mib(&self.limits),
-            self.bus()
         );
+        if nats.is_none() {
+            let bus = self.bus();
+            text.push_str(&format!(
+                "-device virtio-serial-{bus} -device virtserialport,chardev=link,name={PORT} "
+            ));
+        }
         text.push_str(match accel {
             Accel::Kvm => "-accel kvm -cpu host",
             // With `max`, kernels of its guests do not boot.
@@ -163,7 +177,10 @@ impl Qemu {
 
     /// What this one machine has of its own, with its files in `dir`.
     fn own(&self, dir: &Path, plan: &Plan, line: String) -> Vec<OsString> {
-        let mut arguments = vec!["-chardev".into(), option("socket,id=link,path=", &dir.join("link"))];
+        let mut arguments = Vec::new();
+        if plan.server.is_none() {
+            arguments.extend(["-chardev".into(), option("socket,id=link,path=", &dir.join("link"))]);
+        }
         match plan.origin {
             // The guest has its kernel line and the first files in its memory.
             Origin::Clone(_) => arguments.extend(["-incoming", "defer"].map(OsString::from)),
@@ -197,9 +214,13 @@ impl Qemu {
 
     /// What the guest is told, but for what is measured.
     fn kernel_line(&self, how: How, watches: bool) -> String {
+        let transport = match how.nats {
+            Some(server) => format!("nats:{}", network::within(server)),
+            None => format!("virtio-serial:{PORT}"),
+        };
         let mut line = format!(
             "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=1 cryptomgr.notests 8250.nr_uarts=1 \
-             tsc=reliable no_timer_check glasshouse.transport=virtio-serial:{PORT}"
+             tsc=reliable no_timer_check glasshouse.transport={transport}"
         );
         if how.accel == Accel::Tcg {
             line.push_str(" mitigations=off nokaslr");
@@ -234,7 +255,9 @@ impl Config {
 
     /// Whether there is a template of this machine, or it becomes one. Blocks.
     fn origin(&self, machine: &[OsString], line: &str) -> (Origin<Template>, Option<Key>) {
-        let Some(templates) = self.templates.as_ref().filter(|_| !self.nested) else {
+        // A credential is of one execution.
+        let may_be_kept = !self.nested && self.nats.is_none();
+        let Some(templates) = self.templates.as_ref().filter(|_| may_be_kept) else {
             return (Origin::Boot, None);
         };
         match templates.open().and_then(|()| self.key(machine, line)) {
@@ -294,7 +317,17 @@ impl Vmm for Qemu {
         let Config { parts, qemu, image, .. } = &self.config;
         let own = [&parts.cache, &parts.kernel.image].into_iter().chain(image).map(PathBuf::as_path);
         let bounds = bounds(&on_path(qemu), READS.iter().map(Path::new).chain(own), dir);
-        Some(VmmBounds { loopback: has_network.then(|| network::LOOPBACK.to_string()), ..bounds })
+        let loopback = has_network.then(|| network::LOOPBACK.to_string());
+        let server = self.plan.get().and_then(|plan| plan.server);
+        Some(VmmBounds { loopback, link: server.map(|server| server.to_string()), ..bounds })
+    }
+
+    fn nats(&self) -> Option<&Issuer> {
+        self.config.nats.as_ref()
+    }
+
+    fn has_certificates(&self) -> bool {
+        false
     }
 
     fn check(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
@@ -310,20 +343,33 @@ impl Vmm for Qemu {
         let parts = self.config.parts.clone();
         let vmlinux = blocking(move || parts.vmlinux().map_err(|error| error.to_string())).await?;
         let accel = accel::choose(&on_path(&self.config.qemu), &vmlinux, &self.config.parts).await;
-        let how = How { accel, has_network: !spec.sandbox.connect.is_empty() };
+        let mut connect = spec.sandbox.connect.clone();
+        let nats = match &self.config.nats {
+            Some(issuer) => Some(nats::address(issuer).await?),
+            None => None,
+        };
+        if let Some(server) = nats {
+            let host = ConnectHost::Network(IpAddr::V4(*server.ip()), 32);
+            let server = ConnectTarget { host, port: Some(server.port()) };
+            network::check(&server).map_err(preparing)?;
+            connect.push(server);
+        }
+        let how = How { accel, has_network: !connect.is_empty(), nats };
         let machine = self.machine(&vmlinux, how);
         let line = self.kernel_line(how, spec.profile.vantages().contains(&Vantage::Guest));
         let made = blocking({
             let (config, machine, devices) =
                 (self.config.clone(), machine.clone(), self.devices(how.has_network));
             let (mut line, initramfs) = (line, dir.join(INITRAMFS));
+            let credentials = nats.map(|_| dir.join(nats::CREDENTIALS));
             move || {
                 let (origin, key) = config.origin(&machine, &line);
                 if origin.template().is_none() {
                     std::thread::scope(|scope| {
                         // Mostly sleeps.
                         scope.spawn(accel::tsc_khz);
-                        config.parts.initramfs(&initramfs, &devices, config.image.as_deref())
+                        let (image, credentials) = (config.image.as_deref(), credentials.as_deref());
+                        config.parts.initramfs(&initramfs, &devices, image, credentials)
                     })
                     .map_err(|error| error.to_string())?;
                     if accel == Accel::Tcg {
@@ -338,7 +384,7 @@ impl Vmm for Qemu {
         let is_root = nix::unistd::geteuid().is_root();
         let (sandbox, own_uid) = match accel {
             // Without rights there is no list either, and the sandbox says so.
-            _ if how.has_network => (self.sandbox(&vmlinux, accel, &spec.sandbox.connect), None),
+            _ if how.has_network => (self.sandbox(&vmlinux, accel, &connect), None),
             Accel::Tcg if is_root => (self.sandbox(&vmlinux, accel, &[]), None),
             Accel::Kvm if is_root => (SandboxRequest::default(), Some(own_uid(spec))),
             _ => (SandboxRequest::default(), None),
@@ -349,7 +395,8 @@ impl Vmm for Qemu {
                 Some(UnixListener::bind(dir.join(MONITOR)).map_err(|error| preparing(error.to_string()))?)
             }
         };
-        let plan = Plan { origin, key, listener: Mutex::new(listener), monitor: Mutex::default() };
+        let (listener, monitor) = (Mutex::new(listener), Mutex::default());
+        let plan = Plan { origin, key, server: nats, listener, monitor };
         let mut argv = vec![self.config.qemu.clone().into_os_string()];
         argv.extend(machine);
         argv.extend(self.own(dir, &plan, line));

@@ -6,7 +6,7 @@
 //!
 //! Addresses are the node's, but for one: the guest has a loopback of its own, so the node's 127.0.0.1 is [`LOOPBACK`] there.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use glasshouse_schema::connect::{ConnectHost, ConnectTarget};
 
@@ -42,6 +42,14 @@ pub(super) fn check(target: &ConnectTarget) -> Result<(), String> {
              127.0.0.1 is {LOOPBACK} in the machine"
         )),
         IpAddr::V4(_) => Ok(()),
+    }
+}
+
+/// Where the guest reaches what the node reaches there.
+pub(super) fn within(server: SocketAddrV4) -> SocketAddrV4 {
+    match server.ip().is_loopback() {
+        true => SocketAddrV4::new(LOOPBACK, server.port()),
+        false => server,
     }
 }
 

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use glasshouse_backends::conformance::{Factory, Scenario, Subject, spec};
+use glasshouse_execution::ExecutionSpec;
 use glasshouse_execution::backend::ExecutionBackend as _;
 use glasshouse_vm::firecracker::{self, Firecracker, kvm};
 use glasshouse_vm::qemu::{self, Config, Qemu};
@@ -35,6 +36,7 @@ pub(crate) fn config() -> Result<Config, String> {
             vcpus: 1,
             nested: false,
             templates: None,
+            nats: None,
         })
     };
     let config = CONFIG.get_or_init(find).clone();
@@ -120,37 +122,41 @@ pub(crate) struct InMachine;
 
 impl Factory for InMachine {
     fn make(&self, scenario: &Scenario) -> Result<Subject, String> {
-        let backend = backend()?;
-        let shell = |script: String| spec(["/bin/sh".to_owned(), "-c".to_owned(), script]);
-        // Octal escapes: any byte comes through printf, and a line is repeated by the shell.
-        let print = |bytes: &[u8]| -> String {
-            let of = |bytes: &[u8]| bytes.iter().map(|byte| format!("\\{byte:03o}")).collect::<String>();
-            match bytes.iter().position(|byte| *byte == b'\n') {
-                Some(end) if bytes.len() > 1000 => {
-                    let line = &bytes[..=end];
-                    assert!(bytes.chunks(line.len()).all(|chunk| chunk == line));
-                    let line = String::from_utf8_lossy(&line[..end]).into_owned();
-                    format!("yes '{line}' | head -n {}", bytes.len() / (end + 1))
-                }
-                _ => format!("printf '{}'", of(bytes)),
-            }
-        };
-        let spec = match scenario {
-            Scenario::Exits(code) => shell(format!("exit {code}")),
-            Scenario::DiesOf(signal) => shell(format!("kill -{signal} $$")),
-            Scenario::RunsUntilKilled => spec(["/bin/sleep", "1000"]),
-            Scenario::Prints { stdout, stderr } => shell(format!("{}; {} >&2", print(stdout), print(stderr))),
-            Scenario::NotFound => spec(["glasshouse-no-such-program"]),
-            Scenario::CannotExecute => spec(["/etc/no-program"]),
-            Scenario::Touches(_) => return Err("the guest has no file of this host; see machines.rs".into()),
-            Scenario::LeavesAProcess => shell("sleep 1000 & sleep 1000 & :".into()),
-            Scenario::PrintsLater(text) => {
-                shell(format!("p=$$; (while kill -0 $p 2>/dev/null; do :; done; {}) & :", print(text)))
-            }
-        };
+        let (backend, spec) = (backend()?, spec_of(scenario)?);
         let id = spec.id.to_string();
         Ok(Subject { backend: Arc::new(backend), spec, left: Box::new(move || left_of(&id)) })
     }
+}
+
+/// What plays a scenario, of the programs in [`image`].
+pub(crate) fn spec_of(scenario: &Scenario) -> Result<ExecutionSpec, String> {
+    let shell = |script: String| spec(["/bin/sh".to_owned(), "-c".to_owned(), script]);
+    // Octal escapes: any byte comes through printf, and a line is repeated by the shell.
+    let print = |bytes: &[u8]| -> String {
+        let of = |bytes: &[u8]| bytes.iter().map(|byte| format!("\\{byte:03o}")).collect::<String>();
+        match bytes.iter().position(|byte| *byte == b'\n') {
+            Some(end) if bytes.len() > 1000 => {
+                let line = &bytes[..=end];
+                assert!(bytes.chunks(line.len()).all(|chunk| chunk == line));
+                let line = String::from_utf8_lossy(&line[..end]).into_owned();
+                format!("yes '{line}' | head -n {}", bytes.len() / (end + 1))
+            }
+            _ => format!("printf '{}'", of(bytes)),
+        }
+    };
+    Ok(match scenario {
+        Scenario::Exits(code) => shell(format!("exit {code}")),
+        Scenario::DiesOf(signal) => shell(format!("kill -{signal} $$")),
+        Scenario::RunsUntilKilled => spec(["/bin/sleep", "1000"]),
+        Scenario::Prints { stdout, stderr } => shell(format!("{}; {} >&2", print(stdout), print(stderr))),
+        Scenario::NotFound => spec(["glasshouse-no-such-program"]),
+        Scenario::CannotExecute => spec(["/etc/no-program"]),
+        Scenario::Touches(_) => return Err("the guest has no file of this host; see machines.rs".into()),
+        Scenario::LeavesAProcess => shell("sleep 1000 & sleep 1000 & :".into()),
+        Scenario::PrintsLater(text) => {
+            shell(format!("p=$$; (while kill -0 $p 2>/dev/null; do :; done; {}) & :", print(text)))
+        }
+    })
 }
 
 /// The image of all tests of this build.

@@ -23,7 +23,10 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn at(link: &Path) -> Self {
-        let socket = UnixStream::connect(link).unwrap();
+        Self::over(UnixStream::connect(link).unwrap())
+    }
+
+    pub(crate) fn over(socket: UnixStream) -> Self {
         let (hears, says) = (socket.try_clone().unwrap(), socket.try_clone().unwrap());
         Self {
             socket,
