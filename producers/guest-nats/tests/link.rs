@@ -211,7 +211,7 @@ async fn a_server_that_is_gone_ends_the_link_at_both_ends() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_credential_that_expires_ends_the_link() {
     let broker = Broker::start().await;
-    let lifetime = Duration::from_secs(3);
+    let lifetime = Duration::from_secs(8);
     let (host, credential) = HostEnd::open(&broker.issuer(), execution(1), lifetime).await.unwrap();
     let url = broker.server.url().to_owned();
     let guest = tokio::task::spawn_blocking(move || GuestEnd::new(&url, credential).open()).await.unwrap();

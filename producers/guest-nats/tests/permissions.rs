@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(20);
 
 /// A client as a guest may write it, and what the server tells it.
 async fn client(
@@ -122,7 +122,7 @@ async fn a_message_has_its_most_bytes() {
 #[tokio::test]
 async fn a_credential_ends() {
     let broker = Broker::start().await;
-    let guest = broker.issuer().mint(execution(1), Role::Guest, Duration::from_secs(4)).unwrap();
+    let guest = broker.issuer().mint(execution(1), Role::Guest, Duration::from_secs(8)).unwrap();
     let (_client, mut tells) = client(&broker, &guest).await.unwrap();
     // Whoever is connected then is cut off.
     let said = told(&mut tells).await;
