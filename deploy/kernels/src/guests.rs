@@ -16,6 +16,8 @@ use crate::table::{Compared, InGuest};
 const WORKLOAD: &str = "/srv/workload";
 const DIRECTORY: &str = "/tmp/work";
 const BYPASS_DIRECTORY: &str = "/tmp/work-bypass";
+/// Where a package has modules.
+const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
 /// What the guest probe says on its console of the programs that it loaded.
 const READS: &str = "kernel fields are read ";
 
@@ -44,6 +46,11 @@ impl Guests {
     /// Runs the workload in a machine with this kernel, and compares what the guest says with what the host saw of the same.
     pub(crate) fn watch(&self, kernel: &Path, host: &Seen) -> InGuest {
         let mut found = InGuest::default();
+        if !MODULES.iter().any(|folder| kernel.join(folder).is_dir()) {
+            // A machine of Debian's kernel cannot find its disk without.
+            found.untried = Some("its modules are not in the repositories".to_owned());
+            return found;
+        }
         match self.seen(kernel, &mut found) {
             Ok(Some(guest)) => {
                 found.compared = Compared::of(&host.facts(Some("host")).0, guest.facts(Some("guest")))

@@ -83,6 +83,8 @@ impl Compared {
 /// What came of a kernel as that of a guest.
 #[derive(Default)]
 pub(crate) struct InGuest {
+    /// Why it was not tried.
+    pub(crate) untried: Option<String>,
     /// Of the command, which has to run whether it is watched or not.
     pub(crate) failed: Option<String>,
     /// Why it was not watched from inside.
@@ -103,6 +105,9 @@ impl InGuest {
 
     fn cells(&self, too_old: bool) -> [String; 3] {
         let none = || "–".to_owned();
+        if let Some(reason) = &self.untried {
+            return [none(), none(), format!("*not run*: {reason}")];
+        }
         let (facts, reads) = match (&self.failed, &self.refused) {
             (None, None) => (self.compared.cell(), self.reads.clone()),
             _ => (none(), none()),
@@ -359,6 +364,9 @@ mod tests {
     #[test]
     fn what_was_found_in_a_guest_counts_and_stands_in_the_document() {
         assert!(guest(|_| ()).passes());
+        let untried = guest(|guest| guest.untried = Some("no modules".to_owned()));
+        assert!(untried.passes());
+        assert!(document(&[untried], &[], "2026-01-01").contains("| – | – | *not run*: no modules |"));
         assert!(document(&[guest(|_| ())], &[], "2026-01-01").contains("| all 0 | directly | works |"));
         for (bad, said) in [
             (guest(|guest| guest.failed = Some("no machine".to_owned())), "**does not run**"),
