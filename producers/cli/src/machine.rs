@@ -12,7 +12,7 @@ use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController}
 use glasshouse_kata::{DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME, KataBackend};
 #[cfg(target_os = "linux")]
 use glasshouse_vm::{
-    GuestTransport, Parts, Templates, VmBackend,
+    GuestTransport, Link, Parts, Templates, VmBackend,
     firecracker::{self, Firecracker},
     nats::Issuer,
     qemu::{self, Qemu},
@@ -70,13 +70,14 @@ struct LinkArgs {
 
 #[cfg(target_os = "linux")]
 impl LinkArgs {
-    fn issuer(&self) -> anyhow::Result<Option<Issuer>> {
+    fn link(&self) -> anyhow::Result<Link> {
         match (self.guest_transport, &self.guest_nats, &self.guest_nats_key) {
-            (GuestTransport::Nats, Some(server), Some(key)) => Ok(Some(Issuer::read(server, key)?)),
+            (GuestTransport::VirtioSerial, ..) => Ok(Link::VirtioSerial),
+            (GuestTransport::SharedMemory, ..) => Ok(Link::SharedMemory),
+            (GuestTransport::Nats, Some(server), Some(key)) => Ok(Link::Nats(Issuer::read(server, key)?)),
             (GuestTransport::Nats, ..) => anyhow::bail!(
                 "--guest-transport nats needs --guest-nats URL and --guest-nats-key FILE (docs/guest-nats.md says how to make the key)"
             ),
-            (GuestTransport::VirtioSerial, ..) => Ok(None),
         }
     }
 }
@@ -139,7 +140,7 @@ impl MachineArgs {
                     image: self.image()?,
                     vcpus: self.vcpus,
                     nested: false,
-                    nats: self.link.issuer()?,
+                    link: self.link.link()?,
                 };
                 Ok(Chosen::machine(VmBackend::new(Qemu::new(config, spec.limits))))
             }

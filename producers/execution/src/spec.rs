@@ -33,7 +33,7 @@ pub enum StdStreams {
         /// Takes the output.
         output: OutputTap,
     },
-    /// Standard input is read from a descriptor; output is hashed and handed over as it comes.
+    /// Standard input is read from a descriptor; output is handed over as it comes, and not hashed.
     Connected {
         /// Standard input. Who else holds it keeps its writer from being told that nobody reads.
         stdin: Arc<OwnedFd>,

@@ -35,6 +35,8 @@ pub mod codec;
 pub mod credit;
 pub mod loopback;
 pub mod message;
+#[cfg(target_os = "linux")]
+pub mod shared;
 pub mod transport;
 
 pub use codec::{Decoder, LinkError, MAX_CHUNK_BYTES, encode};

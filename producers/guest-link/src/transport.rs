@@ -1,7 +1,8 @@
 //! What carries the messages.
 //!
-//! Everything but the loopback is a stream of bytes: a port of virtio-serial, a socket of vsock, a Unix socket. Both ends
-//! read and write with blocking calls in threads of their own, so a slow reader holds up its own direction only.
+//! Everything but the loopback is a stream of bytes: a port of virtio-serial, a socket of vsock, a Unix socket, a ring in
+//! shared memory. Both ends read and write with blocking calls in threads of their own, so a slow reader holds up its own
+//! direction only.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -52,11 +53,6 @@ impl<R: Read, M: Message> StreamReceiver<R, M> {
         let buffer = vec![0; 64 * 1024].into_boxed_slice();
         Self { stream, decoder: Decoder::default(), buffer, unread: 0..0 }
     }
-
-    /// Where they are read from.
-    pub fn get_ref(&self) -> &R {
-        &self.stream
-    }
 }
 
 impl<R: Read + std::marker::Send, M: Message> Receiver<M> for StreamReceiver<R, M> {
@@ -102,11 +98,13 @@ impl<W: Write + std::marker::Send, M: Message> Sender<M> for StreamSender<W> {
     }
 }
 
-/// Where a guest finds its host. Written `virtio-serial:NAME`, `vsock:PORT` or `unix:PATH`.
+/// Where a guest finds its host. Written `virtio-serial:NAME`, `shared-memory:NAME`, `vsock:PORT` or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A port of virtio-serial, by its name.
     VirtioSerial(String),
+    /// The memory of the machine's ivshmem device, with a port of virtio-serial for its bell, by its name.
+    SharedMemory(String),
     /// A port of the host (CID 2) over vsock.
     Vsock(u32),
     /// A Unix socket.
@@ -115,7 +113,7 @@ pub enum Address {
 
 /// A text that is no [`Address`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a transport: expected virtio-serial:NAME, vsock:PORT or unix:PATH")]
+#[error("`{0}` is not a transport: expected virtio-serial:NAME, shared-memory:NAME, vsock:PORT or unix:PATH")]
 pub struct BadAddress(String);
 
 impl FromStr for Address {
@@ -127,6 +125,7 @@ impl FromStr for Address {
         match (kind, rest) {
             (_, "") => Err(bad()),
             ("virtio-serial", name) if !name.contains('/') => Ok(Self::VirtioSerial(name.to_owned())),
+            ("shared-memory", name) if !name.contains('/') => Ok(Self::SharedMemory(name.to_owned())),
             ("vsock", port) => port.parse().map(Self::Vsock).map_err(|_| bad()),
             ("unix", path) => Ok(Self::Unix(path.into())),
             _ => Err(bad()),
@@ -138,14 +137,18 @@ impl std::fmt::Display for Address {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::VirtioSerial(name) => write!(out, "virtio-serial:{name}"),
+            Self::SharedMemory(name) => write!(out, "shared-memory:{name}"),
             Self::Vsock(port) => write!(out, "vsock:{port}"),
             Self::Unix(path) => write!(out, "unix:{}", path.display()),
         }
     }
 }
 
-/// Both directions over one stream.
-fn over<S: Read + Write + std::marker::Send + 'static>(reads: S, writes: S) -> Guest {
+/// Packets over two streams, which may be both halves of one.
+fn over(
+    reads: impl Read + std::marker::Send + 'static,
+    writes: impl Write + std::marker::Send + 'static,
+) -> Guest {
     Guest { receiver: Box::new(StreamReceiver::new(reads)), sender: Box::new(StreamSender::new(writes)) }
 }
 
@@ -153,9 +156,10 @@ impl Transport for Address {
     fn open(&self) -> io::Result<Guest> {
         match self {
             Self::VirtioSerial(name) => {
-                let port = File::options().read(true).write(true).open(virtio_port(name)?)?;
+                let port = open_port(name)?;
                 Ok(over(port.try_clone()?, port))
             }
+            Self::SharedMemory(name) => shared_memory(name),
             Self::Vsock(port) => {
                 let socket = vsock(*port)?;
                 Ok(over(socket.try_clone()?, socket))
@@ -166,6 +170,22 @@ impl Transport for Address {
             }
         }
     }
+}
+
+fn open_port(name: &str) -> io::Result<File> {
+    File::options().read(true).write(true).open(virtio_port(name)?)
+}
+
+#[cfg(target_os = "linux")]
+fn shared_memory(bell: &str) -> io::Result<Guest> {
+    let port = open_port(bell)?;
+    let (reader, writer) = crate::shared::SharedMemory::of_this_machine()?.guest(port.try_clone()?, port);
+    Ok(over(reader, writer))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn shared_memory(_: &str) -> io::Result<Guest> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "shared memory needs Linux"))
 }
 
 /// The device of a port, whose name only sysfs tells where there is no udev.

@@ -4,7 +4,7 @@
 //! end it powers the machine off. As a service it is told where the host is:
 //!
 //! ```text
-//! glasshouse-guest-probe --transport virtio-serial:NAME|vsock:PORT|unix:PATH
+//! glasshouse-guest-probe --transport virtio-serial:NAME|shared-memory:NAME|vsock:PORT|unix:PATH
 //! glasshouse-guest-probe --transport nats:HOST:PORT --credentials FILE    by a server; the file is removed
 //! glasshouse-guest-probe --transport jsonl[:FILE] [--watch] -- COMMAND…     no host: what it would be told, as JSON lines
 //! ```

@@ -225,7 +225,15 @@ fn of_qemu(image: PathBuf) -> Result<qemu::Config, String> {
     let image = Some(readable(image)?);
     let parts = Parts::find().map_err(|error| error.to_string())?;
     let templates = Some(Templates::in_cache(&parts.cache));
-    Ok(qemu::Config { parts, qemu: qemu::program()?, image, vcpus: 1, nested: false, templates, nats: None })
+    Ok(qemu::Config {
+        parts,
+        qemu: qemu::program()?,
+        image,
+        vcpus: 1,
+        nested: false,
+        templates,
+        link: Default::default(),
+    })
 }
 
 async fn of_firecracker(image: PathBuf) -> Result<firecracker::Config, String> {

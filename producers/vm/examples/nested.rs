@@ -74,7 +74,7 @@ async fn inside(
         vcpus: VCPUS,
         nested: true,
         templates: None,
-        nats: None,
+        link: Default::default(),
     };
     let limits = Limits { memory_bytes: Some(MEMORY_BYTES), ..Limits::default() };
     let backend = VmBackend::new(Qemu::new(config, limits));

@@ -33,6 +33,7 @@ use glasshouse_execution::backend::{
 };
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_guest_link::message::Bytes;
+use glasshouse_guest_link::shared::SharedMemory;
 use glasshouse_guest_link::{ENTROPY_BYTES, Failure, Spec, Status, ToGuest};
 use glasshouse_schema::ids::Vantage;
 use glasshouse_schema::lifecycle::{Environment, Isolation};
@@ -84,6 +85,8 @@ struct State {
     socket: Option<UnixStream>,
     /// Why what carries the link broke, where the socket does not tell.
     broken: Option<oneshot::Receiver<String>>,
+    /// What the guest's messages come through, if not through the socket.
+    shared: Option<SharedMemory>,
     limits: Limits,
     /// It has one with an allow-list.
     has_network: bool,
@@ -187,7 +190,9 @@ impl Machine {
         };
         let [stdin, stdout, stderr] = prepared.take_child();
         let running = prepared.run().map_err(failed("connecting the standard streams"))?;
-        let (session, delivered) = Session::begin(socket, Outputs { stdout, stderr }, self.vmm.greets())
+        let shared = self.state().shared.take();
+        let outputs = Outputs { stdout, stderr };
+        let (session, delivered) = Session::begin(socket, shared, outputs, self.vmm.greets())
             .map_err(failed("speaking to the guest"))?;
         {
             let mut state = self.state();

@@ -34,5 +34,5 @@ pub use backend::VmBackend;
 pub use guest::GuestController;
 pub use parts::{KERNEL_VARIABLE, PROBE_VARIABLE, Parts, PartsError};
 pub use templates::Templates;
-pub use transport::GuestTransport;
+pub use transport::{GuestTransport, Link};
 pub use vmm::{Launch, Vmm};

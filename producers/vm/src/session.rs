@@ -6,7 +6,7 @@
 //! - A guest that is silent for [`SILENT_FOR`] has ended too: it sends heartbeats.
 //! - Threads that a guest or a caller can hold up are never those of the runtime.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use glasshouse_guest_link::credit::{Gate, Meter};
 use glasshouse_guest_link::message::Bytes;
+use glasshouse_guest_link::shared::SharedMemory;
 use glasshouse_guest_link::{
     Attach, Drained, Exit, Failure, Hello, LinkError, Receiver, Sealed, Sender, Spec, Stream, StreamReceiver,
     StreamSender, ToGuest, ToHost,
@@ -130,16 +131,18 @@ pub(crate) struct Outputs {
 pub(crate) type Delivered = [oneshot::Receiver<()>; 2];
 
 impl Session {
-    /// Speaks with the guest at the other end of a socket, which `greets` first or did so before it was kept.
+    /// Speaks with the guest at the other end of a socket, or through memory that it shares, with the socket as the bell. The guest `greets`
+    /// first, or did so before it was kept.
     pub(crate) fn begin(
         socket: UnixStream,
+        shared: Option<SharedMemory>,
         outputs: Outputs,
         greets: bool,
     ) -> std::io::Result<(Self, Delivered)> {
         socket.set_nonblocking(false)?;
         socket.set_write_timeout(Some(READ_WITHIN))?;
         socket.set_read_timeout(Some(if greets { BOOTED_WITHIN } else { SILENT_FOR }))?;
-        let (reads, writes) = (socket.try_clone()?, socket.try_clone()?);
+        let (reads, writes) = halves(socket.try_clone()?, socket.try_clone()?, shared);
         let (to_guest, messages) = mpsc::sync_channel(MAX_WAITING);
         let session = Self(Arc::new(Shared {
             socket,
@@ -236,7 +239,7 @@ impl Session {
         self.0.bridge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, mut sender: StreamSender<UnixStream>, messages: &mpsc::Receiver<ToGuest>) {
+    fn write(&self, mut sender: StreamSender<Writes>, messages: &mpsc::Receiver<ToGuest>) {
         for message in messages {
             if let Err(error) = sender.send(&message) {
                 self.end(&match timed_out(&error) {
@@ -248,13 +251,13 @@ impl Session {
         }
     }
 
-    fn read(&self, mut receiver: StreamReceiver<UnixStream, ToHost>, mut outputs: [Option<Output>; 2]) {
+    fn read(&self, mut receiver: StreamReceiver<Reads, ToHost>, mut outputs: [Option<Output>; 2]) {
         let reason = loop {
             match receiver.receive() {
                 Ok(Some(message)) => {
                     if matches!(message, ToHost::Hello(_)) {
                         // Fails for a socket that is gone, which the next read tells.
-                        let _ = receiver.get_ref().set_read_timeout(Some(SILENT_FOR));
+                        let _ = self.0.socket.set_read_timeout(Some(SILENT_FOR));
                     }
                     if let Err(reason) = self.take(message, &mut outputs) {
                         tracing::warn!(reason, "the guest does not keep to the protocol");
@@ -346,7 +349,7 @@ impl Session {
                 let mut to = to.map(std::fs::File::from);
                 for chunk in coming {
                     if let Some(file) = &mut to
-                        && std::io::Write::write_all(file, &chunk).is_err()
+                        && file.write_all(&chunk).is_err()
                     {
                         to = None;
                         // As a pipe would have told it. What comes all the same is thrown away.
@@ -374,7 +377,7 @@ impl Session {
             let mut from = std::fs::File::from(from);
             let mut buffer = vec![0; glasshouse_guest_link::MAX_CHUNK_BYTES];
             loop {
-                let read = match std::io::Read::read(&mut from, &mut buffer) {
+                let read = match from.read(&mut buffer) {
                     Ok(0) => break,
                     Ok(read) => read,
                     Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -400,6 +403,19 @@ impl Session {
 struct Output {
     chunks: mpsc::Sender<Vec<u8>>,
     meter: Arc<Meter>,
+}
+
+type Reads = Box<dyn Read + Send>;
+type Writes = Box<dyn Write + Send>;
+
+fn halves(reads: UnixStream, writes: UnixStream, shared: Option<SharedMemory>) -> (Reads, Writes) {
+    match shared {
+        None => (Box::new(reads), Box::new(writes)),
+        Some(shared) => {
+            let (reader, writer) = shared.host(reads, writes);
+            (Box::new(reader), Box::new(writer))
+        }
+    }
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_guest_link::shared::SharedMemory;
 use glasshouse_guest_nats::Issuer;
 use glasshouse_schema::lifecycle::{Environment, VmmBounds};
 use glasshouse_schema::limits::Limits;
@@ -41,6 +42,9 @@ pub struct Launch {
     pub argv: Vec<OsString>,
     /// How far it is kept from the node, beside what it does itself.
     pub sandbox: SandboxRequest,
+    /// Memory that its guest shares with us, as the link; then the guest's connection is its bell. The VMM has the memory's file as its
+    /// standard input: it has no other name.
+    pub shared: Option<SharedMemory>,
 }
 
 /// One kind of VMM, with what one machine of it needs. A value serves one execution.

@@ -14,7 +14,9 @@ use glasshouse_backends::conformance::spec;
 use glasshouse_backends::fake::RecordingSink;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::{Engine, EngineReport, ExecutionSpec};
-use glasshouse_guest_link::{Sealed, ToHost};
+use glasshouse_guest_link::message::Bytes;
+use glasshouse_guest_link::shared::{RING_BYTES, SharedMemory};
+use glasshouse_guest_link::{MAX_CHUNK_BYTES, Sealed, ToHost};
 use glasshouse_schema::frame::{Seal, SealTotals};
 use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
 use glasshouse_schema::lifecycle::{Environment, ProfilingMode};
@@ -32,7 +34,20 @@ type Guest = Box<dyn FnOnce(Host) + Send>;
 /// A VMM that is no machine: its process only waits, and a thread of the test plays the guest.
 struct Played {
     guest: Mutex<Option<Guest>>,
+    link: Link,
+    shared: Mutex<Option<SharedMemory>>,
 }
+
+/// What carries the messages of a played guest.
+#[derive(Clone, Copy, PartialEq)]
+enum Link {
+    Socket,
+    Memory,
+}
+
+/// Where the memory has what the guest has written and what it has taken (`glasshouse_guest_link::shared`).
+const HEAD: u64 = 512;
+const TAIL: u64 = 256;
 
 #[async_trait]
 impl Vmm for Played {
@@ -49,22 +64,35 @@ impl Vmm for Played {
     }
 
     async fn command(&self, _: &ExecutionSpec, _: &Path) -> Result<Launch, BackendError> {
-        Ok(Launch { argv: vec!["sleep".into(), "1000".into()], sandbox: Default::default() })
+        let shared = (self.link == Link::Memory).then(|| SharedMemory::make().unwrap());
+        self.shared.lock().unwrap().clone_from(&shared);
+        Ok(Launch { argv: vec!["sleep".into(), "1000".into()], sandbox: Default::default(), shared })
     }
 
     async fn boot(&self, dir: &Path) -> Result<(), BackendError> {
         let link: PathBuf = self.link(dir);
         let guest = self.guest.lock().unwrap().take().unwrap();
-        std::thread::spawn(move || guest(Host::at(&link)));
+        let shared = self.shared.lock().unwrap().take();
+        std::thread::spawn(move || {
+            guest(match shared {
+                None => Host::at(&link),
+                Some(shared) => Host::over(UnixStream::connect(&link).unwrap(), Some(shared)),
+            });
+        });
         Ok(())
     }
 }
 
 /// Runs a command in a played guest; gives the report, the receipt, and how many frames were handed on.
 async fn run(guest: impl FnOnce(Host) + Send + 'static) -> (EngineReport, Receipt, usize) {
+    run_over(Link::Socket, guest).await
+}
+
+async fn run_over(link: Link, guest: impl FnOnce(Host) + Send + 'static) -> (EngineReport, Receipt, usize) {
     let mut spec = spec(["true"]);
     spec.profile = ProfilingMode::Guest;
-    let backend = VmBackend::new(Played { guest: Mutex::new(Some(Box::new(guest))) });
+    let backend =
+        VmBackend::new(Played { guest: Mutex::new(Some(Box::new(guest))), link, shared: Mutex::default() });
     let sink = Arc::new(RecordingSink::new());
     let controllers: Vec<Arc<dyn glasshouse_execution::ProfilingController>> =
         vec![Arc::new(backend.controller())];
@@ -80,8 +108,12 @@ async fn run(guest: impl FnOnce(Host) + Send + 'static) -> (EngineReport, Receip
 
 /// The lie ends the execution in good time, with words, and in a partial receipt.
 async fn is_found_out(lie: impl FnOnce(&mut Host) + Send + 'static, expected: &str) {
+    is_found_out_over(Link::Socket, lie, expected).await;
+}
+
+async fn is_found_out_over(link: Link, lie: impl FnOnce(&mut Host) + Send + 'static, expected: &str) {
     let began = Instant::now();
-    let (report, receipt, frames) = run(|mut host| {
+    let (report, receipt, frames) = run_over(link, |mut host| {
         host.up_to_running();
         lie(&mut host);
         // What a guest does after it was found out must not matter.
@@ -98,7 +130,11 @@ async fn is_found_out(lie: impl FnOnce(&mut Host) + Send + 'static, expected: &s
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_honest_guest_is_believed() {
-    let (report, receipt, frames) = run(|mut host| {
+    futures::future::join(is_believed(Link::Socket), is_believed(Link::Memory)).await;
+}
+
+async fn is_believed(link: Link) {
+    let (report, receipt, frames) = run_over(link, |mut host| {
         host.up_to_running();
         host.end(|host| {
             let seal = host.seal();
@@ -253,4 +289,33 @@ async fn an_end_without_an_exit_is_an_error() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_not_asked_for_is_not_due() {
     is_found_out(|host| host.say(ToHost::Sealed(Err("x".into()))), "was not due: sealed").await;
+}
+
+/// Of its memory a guest may make what it likes: that ends its own execution, and no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_counter_ends_the_session_of_its_guest_and_no_other() {
+    const NONSENSE: &str = "a counter of the shared memory went from";
+    let too_far = |host: &mut Host| host.forge(HEAD, |head| head + RING_BYTES as u64 + 1);
+    let back = |host: &mut Host| host.forge(HEAD, |_| 0);
+    let taken = |host: &mut Host| {
+        host.forge(TAIL, |_| u64::MAX);
+        // So much that the host gives credit, which needs room.
+        for _ in 0..8 {
+            host.say(ToHost::Stdout(Bytes(vec![0; MAX_CHUNK_BYTES])));
+        }
+        host.is_deaf();
+    };
+    futures::future::join4(
+        is_found_out_over(Link::Memory, too_far, NONSENSE),
+        is_found_out_over(Link::Memory, back, NONSENSE),
+        is_found_out_over(Link::Memory, taken, NONSENSE),
+        is_believed(Link::Memory),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_nobody_wrote_are_not_understood() {
+    let lie = |host: &mut Host| host.forge(HEAD, |head| head + 100);
+    is_found_out_over(Link::Memory, lie, "not a packet").await;
 }

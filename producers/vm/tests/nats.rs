@@ -31,7 +31,7 @@ use glasshouse_schema::lifecycle::{Environment, ProfilingMode};
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_vm::nats::{CREDENTIALS, Issuer};
 use glasshouse_vm::qemu::{self, Qemu};
-use glasshouse_vm::{Launch, PROBE_VARIABLE, VmBackend, Vmm};
+use glasshouse_vm::{Launch, Link, PROBE_VARIABLE, VmBackend, Vmm};
 use played::{Host, frame};
 
 type Guest = Box<dyn FnOnce(Host) + Send>;
@@ -83,7 +83,7 @@ impl Vmm for Service {
             ],
             Who::Played(_) => vec!["sleep".into(), "1000".into()],
         };
-        Ok(Launch { argv, sandbox: Default::default() })
+        Ok(Launch { argv, sandbox: Default::default(), shared: None })
     }
 
     async fn boot(&self, dir: &Path) -> Result<(), BackendError> {
@@ -91,7 +91,7 @@ impl Vmm for Service {
             let credential = Credential::take(&dir.join(CREDENTIALS)).unwrap();
             let (guest, end) =
                 (guest.lock().unwrap().take().unwrap(), GuestEnd::new(&self.by.to_string(), credential));
-            std::thread::spawn(move || guest(Host::over(end.socket().unwrap())));
+            std::thread::spawn(move || guest(Host::over(end.socket().unwrap(), None)));
         }
         Ok(())
     }
@@ -285,7 +285,7 @@ async fn a_machine_speaks_over_the_server_and_has_a_closed_receipt() {
     let broker = started();
     let config = match support::config() {
         _ if !nix::unistd::geteuid().is_root() => return report_skipped(name, "a list takes root"),
-        Ok(config) => qemu::Config { nats: Some(broker.issuer()), ..config },
+        Ok(config) => qemu::Config { link: Link::Nats(broker.issuer()), ..config },
         Err(reason) => return report_skipped(name, &reason),
     };
     let mut spec = shell("cat /proc/cmdline; ls / /dev/vport0p1; exit 7");

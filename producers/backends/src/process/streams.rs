@@ -8,7 +8,7 @@
 //! | capture | /dev/null | a pipe each, hashed and kept up to [`CAPTURE_BYTES`] |
 //! | given | somebody else's | likewise: nothing is copied, nothing has a hash |
 //! | handed | a file in memory with the given bytes | a pipe each, hashed and handed to the caller's tap |
-//! | connected | the given descriptor | a pipe each, hashed and handed to the caller's tap |
+//! | connected | the given descriptor | a pipe each, handed to the caller's tap, who hashes it if anybody does |
 //!
 //! On one pty both outputs are one stream: it is hashed as standard output and standard error has no hash.
 //!
@@ -60,6 +60,8 @@ enum Target {
     Keep(usize),
     /// Whoever wants to see it now.
     Tap(OutputTap, OutputStream),
+    /// Likewise, but for the hash: that takes an emulated guest longer than all else it does with a byte.
+    Relay(OutputTap, OutputStream),
 }
 
 /// A stream of the command that we read.
@@ -158,11 +160,11 @@ impl Prepared {
             }
             StdStreams::Handed { stdin, output } => {
                 prepared.child[0] = Some(file_with(stdin)?);
-                prepared.tapped(output)?;
+                prepared.tapped(output, Target::Tap)?;
             }
             StdStreams::Connected { stdin, output } => {
                 prepared.child[0] = Some(stdin.try_clone()?);
-                prepared.tapped(output)?;
+                prepared.tapped(output, Target::Relay)?;
             }
             StdStreams::Given { streams, is_terminal } => {
                 let streams =
@@ -244,9 +246,13 @@ impl Prepared {
         self.source(stream, pty.master, true, Target::Caller(stream as RawFd))
     }
 
-    fn tapped(&mut self, output: &OutputTap) -> io::Result<()> {
-        self.pipe(1, Target::Tap(output.clone(), OutputStream::Stdout))?;
-        self.pipe(2, Target::Tap(output.clone(), OutputStream::Stderr))
+    fn tapped(
+        &mut self,
+        output: &OutputTap,
+        target: fn(OutputTap, OutputStream) -> Target,
+    ) -> io::Result<()> {
+        self.pipe(1, target(output.clone(), OutputStream::Stdout))?;
+        self.pipe(2, target(output.clone(), OutputStream::Stderr))
     }
 
     fn pipe(&mut self, stream: usize, target: Target) -> io::Result<()> {
@@ -359,7 +365,7 @@ impl Source {
     }
 
     fn run(self, finish: &EventFd) -> Copied {
-        let mut hasher = Sha256::new();
+        let mut hasher = (!matches!(self.target, Target::Relay(..))).then(Sha256::new);
         let mut copied = Copied { hash: None, kept: Vec::new() };
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut deadline = None;
@@ -375,7 +381,9 @@ impl Source {
                         is_cut = true;
                     }
                     let read = room;
-                    hasher.update(&buffer[..read]);
+                    if let Some(hasher) = &mut hasher {
+                        hasher.update(&buffer[..read]);
+                    }
                     if let Err(error) = self.deliver(&buffer[..read], &mut copied.kept) {
                         tracing::debug!(error = %error, "the caller takes no more output");
                         return copied;
@@ -395,7 +403,7 @@ impl Source {
             }
         }
         if !is_cut {
-            copied.hash = Some(Digest::from_bytes(hasher.finalize().into()));
+            copied.hash = hasher.map(|hasher| Digest::from_bytes(hasher.finalize().into()));
         }
         copied
     }
@@ -403,7 +411,7 @@ impl Source {
     fn deliver(&self, bytes: &[u8], kept: &mut Vec<u8>) -> nix::Result<()> {
         match &self.target {
             Target::Caller(fd) => write_all(*fd, bytes),
-            Target::Tap(tap, stream) => {
+            Target::Tap(tap, stream) | Target::Relay(tap, stream) => {
                 tap.take(*stream, bytes);
                 Ok(())
             }

@@ -38,13 +38,17 @@ impl Machine {
             let over = console.len().saturating_sub(CONSOLE_BYTES);
             console.drain(..over);
         });
+        let streams = match &launch.shared {
+            Some(shared) => StdStreams::Connected { stdin: Arc::clone(shared.file()), output: keep },
+            None => StdStreams::Handed { stdin: Arc::from([]), output: keep },
+        };
         let vmm = ExecutionSpec {
             argv: launch.argv,
             sandbox: launch.sandbox,
             // A VMM needs nothing of ours, and its guest may come to know what it has.
             env: Some(vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
             workdir: Some(dir.path().to_owned()),
-            streams: StdStreams::Handed { stdin: Arc::from([]), output: keep },
+            streams,
             profile: ProfilingMode::Disabled,
             profile_required: false,
             lossless: false,
@@ -53,7 +57,7 @@ impl Machine {
         };
         self.process.prepare(&vmm).await?;
         let mut state = self.state();
-        (state.listener, state.vmm) = (Some(listener), Some(vmm));
+        (state.listener, state.vmm, state.shared) = (Some(listener), Some(vmm), launch.shared);
         Ok(())
     }
 

@@ -277,7 +277,7 @@ impl Vmm for Firecracker {
         brought.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
         // It cannot be there yet.
         let _ = self.plan.set(Plan { place, machine });
-        Ok(Launch { argv, sandbox: Default::default() })
+        Ok(Launch { argv, sandbox: Default::default(), shared: None })
     }
 
     fn link(&self, dir: &Path) -> PathBuf {

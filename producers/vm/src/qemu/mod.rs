@@ -1,7 +1,8 @@
 //! The VMM `qemu`: a microVM without firmware, disks or network but what is named here.
 //!
 //! The machine is QEMU's `microvm`: a serial port for the console, one port of virtio-serial to the host, and the root
-//! filesystem as a read-only block device; with an allow-list also a network. It runs under KVM where that was seen to boot
+//! filesystem as a read-only block device; with an allow-list also a network, with [`Link::SharedMemory`] memory of ours as a
+//! device of PCI. It runs under KVM where that was seen to boot
 //! ([`accel`]), else emulated.
 //!
 //! QEMU itself is a user of its own on the node: it is given a seccomp filter by which it starts nothing, and if we are root
@@ -22,6 +23,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use async_trait::async_trait;
 use glasshouse_execution::backend::BackendError;
 use glasshouse_execution::spec::ExecutionSpec;
+use glasshouse_guest_link::Address;
+use glasshouse_guest_link::shared::{SHARED_BYTES, SharedMemory};
 use glasshouse_guest_nats::Issuer;
 use glasshouse_schema::connect::{ConnectHost, ConnectTarget};
 use glasshouse_schema::ids::Vantage;
@@ -36,6 +39,7 @@ use crate::nats;
 use crate::origin::{Origin, WATCHES};
 use crate::parts::Parts;
 use crate::templates::{Key, Template, Templates, identity};
+use crate::transport::Link;
 use crate::vmm::{Launch, Vmm, bounds, memory_mib, own_uid};
 
 /// Names the QEMU program; without it, `qemu-system-x86_64` of the PATH.
@@ -62,10 +66,11 @@ pub struct Config {
     pub vcpus: u32,
     /// The machine is QEMU's `q35` with a KVM of its own: emulated, that of AMD's processors.
     pub nested: bool,
-    /// Where machines are kept, and restored from; without it, and where it is nested or has a link over NATS, every machine boots.
+    /// Where machines are kept, and restored from; without it, and where it is nested or has another link than virtio-serial, every
+    /// machine boots.
     pub templates: Option<Templates>,
-    /// Mints for the server by which the guest speaks; without it, it speaks over virtio-serial.
-    pub nats: Option<Issuer>,
+    /// By what its guest speaks.
+    pub link: Link,
 }
 
 /// The QEMU program of this node, if it is one that we may run. It is not asked for its version: that takes it 50 ms.
@@ -131,7 +136,7 @@ impl Qemu {
             true => vec!["virtio_pci", "kvm", "kvm_amd", "kvm_intel"],
             false => vec!["virtio_mmio"],
         };
-        devices.extend(self.config.nats.is_none().then_some("virtio_console"));
+        devices.extend(self.config.link.issuer().is_none().then_some("virtio_console"));
         devices.extend(has_network.then_some("virtio_net"));
         devices
     }
@@ -139,18 +144,31 @@ impl Qemu {
     /// What the machine is, wherever its own files are.
     fn machine(&self, vmlinux: &Path, how: How) -> Vec<OsString> {
         let How { accel, has_network, nats } = how;
+        let shares = matches!(self.config.link, Link::SharedMemory);
+        let machine = match self.config.nested {
+            true => "q35",
+            false if shares => "microvm,pcie=on",
+            false => "microvm",
+        };
         let mut text = format!(
-            "-M {} -nodefaults -no-user-config -display none -no-reboot -smp {} -m {}M \
+            "-M {machine} -nodefaults -no-user-config -display none -no-reboot -smp {} -m {}M \
              -sandbox on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny \
-             -chardev stdio,id=console,signal=off -serial chardev:console ",
-            if self.config.nested { "q35" } else { "microvm" },
+             -chardev {},id=console -serial chardev:console ",
             self.config.vcpus,
             memory_mib(&self.limits),
+            // Of the standard streams only the output, where the input is something else.
+            if shares { "file,path=/proc/self/fd/1" } else { "stdio,signal=off" },
         );
         if nats.is_none() {
             let bus = self.bus();
             text.push_str(&format!(
                 "-device virtio-serial-{bus} -device virtserialport,chardev=link,name={PORT} "
+            ));
+        }
+        if shares {
+            text.push_str(&format!(
+                "-object memory-backend-file,id=shared,mem-path=/proc/self/fd/0,size={SHARED_BYTES},share=on \
+                 -device ivshmem-plain,memdev=shared "
             ));
         }
         text.push_str(match accel {
@@ -214,9 +232,10 @@ impl Qemu {
 
     /// What the guest is told, but for what is measured.
     fn kernel_line(&self, how: How, watches: bool) -> String {
-        let transport = match how.nats {
-            Some(server) => format!("nats:{}", network::within(server)),
-            None => format!("virtio-serial:{PORT}"),
+        let transport = match (&self.config.link, how.nats) {
+            (_, Some(server)) => format!("nats:{}", network::within(server)),
+            (Link::SharedMemory, None) => Address::SharedMemory(PORT.to_owned()).to_string(),
+            _ => Address::VirtioSerial(PORT.to_owned()).to_string(),
         };
         let mut line = format!(
             "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=1 cryptomgr.notests 8250.nr_uarts=1 \
@@ -255,8 +274,8 @@ impl Config {
 
     /// Whether there is a template of this machine, or it becomes one. Blocks.
     fn origin(&self, machine: &[OsString], line: &str) -> (Origin<Template>, Option<Key>) {
-        // A credential is of one execution.
-        let may_be_kept = !self.nested && self.nats.is_none();
+        // A credential is of one execution, and what is in the rings belongs to those who were at their ends.
+        let may_be_kept = !self.nested && matches!(self.link, Link::VirtioSerial);
         let Some(templates) = self.templates.as_ref().filter(|_| may_be_kept) else {
             return (Origin::Boot, None);
         };
@@ -323,7 +342,7 @@ impl Vmm for Qemu {
     }
 
     fn nats(&self) -> Option<&Issuer> {
-        self.config.nats.as_ref()
+        self.config.link.issuer()
     }
 
     fn has_certificates(&self) -> bool {
@@ -344,7 +363,7 @@ impl Vmm for Qemu {
         let vmlinux = blocking(move || parts.vmlinux().map_err(|error| error.to_string())).await?;
         let accel = accel::choose(&on_path(&self.config.qemu), &vmlinux, &self.config.parts).await;
         let mut connect = spec.sandbox.connect.clone();
-        let nats = match &self.config.nats {
+        let nats = match self.config.link.issuer() {
             Some(issuer) => Some(nats::address(issuer).await?),
             None => None,
         };
@@ -405,7 +424,13 @@ impl Vmm for Qemu {
         }
         // It cannot be there yet.
         let _ = self.plan.set(plan);
-        Ok(Launch { argv, sandbox })
+        let shared = match self.config.link {
+            Link::SharedMemory => {
+                Some(SharedMemory::make().map_err(|error| preparing(format!("memory to share: {error}")))?)
+            }
+            Link::VirtioSerial | Link::Nats(_) => None,
+        };
+        Ok(Launch { argv, sandbox, shared })
     }
 
     /// Opens the monitor, and makes of a clone what its template was.

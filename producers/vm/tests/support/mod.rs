@@ -1,5 +1,6 @@
 //! What the tests of machines share: a small root filesystem, backends of it, and how they play the scenarios of the conformance
-//! suite. Machines are Firecracker's in the tests called `firecracker`, else QEMU's; in those called `restored` of a template.
+//! suite. Machines are Firecracker's in the tests called `firecracker`, else QEMU's; in those called `restored` of a template, in those
+//! called `shared_memory` with that for the link.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "not every test uses all of it")]
@@ -16,7 +17,7 @@ use glasshouse_execution::ExecutionSpec;
 use glasshouse_execution::backend::ExecutionBackend as _;
 use glasshouse_vm::firecracker::{self, Firecracker, kvm};
 use glasshouse_vm::qemu::{self, Config, Qemu};
-use glasshouse_vm::{Parts, Templates, VmBackend};
+use glasshouse_vm::{Link, Parts, Templates, VmBackend};
 
 /// Names an image as [`image_in`] makes it, for where none can be made.
 pub(crate) const IMAGE_VARIABLE: &str = "GLASSHOUSE_TEST_IMAGE";
@@ -36,7 +37,7 @@ pub(crate) fn config() -> Result<Config, String> {
             vcpus: 1,
             nested: false,
             templates: None,
-            nats: None,
+            link: link(),
         })
     };
     let config = CONFIG.get_or_init(find).clone();
@@ -44,6 +45,14 @@ pub(crate) fn config() -> Result<Config, String> {
         .is_ok_and(|names| names.split(',').any(|name| name == "qemu"));
     assert!(config.is_ok() || !is_required, "GLASSHOUSE_CONFORMANCE=qemu, and {config:?}");
     config
+}
+
+/// What carries the link to machines of QEMU: shared memory in the tests that are called so.
+fn link() -> Link {
+    match env!("CARGO_CRATE_NAME") {
+        "shared_memory" => Link::SharedMemory,
+        _ => Link::default(),
+    }
 }
 
 /// What machines of Firecracker are made of here, or why there can be none; `GLASSHOUSE_CONFORMANCE=firecracker` makes that a

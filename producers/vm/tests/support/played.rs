@@ -1,9 +1,13 @@
 //! A guest that is played over a real link, without a machine.
 
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use glasshouse_guest_link::message::Bytes;
+use glasshouse_guest_link::shared::SharedMemory;
 use glasshouse_guest_link::{
     Drained, Exit, Hello, Receiver as _, Sender as _, Status, StreamReceiver, StreamSender, ToGuest, ToHost,
 };
@@ -15,26 +19,48 @@ use glasshouse_schema::{EncodedFrame, FrameWriter};
 /// The host, as a played guest sees it.
 pub(crate) struct Host {
     pub(crate) socket: UnixStream,
-    hears: StreamReceiver<UnixStream, ToGuest>,
-    says: StreamSender<UnixStream>,
+    /// The memory that it shares, if it does.
+    memory: Option<File>,
+    hears: StreamReceiver<Box<dyn Read + Send>, ToGuest>,
+    says: StreamSender<Box<dyn Write + Send>>,
     pub(crate) spec: Option<glasshouse_guest_link::Spec>,
     pub(crate) chain: Option<FrameWriter>,
 }
 
 impl Host {
     pub(crate) fn at(link: &Path) -> Self {
-        Self::over(UnixStream::connect(link).unwrap())
+        Self::over(UnixStream::connect(link).unwrap(), None)
     }
 
-    pub(crate) fn over(socket: UnixStream) -> Self {
+    /// By memory that it shares, with the socket as the bell, or by the socket alone.
+    pub(crate) fn over(socket: UnixStream, shared: Option<SharedMemory>) -> Self {
         let (hears, says) = (socket.try_clone().unwrap(), socket.try_clone().unwrap());
-        Self {
-            socket,
-            hears: StreamReceiver::new(hears),
-            says: StreamSender::new(says),
-            spec: None,
-            chain: None,
-        }
+        let memory = shared.as_ref().map(|shared| File::from(shared.file().try_clone().unwrap()));
+        let (hears, says): (Box<dyn Read + Send>, Box<dyn Write + Send>) = match shared {
+            None => (Box::new(hears), Box::new(says)),
+            Some(shared) => {
+                let (reader, writer) = shared.guest(hears, says);
+                (Box::new(reader), Box::new(writer))
+            }
+        };
+        let (hears, says) = (StreamReceiver::new(hears), StreamSender::new(says));
+        Self { socket, memory, hears, says, spec: None, chain: None }
+    }
+
+    /// Changes a counter in the memory, and rings, so that it is looked at.
+    pub(crate) fn forge(&mut self, at: u64, forged: impl FnOnce(u64) -> u64) {
+        let memory = self.memory.as_ref().unwrap();
+        let mut counter = [0; 8];
+        memory.read_exact_at(&mut counter, at).unwrap();
+        let counter = forged(u64::from_le_bytes(counter));
+        memory.write_all_at(&counter.to_le_bytes(), at).unwrap();
+        // The host may have had enough.
+        let _ = self.socket.write_all(&[0]);
+    }
+
+    /// Hears nothing until the host has had enough.
+    pub(crate) fn is_deaf(&mut self) {
+        while self.socket.read(&mut [0; 64]).is_ok_and(|read| read > 0) {}
     }
 
     pub(crate) fn say(&mut self, message: ToHost) {
