@@ -1,4 +1,4 @@
-//! What an input of the fuzz target is: how it is cut, and bytes of a link, or messages that are put into packets.
+//! What an input of the fuzz target `guest_link` is: how it is cut, and bytes of a link, or messages that are put into packets.
 //!
 //! ```text
 //!   mode: bit 0 to the guest, bit 1 packets | length of a piece | bytes
