@@ -58,6 +58,7 @@ pub(crate) struct Shared {
     running: Mutex<HashMap<ExecutionId, usize>>,
     gone: Mutex<Gone>,
     probe_error: Mutex<Option<String>>,
+    speaking: Mutex<()>,
     machine: Machine,
 }
 
@@ -113,7 +114,9 @@ impl Shared {
         locked(&self.running).contains_key(&execution)
     }
 
+    /// Says what the agent is now. One at a time: of two at once, the one that looked first could speak last.
     fn tell(&self) {
+        let _speaking = locked(&self.speaking);
         let in_hand = locked(&self.running).values().sum::<usize>();
         let error = locked(&self.probe_error).clone();
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
@@ -442,6 +445,7 @@ impl Shared {
             running: Mutex::default(),
             gone: Mutex::default(),
             probe_error: Mutex::default(),
+            speaking: Mutex::default(),
             machine,
             settings: shared.clone(),
         }))
