@@ -38,11 +38,11 @@ impl Bus {
         if own <= 0 || lent_from(&config).is_some() {
             return Ok(None);
         }
-        config.max_bytes = own.saturating_add((own / SHARE).max(LEAST));
+        let limit = own.saturating_add((own / SHARE).max(LEAST));
+        config.max_bytes = limit;
         config.metadata.insert(OWN_LIMIT.to_owned(), own.to_string());
-        let lent = u64::try_from(config.max_bytes).ok();
         self.change(config).await?;
-        Ok(lent)
+        Ok(Some(limit.unsigned_abs()))
     }
 
     /// Gives a stream the limit back that it had; whether it had another one.

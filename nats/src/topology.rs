@@ -354,6 +354,7 @@ fn compare(wanted: &Config, found: &Config) -> Result<Vec<Difference>, Error> {
         Ok(_) => Err(Error::Topology { file: config.name.clone(), problem: "not an object".into() }),
         Err(error) => Err(Error::Topology { file: config.name.clone(), problem: error.to_string() }),
     };
+    // Room that is lent for a while is nobody's setting.
     let found = Config { max_bytes: own_limit(found), ..found.clone() };
     let (wanted_fields, found_fields) = (as_json(wanted)?, as_json(&found)?);
     let names: BTreeSet<&String> = wanted_fields.keys().chain(found_fields.keys()).collect();

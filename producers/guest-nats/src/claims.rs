@@ -7,6 +7,17 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
 use serde::Serialize;
 
+/// Why there is no JWT.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimsError {
+    /// A key of NATS does not do what it should.
+    #[error("a key of NATS: {0}")]
+    Key(#[from] nkeys::error::Error),
+    /// The claims cannot be written as JSON.
+    #[error("the claims of a JWT: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
 /// What is the same for everybody.
 const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 const VERSION: u8 = 2;
@@ -128,7 +139,7 @@ pub(crate) fn user(
     user: User,
     expires_unix_s: Option<u64>,
     by: &KeyPair,
-) -> Result<String, nkeys::error::Error> {
+) -> Result<String, ClaimsError> {
     sign(name, key, expires_unix_s, Typed { body: user, kind: "user", version: VERSION }, by)
 }
 
@@ -139,7 +150,7 @@ pub(crate) fn account(
     signing_keys: Vec<String>,
     has_jetstream: bool,
     by: &KeyPair,
-) -> Result<String, nkeys::error::Error> {
+) -> Result<String, ClaimsError> {
     let stored = has_jetstream.then_some(ANY);
     let limits = Limits {
         subs: ANY,
@@ -162,11 +173,7 @@ pub(crate) fn account(
 }
 
 /// The JWT of an operator, which signs itself.
-pub(crate) fn operator(
-    name: &str,
-    system_account: String,
-    by: &KeyPair,
-) -> Result<String, nkeys::error::Error> {
+pub(crate) fn operator(name: &str, system_account: String, by: &KeyPair) -> Result<String, ClaimsError> {
     let body = Operator { system_account };
     sign(name, &by.public_key(), None, Typed { body, kind: "operator", version: VERSION }, by)
 }
@@ -177,11 +184,10 @@ fn sign<T: Serialize>(
     exp: Option<u64>,
     nats: Typed<T>,
     by: &KeyPair,
-) -> Result<String, nkeys::error::Error> {
+) -> Result<String, ClaimsError> {
     // Every key here is made for one token.
     let claims = Claims { jti: subject, iat: unix_s(), exp, iss: by.public_key(), name, sub: subject, nats };
-    // A struct of texts and numbers always has a JSON.
-    let claims = serde_json::to_vec(&claims).unwrap_or_default();
+    let claims = serde_json::to_vec(&claims)?;
     let body = format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(claims));
     let signature = by.sign(body.as_bytes())?;
     Ok(format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature)))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use glasshouse_schema::ids::ExecutionId;
 use nkeys::{KeyPair, KeyPairType};
 
-use crate::claims::{self, Allowed, User};
+use crate::claims::{self, Allowed, ClaimsError, User};
 use crate::credential::{Credential, Subjects};
 use crate::ledger::MAX_MESSAGE_BYTES;
 
@@ -36,9 +36,9 @@ pub enum IssuerError {
         "{0}: expected the seed of an account's signing key (SA…), and in a line of its own the account's public key (A…)"
     )]
     NoKey(&'static str),
-    /// A key of NATS does not do what it should.
-    #[error("a key of NATS: {0}")]
-    Key(#[from] nkeys::error::Error),
+    /// The credential cannot be made.
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
 }
 
 /// Whose credential it is.
@@ -131,6 +131,7 @@ impl Issuer {
             Role::Host => format!("host of {execution}"),
         };
         let jwt = claims::user(&name, &key.public_key(), user, Some(expires), &self.key)?;
-        Ok(Credential::new(&jwt, &key.seed()?, subjects))
+        let seed = key.seed().map_err(ClaimsError::from)?;
+        Ok(Credential::new(&jwt, &seed, subjects))
     }
 }

@@ -28,6 +28,7 @@ mod issuer;
 mod ledger;
 pub mod operator;
 
+pub use claims::ClaimsError;
 pub use connection::ConnectError;
 pub use credential::{CREDENTIALS, Credential, CredentialError, Subjects};
 pub use guest::GuestEnd;

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use nkeys::KeyPair;
 
-use crate::claims::{self, User};
+use crate::claims::{self, ClaimsError, User};
 use crate::credential::Credential;
 
 /// A configuration and what belongs to it. All but the configuration is secret.
@@ -42,16 +42,22 @@ impl Setup {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let configuration = (CONFIGURATION, &self.configuration);
         for (name, text) in self.secrets.iter().map(|(name, text)| (*name, text)).chain([configuration]) {
+            let path = dir.join(name);
+            let named =
+                |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
             let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(name))?;
-            file.write_all(text.as_bytes())?;
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(named)?;
+            file.write_all(text.as_bytes()).map_err(named)?;
         }
         Ok(())
     }
 }
 
 /// Makes one with new keys.
-pub fn setup() -> Result<Setup, nkeys::error::Error> {
+///
+/// # Errors
+/// A key that cannot be made or written.
+pub fn setup() -> Result<Setup, ClaimsError> {
     let operator = KeyPair::new_operator();
     let [system, glasshouse, guests, minting] = std::array::from_fn(|_| KeyPair::new_account());
     let accounts = [

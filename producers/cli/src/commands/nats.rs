@@ -46,7 +46,9 @@ pub(crate) async fn main(command: NatsCommand) -> anyhow::Result<ExitCode> {
 
 fn make_operator(dir: &Path) -> anyhow::Result<ExitCode> {
     let setup = operator::setup()?;
-    setup.write(dir).with_context(|| format!("cannot write keys to {}", dir.display()))?;
+    setup.write(dir).with_context(|| {
+        format!("cannot write keys to {}; what is there is kept, so choose a new directory", dir.display())
+    })?;
     super::print(format!(
         "{dir}/{}: for the server; include it in its configuration\n{dir}/{}: for --creds, everything on the bus\n\
          {dir}/{}: for --guest-nats-key, on nodes\nThe other files are the keys of operator and accounts: keep them elsewhere.\n",
