@@ -37,7 +37,10 @@ const ALLOWED: &[(&str, Option<&[&str]>)] = &[
     ),
     ("glasshouse-images", Some(&[])),
     ("glasshouse-firecracker", Some(&[])),
-    ("glasshouse-kata", Some(&["glasshouse-schema", "glasshouse-execution", "glasshouse-backends"])),
+    (
+        "glasshouse-kata",
+        Some(&["glasshouse-schema", "glasshouse-execution", "glasshouse-backends", "glasshouse-vm"]),
+    ),
     (
         "glasshouse-vm",
         Some(&[

@@ -11,9 +11,12 @@ use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController}
 #[cfg(target_os = "linux")]
 use glasshouse_kata::{DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME, KataBackend};
 #[cfg(target_os = "linux")]
+use glasshouse_schema::ids::Vantage;
+#[cfg(target_os = "linux")]
 use glasshouse_vm::{
     GuestTransport, Link, Parts, Templates, VmBackend,
     firecracker::{self, Firecracker},
+    guest_probe,
     nats::Issuer,
     qemu::{self, Qemu},
 };
@@ -174,7 +177,10 @@ impl MachineArgs {
                         })
                         .collect::<Result<_, _>>()?,
                 };
-                Ok(Chosen { backend: Arc::new(KataBackend::new(config)), inside: None })
+                match spec.profile.vantages().contains(&Vantage::Guest) {
+                    true => Ok(Chosen::machine(KataBackend::with_probe(config, guest_probe()?))),
+                    false => Ok(Chosen { backend: Arc::new(KataBackend::new(config)), inside: None }),
+                }
             }
         }
     }

@@ -98,7 +98,8 @@ impl<W: Write + std::marker::Send, M: Message> Sender<M> for StreamSender<W> {
     }
 }
 
-/// Where a guest finds its host. Written `virtio-serial:NAME`, `shared-memory:NAME`, `vsock:PORT` or `unix:PATH`.
+/// Where a guest finds its host. Written `virtio-serial:NAME`, `shared-memory:NAME`, `vsock:PORT`, `unix:PATH` or
+/// `stdio`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A port of virtio-serial, by its name.
@@ -109,11 +110,15 @@ pub enum Address {
     Vsock(u32),
     /// A Unix socket.
     Unix(PathBuf),
+    /// Our own standard input and output, which nobody else has from then on.
+    Stdio,
 }
 
 /// A text that is no [`Address`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a transport: expected virtio-serial:NAME, shared-memory:NAME, vsock:PORT or unix:PATH")]
+#[error(
+    "`{0}` is not a transport: expected virtio-serial:NAME, shared-memory:NAME, vsock:PORT, unix:PATH or stdio"
+)]
 pub struct BadAddress(String);
 
 impl FromStr for Address {
@@ -123,6 +128,7 @@ impl FromStr for Address {
         let bad = || BadAddress(text.to_owned());
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         match (kind, rest) {
+            ("stdio", "") if text == kind => Ok(Self::Stdio),
             (_, "") => Err(bad()),
             ("virtio-serial", name) if !name.contains('/') => Ok(Self::VirtioSerial(name.to_owned())),
             ("shared-memory", name) if !name.contains('/') => Ok(Self::SharedMemory(name.to_owned())),
@@ -140,6 +146,7 @@ impl std::fmt::Display for Address {
             Self::SharedMemory(name) => write!(out, "shared-memory:{name}"),
             Self::Vsock(port) => write!(out, "vsock:{port}"),
             Self::Unix(path) => write!(out, "unix:{}", path.display()),
+            Self::Stdio => out.write_str("stdio"),
         }
     }
 }
@@ -168,8 +175,27 @@ impl Transport for Address {
                 let socket = std::os::unix::net::UnixStream::connect(path)?;
                 Ok(over(socket.try_clone()?, socket))
             }
+            Self::Stdio => stdio(),
         }
     }
+}
+
+/// Takes both streams away from whatever else would read or print, a command that we start among them.
+#[cfg(target_os = "linux")]
+fn stdio() -> io::Result<Guest> {
+    use std::os::fd::AsFd as _;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let (input, output) = (io::stdin(), io::stdout());
+    let reads = File::from(input.as_fd().try_clone_to_owned()?);
+    let writes = File::from(output.as_fd().try_clone_to_owned()?);
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    Ok(over(reads, writes))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn stdio() -> io::Result<Guest> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "a link over standard streams needs Linux"))
 }
 
 fn open_port(name: &str) -> io::Result<File> {

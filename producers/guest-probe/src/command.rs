@@ -25,6 +25,7 @@ use glasshouse_schema::lifecycle::{Attached, LifecycleEvent, ProfilingMode};
 use glasshouse_schema::redact::Redactor;
 use tokio::task::JoinHandle;
 
+use crate::container::Container;
 use crate::link::{Link, Out};
 use crate::machine;
 use crate::settings::Settings;
@@ -32,11 +33,18 @@ use crate::settings::Settings;
 /// How long a machine that others are cloned from looks for a host, and how often.
 const HOST_WITHIN: Duration = Duration::from_secs(30);
 const TRY_AFTER: Duration = Duration::from_millis(5);
+/// Of a small machine.
+const CONTAINER_MEMORY_BYTES: u64 = 1 << 30;
 
 /// Serves the host until it says that it is done, or is gone.
-pub(crate) fn serve(settings: &Settings, is_init: bool, problems: Vec<String>) -> anyhow::Result<()> {
+pub(crate) fn serve(
+    settings: &Settings,
+    container: Option<&Container>,
+    is_init: bool,
+    problems: Vec<String>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let controller = settings.watches.then(controller);
+    let controller = settings.watches.then(|| controller(container));
     if let Some(Err(error)) = controller.as_ref().map(|controller| runtime.block_on(controller.ready())) {
         // It is tried again for a command, and then the host hears of it.
         eprintln!("glasshouse-guest-probe: nothing can be watched: {}", error.reason);
@@ -57,8 +65,9 @@ pub(crate) fn serve(settings: &Settings, is_init: bool, problems: Vec<String>) -
         }
         // Not before: whoever keeps a machine whose guest waits keeps a link on which nothing is under way.
         link.beat()?;
-        let mut run = Run::new(&spec, &link, controller);
-        let execution = execution(*spec, &mut link, is_init)?;
+        let mut run = Run::new(&spec, &link, container, controller);
+        let user = container.and_then(Container::user);
+        let execution = ExecutionSpec { run_as: user, ..execution(*spec, &mut link, is_init)? };
         let held = match run.start(&execution).await {
             Ok(()) => ToHost::Held,
             Err(error) => ToHost::Failed(failure(error)),
@@ -103,8 +112,13 @@ fn hello(is_init: bool, problems: Vec<String>) -> Hello {
     }
 }
 
-fn controller() -> Arc<EbpfController> {
-    Arc::new(EbpfController::with_vantage(LoadOptions::default(), Vantage::Guest))
+/// A container's memory is not the machine's, which the options go by.
+fn controller(container: Option<&Container>) -> Arc<EbpfController> {
+    let options = match container {
+        Some(_) => LoadOptions::for_memory(CONTAINER_MEMORY_BYTES),
+        None => LoadOptions::default(),
+    };
+    Arc::new(EbpfController::with_vantage(options, Vantage::Guest))
 }
 
 /// The host's time is ours: what the machine began with is its VMM's guess, or older than that after a restore.
@@ -130,15 +144,21 @@ struct Run {
 
 impl Run {
     /// `loaded` was made ahead. Without a command to watch it goes, since every system call is slower while it is there.
-    fn new(spec: &Spec, link: &Link, loaded: Option<Arc<EbpfController>>) -> Self {
-        let controller = spec.watch.then(|| loaded.unwrap_or_else(controller));
+    fn new(
+        spec: &Spec,
+        link: &Link,
+        container: Option<&Container>,
+        loaded: Option<Arc<EbpfController>>,
+    ) -> Self {
+        let controller = spec.watch.then(|| loaded.unwrap_or_else(|| controller(container)));
+        let cgroups = container.and_then(|container| container.cgroups.clone());
         let loading = controller.clone();
         let ready = loading.map(|controller| tokio::spawn(async move { controller.ready().await }));
         Self {
             out: link.out.clone(),
             execution: spec.execution,
             redactor: None,
-            backend: Arc::new(ProcessBackend::new()),
+            backend: Arc::new(cgroups.map_or_else(ProcessBackend::new, ProcessBackend::below)),
             controller,
             ready,
             started: StartedProcess::default(),

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! glasshouse-guest-probe --transport virtio-serial:NAME|shared-memory:NAME|vsock:PORT|unix:PATH
+//! glasshouse-guest-probe --transport stdio --user UID:GID --capabilities NAMES    in a container, of whose rights a command gets these
 //! glasshouse-guest-probe --transport nats:HOST:PORT --credentials FILE    by a server; the file is removed
 //! glasshouse-guest-probe --transport jsonl[:FILE] [--watch] -- COMMAND…     no host: what it would be told, as JSON lines
 //! ```
@@ -16,6 +17,8 @@
 #[cfg(target_os = "linux")]
 mod command;
 #[cfg(target_os = "linux")]
+mod container;
+#[cfg(target_os = "linux")]
 mod link;
 #[cfg(target_os = "linux")]
 mod machine;
@@ -26,7 +29,7 @@ mod settings;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
-    let is_init = std::process::id() == 1;
+    let is_init = settings::is_init();
     let problems = if is_init { machine::prepare() } else { Vec::new() };
     let done = settings::read(is_init).and_then(|settings| run(&settings, is_init, problems));
     if let Err(error) = &done {
@@ -44,11 +47,14 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(target_os = "linux")]
 fn run(settings: &settings::Settings, is_init: bool, mut problems: Vec<String>) -> anyhow::Result<()> {
-    machine::enter_root(settings.root.as_deref())?;
+    let container = settings.rights.as_ref().map(|rights| rights.enter(&mut problems)).transpose()?;
+    if is_init {
+        machine::enter_root(settings.root.as_deref())?;
+    }
     if let Some(Err(error)) = settings.network.map(|network| network.enter()) {
         problems.push(format!("network: {error:#}"));
     }
-    command::serve(settings, is_init, problems)
+    command::serve(settings, container.as_ref(), is_init, problems)
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -13,6 +13,7 @@ use glasshouse_schema::ids::{ExecutionId, NodeId};
 use glasshouse_schema::lifecycle::RedactionRules;
 use glasshouse_schema::limits::Limits;
 
+use crate::container::Rights;
 use crate::network::Network;
 
 /// What PID 1 is told by the kernel's command line.
@@ -35,6 +36,13 @@ pub(crate) struct Settings {
     pub(crate) is_template: bool,
     /// What watches commands is loaded before the host is greeted, so that it is there wherever this machine is restored.
     pub(crate) watches: bool,
+    /// What a command gets of our own rights, in a container that others made.
+    pub(crate) rights: Option<Rights>,
+}
+
+/// Whether this is the first process of a machine of its own. In a container we can be the first one too, and are told where the host is.
+pub(crate) fn is_init() -> bool {
+    std::process::id() == 1 && !std::env::args_os().any(|argument| argument == "--transport")
 }
 
 pub(crate) fn read(is_init: bool) -> anyhow::Result<Settings> {
@@ -59,6 +67,7 @@ fn of_kernel(line: &str) -> anyhow::Result<Settings> {
         network: word(NETWORK).map(str::parse).transpose()?,
         is_template: has(TEMPLATE),
         watches: has(WATCH),
+        rights: None,
     })
 }
 
@@ -69,16 +78,26 @@ fn over_nats(server: &str, credentials: &Path) -> anyhow::Result<GuestEnd> {
 
 fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Settings> {
     let (mut transport, mut credentials, mut watch, mut command) = (None, None, false, Vec::new());
+    let (mut user, mut capabilities) = (None, None);
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--transport") => transport = arguments.next(),
             Some("--credentials") => credentials = arguments.next().map(PathBuf::from),
+            Some("--user") => user = arguments.next().and_then(|user| user.into_string().ok()),
+            Some("--capabilities") => {
+                capabilities = arguments.next().and_then(|names| names.into_string().ok())
+            }
             Some("--watch") => watch = true,
             Some("--") => command.extend(arguments.by_ref()),
             _ => anyhow::bail!("unknown argument {argument:?}"),
         }
     }
     let transport = transport.and_then(|text| text.into_string().ok()).context("--transport is missing")?;
+    let rights = match (user, capabilities) {
+        (Some(user), Some(capabilities)) => Some(Rights::parse(&user, &capabilities)?),
+        (None, None) => None,
+        _ => anyhow::bail!("--user UID:GID and --capabilities NAMES go together"),
+    };
     let server = transport.strip_prefix(NATS);
     anyhow::ensure!(
         server.is_some() || credentials.is_none(),
@@ -100,7 +119,7 @@ fn of_arguments(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result
             Box::new(transport.parse::<Address>()?)
         }
     };
-    Ok(Settings { transport, root: None, network: None, is_template: false, watches: false })
+    Ok(Settings { transport, root: None, network: None, is_template: false, watches: false, rights })
 }
 
 /// A command that no host asked for.
@@ -152,6 +171,10 @@ mod tests {
         assert!(of("--transport jsonl:/tmp/x --watch -- true").is_ok());
         assert!(of("--transport jsonl").is_err());
         assert!(of("--loud").is_err());
+        let contained = of("--transport stdio --user 0:0 --capabilities CAP_CHOWN").unwrap();
+        assert!(contained.rights.is_some() && !of("--transport stdio").unwrap().is_template);
+        assert!(of("--transport stdio --user 0:0").is_err());
+        assert!(of("--transport stdio:x").is_err());
         assert!(of("--transport unix:/run/host --credentials /x").is_err());
         let error = |line: &str| of(line).err().unwrap().to_string();
         assert!(error("--transport nats:bus:4222").contains("needs --credentials"));

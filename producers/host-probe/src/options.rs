@@ -51,7 +51,13 @@ const TASK_BYTES: u64 = 3_700;
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        let memory = memory_bytes();
+        Self::for_memory(memory_bytes())
+    }
+}
+
+impl LoadOptions {
+    /// Of a machine with so much memory, or of a part of one.
+    pub fn for_memory(memory: u64) -> Self {
         Self {
             object_dir: None,
             direct_reads: true,
@@ -65,9 +71,7 @@ impl Default for LoadOptions {
             drain_interval: Duration::from_millis(10),
         }
     }
-}
 
-impl LoadOptions {
     /// The defaults, with `object_dir` from `GLASSHOUSE_BPF_DIR` when that is set and not empty.
     pub fn from_env() -> Self {
         let object_dir =

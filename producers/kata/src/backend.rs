@@ -25,6 +25,7 @@ use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_schema::lifecycle::{Environment, Isolation, Sandbox};
 use glasshouse_schema::limits::{Limit, Limits};
 use glasshouse_schema::sandbox::SandboxRequest;
+use glasshouse_vm::{PROBE_VARIABLE, Surroundings};
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -70,6 +71,8 @@ pub struct Config {
 /// Runs a command in a container of its own.
 pub struct KataBackend {
     config: Config,
+    /// What its containers run is this guest probe, which runs the command.
+    probe: Option<PathBuf>,
     state: Mutex<State>,
     /// How the task ended, or why that cannot be told.
     exit: watch::Sender<Option<Result<u32, String>>>,
@@ -84,6 +87,7 @@ struct State {
     has_container: bool,
     id: String,
     rootfs: Vec<Mount>,
+    surroundings: Surroundings,
     holder: Option<Holder>,
     prepared: Option<Prepared>,
     running: Option<Running>,
@@ -103,8 +107,14 @@ struct State {
 impl KataBackend {
     /// A backend for one execution.
     pub fn new(config: Config) -> Self {
+        Self::of(config, None)
+    }
+
+    /// The same, or one whose command is a guest probe.
+    pub(crate) fn of(config: Config, probe: Option<PathBuf>) -> Self {
         Self {
             config,
+            probe,
             state: Mutex::default(),
             exit: watch::Sender::new(None),
             abort: watch::Sender::new(false),
@@ -132,7 +142,13 @@ impl KataBackend {
         Ok((client, state.id.clone()))
     }
 
-    fn check(&self, spec: &ExecutionSpec) -> Result<(), &'static str> {
+    /// What a command of the image has that was given none, once the container was made.
+    pub(crate) fn surroundings(&self) -> Surroundings {
+        self.state().surroundings.clone()
+    }
+
+    /// What no container here is asked for.
+    pub(crate) fn check(spec: &ExecutionSpec) -> Result<(), &'static str> {
         if spec.sandbox != SandboxRequest::default() || spec.guest_prep {
             return Err(
                 "the container is the sandbox: leave out --sandbox, --network, --allow-connect and --guest",
@@ -141,6 +157,11 @@ impl KataBackend {
         if spec.run_as.is_some() {
             return Err("it runs as the image's user, not as another user of this node");
         }
+        Ok(())
+    }
+
+    /// What it takes a probe inside to do.
+    fn check_alone(spec: &ExecutionSpec) -> Result<(), &'static str> {
         if spec.wait_for_descendants {
             return Err("a shim ends what outlives the command: leave out --wait-descendants");
         }
@@ -163,11 +184,13 @@ impl KataBackend {
             image: &image.config,
             binds: &self.config.binds,
             pid_namespace: &holder.namespace(),
+            probe: self.probe.as_deref(),
         })
         .map_err(|reason| BackendError::failed("describing the container", reason))?;
         {
             let mut state = self.state();
             (state.holder, state.has_container) = (Some(holder), true);
+            state.surroundings = oci::surroundings(&image.config);
         }
         let container = Container {
             id: id.clone(),
@@ -292,12 +315,15 @@ impl ExecutionBackend for KataBackend {
     }
 
     fn guest_profiling(&self) -> Result<(), String> {
-        Err("the backend `kata` brings no probe into its virtual machine yet: watch it from the host, or use the backend qemu"
-            .to_owned())
+        Err(format!(
+            "there is no guest probe to bring into its container: build it with scripts/guest-probe.sh, or name it in {PROBE_VARIABLE}"
+        ))
     }
 
     async fn prepare(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
-        self.check(spec).map_err(|reason| BackendError::failed("preparing the container", reason))?;
+        Self::check(spec)
+            .and_then(|()| Self::check_alone(spec))
+            .map_err(|reason| BackendError::failed("preparing the container", reason))?;
         let budget = spec.limits.output_bytes.map(|limit| Arc::new(OutputBudget::new(limit)));
         let prepared =
             Prepared::piped(spec, budget.clone()).map_err(failed("connecting the standard streams"))?;

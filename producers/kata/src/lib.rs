@@ -24,6 +24,7 @@ mod api;
 mod backend;
 mod cgroup;
 mod client;
+mod guest;
 mod holder;
 mod image;
 mod node;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_schema::limits::Limits;
+use glasshouse_vm::Surroundings;
 use serde_json::{Value, json};
 
 use crate::image;
@@ -31,7 +32,12 @@ const CAPABILITIES: [&str; 14] = [
 ];
 /// The folder of their cgroups. The backend `process` ends whoever is in its own, `glasshouse`, and has no runner there.
 const CGROUPS: &str = "/glasshouse-containers";
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a probe may do beside that: load programs and read with them, mount a cgroup filesystem, ask for a CPU before others.
+const OF_A_PROBE: [&str; 4] = ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_NICE"];
+/// Where the probe is in its container: in a filesystem of the container's own, so that nothing of the image is covered.
+pub(crate) const PROBE: &str = "/dev/glasshouse-guest-probe";
 
 /// What the document is made of.
 pub(crate) struct Parts<'a> {
@@ -41,29 +47,24 @@ pub(crate) struct Parts<'a> {
     pub(crate) binds: &'a [PathBuf],
     /// A pid namespace to join.
     pub(crate) pid_namespace: &'a Path,
+    /// The command of the spec is this guest probe, which runs another one in the container.
+    pub(crate) probe: Option<&'a Path>,
+}
+
+/// What a command of the image has that was given none.
+pub(crate) fn surroundings(image: &image::Config) -> Surroundings {
+    let pair = |variable: &String| {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        (name.into(), value.into())
+    };
+    let env = image.env.as_ref().map(|env| env.iter().map(pair).collect());
+    let workdir = if image.working_dir.is_empty() { "/" } else { &image.working_dir };
+    Surroundings { env: env.unwrap_or_else(|| vec![("PATH".into(), PATH.into())]), workdir: workdir.into() }
 }
 
 /// The document; `Err` says what cannot be said in it.
 pub(crate) fn document(parts: &Parts<'_>) -> Result<Value, String> {
-    let Parts { spec, image, binds, pid_namespace } = parts;
-    let args = spec.argv.iter().map(|argument| text("argument", argument)).collect::<Result<Vec<_>, _>>()?;
-    let env = match (&spec.env, &image.env) {
-        (Some(env), _) => {
-            let pair = |(name, value): &(OsString, OsString)| {
-                Ok::<_, String>(format!("{}={}", text("variable", name)?, text("variable", value)?))
-            };
-            env.iter().map(pair).collect::<Result<Vec<_>, _>>()?
-        }
-        // The caller's own is of another machine.
-        (None, Some(env)) => env.clone(),
-        (None, None) => vec![PATH.to_owned()],
-    };
-    let (uid, gid) = user(&image.user)?;
-    let cwd = match (&spec.workdir, image.working_dir.as_str()) {
-        (Some(dir), _) => text("path", dir.as_os_str())?,
-        (None, "") => "/".to_owned(),
-        (None, dir) => dir.to_owned(),
-    };
+    let Parts { spec, binds, pid_namespace, probe, .. } = parts;
     let mut mounts = vec![
         json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
@@ -76,42 +77,66 @@ pub(crate) fn document(parts: &Parts<'_>) -> Result<Value, String> {
         let path = text("path", path.as_os_str())?;
         mounts.push(json!({"destination": path, "type": "bind", "source": path, "options": ["rbind", "rw"]}));
     }
-    let rlimits: Vec<Value> = spec
-        .limits
-        .open_files
-        .map(|files| json!({"type": "RLIMIT_NOFILE", "hard": files, "soft": files}))
-        .into_iter()
-        .collect();
+    let mut namespaces = vec![
+        json!({"type": "pid", "path": pid_namespace}),
+        json!({"type": "ipc"}),
+        json!({"type": "uts"}),
+        json!({"type": "mount"}),
+        // Nobody connects it to anything.
+        json!({"type": "network"}),
+    ];
+    if let Some(probe) = probe {
+        let probe = text("path", probe.as_os_str())?;
+        mounts.push(json!({"destination": PROBE, "type": "bind", "source": probe, "options": ["bind", "ro", "nosuid"]}));
+        // It sees the container's cgroup and what is below, and nothing else.
+        namespaces.push(json!({"type": "cgroup"}));
+    }
     Ok(json!({
         "ociVersion": "1.0.2",
-        "process": {
-            "terminal": false,
-            "user": {"uid": uid, "gid": gid},
-            "args": args,
-            "env": env,
-            "cwd": cwd,
-            "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
-            "rlimits": rlimits,
-            "noNewPrivileges": true,
-        },
+        "process": process(parts)?,
         "root": {"path": "rootfs", "readonly": false},
         "hostname": "glasshouse",
         "mounts": mounts,
         "linux": {
             "cgroupsPath": format!("{CGROUPS}/{}", spec.id),
             "resources": resources(&spec.limits),
-            "namespaces": [
-                {"type": "pid", "path": pid_namespace},
-                {"type": "ipc"},
-                {"type": "uts"},
-                {"type": "mount"},
-                // Nobody connects it to anything.
-                {"type": "network"},
-            ],
+            "namespaces": namespaces,
             "maskedPaths": ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
                 "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
+    }))
+}
+
+/// The container's process: the command, or the probe, which is told as whom and with which rights it runs another one.
+fn process(parts: &Parts<'_>) -> Result<Value, String> {
+    let Parts { spec, image, probe, .. } = parts;
+    let Surroundings { env, workdir } = surroundings(image);
+    let (env, workdir) = (spec.env.as_ref().unwrap_or(&env), spec.workdir.as_ref().unwrap_or(&workdir));
+    let pair = |(name, value): &(OsString, OsString)| {
+        Ok::<_, String>(format!("{}={}", text("variable", name)?, text("variable", value)?))
+    };
+    let mut args =
+        spec.argv.iter().map(|argument| text("argument", argument)).collect::<Result<Vec<_>, _>>()?;
+    let (mut uid, mut gid) = user(&image.user)?;
+    let (mut capabilities, mut files) = (CAPABILITIES.to_vec(), spec.limits.open_files);
+    let mut cwd = text("path", workdir.as_os_str())?;
+    if probe.is_some() {
+        args.extend(["--user".to_owned(), format!("{uid}:{gid}")]);
+        args.extend(["--capabilities".to_owned(), CAPABILITIES.join(",")]);
+        (uid, gid, files, cwd) = (0, 0, None, "/".to_owned());
+        capabilities.extend(OF_A_PROBE);
+    }
+    let rlimits = files.map(|files| json!({"type": "RLIMIT_NOFILE", "hard": files, "soft": files}));
+    Ok(json!({
+        "terminal": false,
+        "user": {"uid": uid, "gid": gid},
+        "args": args,
+        "env": env.iter().map(pair).collect::<Result<Vec<_>, _>>()?,
+        "cwd": cwd,
+        "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+        "rlimits": rlimits.into_iter().collect::<Vec<_>>(),
+        "noNewPrivileges": true,
     }))
 }
 

@@ -7,4 +7,5 @@
 #[allow(dead_code, reason = "each test takes what it needs")]
 mod support;
 
-glasshouse_backends::conformance!(kata_by_runc, super::support::InContainer);
+glasshouse_backends::conformance!(kata_by_runc, super::support::InContainer::Alone);
+glasshouse_backends::conformance!(kata_by_runc_with_a_probe, super::support::InContainer::Probed);

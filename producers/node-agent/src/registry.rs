@@ -13,7 +13,7 @@ use glasshouse_schema::ids::Vantage;
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_vm::firecracker::{self, Firecracker, kvm};
 use glasshouse_vm::qemu::{self, Qemu};
-use glasshouse_vm::{Parts, Templates, VmBackend};
+use glasshouse_vm::{Parts, Templates, VmBackend, guest_probe};
 
 use crate::Settings;
 use crate::warm::Warm;
@@ -60,7 +60,8 @@ enum Kind {
     Qemu(qemu::Config),
     /// With the machines that wait, if any shall.
     Firecracker(firecracker::Config, Option<Arc<Warm>>),
-    Kata(glasshouse_kata::Config),
+    /// With the probe that watches from inside, if there is one.
+    Kata(glasshouse_kata::Config, Option<PathBuf>),
 }
 
 /// What runs one command, and what watches it from inside.
@@ -154,7 +155,10 @@ impl Registry {
                 let booting = || VmBackend::new(Firecracker::new(config, limits));
                 Made::machine(waiting.unwrap_or_else(booting))
             }
-            Kind::Kata(config) => Made::without_guest(KataBackend::new(config)),
+            Kind::Kata(config, Some(probe)) if profile.vantages().contains(&Vantage::Guest) => {
+                Made::machine(KataBackend::with_probe(config, probe))
+            }
+            Kind::Kata(config, _) => Made::without_guest(KataBackend::new(config)),
         })
     }
 
@@ -172,7 +176,7 @@ impl Registry {
     /// Ends what executions of killed processes left running, as far as that is not of cgroups; gives what is left, in words.
     pub async fn end_orphans(&self) -> Vec<String> {
         let containers = self.usable.iter().find_map(|(_, kind)| match kind {
-            Kind::Kata(config) => Some(config),
+            Kind::Kata(config, _) => Some(config),
             _ => None,
         });
         match containers {
@@ -211,7 +215,7 @@ impl Kind {
                     image,
                     binds: Vec::new(),
                 };
-                of_kata(config).await.map(Self::Kata)
+                of_kata(config).await.map(|config| Self::Kata(config, of_probe()))
             }
         })
     }
@@ -260,6 +264,11 @@ async fn warm(config: &firecracker::Config, settings: &Settings) -> Option<Arc<W
             None
         }
     }
+}
+
+/// Without it a request that wants to be watched from inside is refused, and no other.
+fn of_probe() -> Option<PathBuf> {
+    guest_probe().map_err(|error| tracing::info!(%error, "containers are not watched from inside")).ok()
 }
 
 async fn of_kata(config: glasshouse_kata::Config) -> Result<glasshouse_kata::Config, String> {

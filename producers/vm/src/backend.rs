@@ -20,12 +20,10 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use glasshouse_backends::ProcessBackend;
 use glasshouse_backends::process::OutputBudget;
 use glasshouse_backends::process::streams::{Prepared, Running};
 use glasshouse_execution::backend::{
@@ -44,7 +42,7 @@ use tokio::sync::{OnceCell, oneshot, watch};
 
 use crate::guest::GuestController;
 use crate::session::{Delivered, Outputs, Session};
-use crate::vmm::Vmm;
+use crate::vmm::{Surroundings, Vmm};
 
 use self::listener::Listener;
 
@@ -66,7 +64,7 @@ pub struct VmBackend(pub(crate) Arc<Machine>);
 /// One machine.
 pub(crate) struct Machine {
     vmm: Box<dyn Vmm>,
-    process: Arc<ProcessBackend>,
+    process: Arc<dyn ExecutionBackend>,
     console: Arc<Mutex<VecDeque<u8>>>,
     booted: OnceCell<Result<Session, BackendError>>,
     /// How the VMM ended.
@@ -108,8 +106,8 @@ impl VmBackend {
     /// A backend for one execution.
     pub fn new(vmm: impl Vmm) -> Self {
         Self(Arc::new(Machine {
+            process: vmm.process(),
             vmm: Box::new(vmm),
-            process: Arc::new(ProcessBackend::detached()),
             console: Arc::default(),
             booted: OnceCell::new(),
             gone: watch::Sender::new(None),
@@ -208,7 +206,7 @@ impl Machine {
                 self.vmm.waits().await?;
             }
         }
-        session.specify(told_to_guest(&spec)?);
+        session.specify(told_to_guest(&spec, self.vmm.surroundings())?);
         let is_held =
             |state: &crate::session::State| state.failed.clone().map(Err).or(state.is_held.then_some(Ok(())));
         self.told(&session, is_held).await?.map_err(of_failure)?;
@@ -281,22 +279,18 @@ impl Machine {
 }
 
 /// What the guest is told of the spec. Memory is the machine's, wall time the engine's, output counted here.
-fn told_to_guest(spec: &ExecutionSpec) -> Result<Spec, BackendError> {
+fn told_to_guest(spec: &ExecutionSpec, surroundings: Surroundings) -> Result<Spec, BackendError> {
     let mut entropy = vec![0; ENTROPY_BYTES];
     getrandom::fill(&mut entropy).map_err(|error| BackendError::failed("taking random bytes", error))?;
     let bytes = |text: &std::ffi::OsStr| Bytes(text.as_bytes().to_vec());
-    let env = match &spec.env {
-        Some(env) => env.iter().map(|(name, value)| (bytes(name), bytes(value))).collect(),
-        // The caller's own is of another machine.
-        None => [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/")]
-            .map(|(name, value)| (bytes(name.as_ref()), bytes(value.as_ref())))
-            .to_vec(),
-    };
+    // The caller's own are of another machine.
+    let env = spec.env.as_ref().unwrap_or(&surroundings.env);
+    let workdir = spec.workdir.as_ref().unwrap_or(&surroundings.workdir);
     Ok(Spec {
         execution: spec.id,
         argv: spec.argv.iter().map(|argument| bytes(argument)).collect(),
-        env,
-        workdir: bytes(spec.workdir.as_deref().unwrap_or(Path::new("/")).as_os_str()),
+        env: env.iter().map(|(name, value)| (bytes(name), bytes(value))).collect(),
+        workdir: bytes(workdir.as_os_str()),
         watch: spec.profile.vantages().contains(&Vantage::Guest),
         limits: Limits { wall_ms: None, output_bytes: None, ..spec.limits },
         redaction: spec.redaction.clone(),
@@ -344,7 +338,7 @@ impl ExecutionBackend for VmBackend {
     }
 
     fn isolation(&self) -> Isolation {
-        Isolation::Vm
+        self.0.vmm.isolation()
     }
 
     fn environment(&self) -> Environment {
@@ -569,7 +563,8 @@ impl ExecutionBackend for VmBackend {
 
     fn ran_into(&self) -> Option<Limit> {
         let session = self.0.state().session.clone()?;
-        session.now(|state| state.drained.as_ref().and_then(|drained| drained.ran_into))
+        let told = session.now(|state| state.drained.as_ref().and_then(|drained| drained.ran_into));
+        told.or_else(|| self.0.process.ran_into())
     }
 }
 

@@ -32,7 +32,7 @@ mod vmm;
 
 pub use backend::VmBackend;
 pub use guest::GuestController;
-pub use parts::{KERNEL_VARIABLE, PROBE_VARIABLE, Parts, PartsError};
+pub use parts::{KERNEL_VARIABLE, PROBE_VARIABLE, Parts, PartsError, guest_probe};
 pub use templates::Templates;
 pub use transport::{GuestTransport, Link};
-pub use vmm::{Launch, Vmm};
+pub use vmm::{GuestLink, Launch, Surroundings, Vmm};

@@ -60,20 +60,12 @@ pub struct Parts {
 impl Parts {
     /// Finds them, by the environment or where they usually are.
     pub fn find() -> Result<Self, PartsError> {
-        let named = |variable| std::env::var_os(variable).filter(|name: &OsString| !name.is_empty());
         let kernel = named(KERNEL_VARIABLE).map_or_else(|| PathBuf::from("/"), PathBuf::from);
-        let probe = match named(PROBE_VARIABLE) {
-            Some(probe) => PathBuf::from(probe),
-            None => beside_us(),
-        };
+        let probe = guest_probe()?;
         let cache = named("XDG_CACHE_HOME")
             .map(PathBuf::from)
             .or_else(|| named("HOME").map(|home| Path::new(&home).join(".cache")));
         let cache = cache.unwrap_or_else(std::env::temp_dir).join("glasshouse");
-        let bytes = std::fs::read(&probe).map_err(|_| PartsError::NoProbe(probe.clone()))?;
-        if names_a_loader(&bytes) {
-            return Err(PartsError::NotStatic(probe));
-        }
         Ok(Self { kernel: Kernel::find(&kernel)?, probe, cache })
     }
 
@@ -105,6 +97,18 @@ impl Parts {
         }
         initramfs.write(io::BufWriter::new(File::create(to).map_err(file(to))?)).map_err(file(to))
     }
+}
+
+/// The static guest probe alone, found likewise, by its path from the root.
+pub fn guest_probe() -> Result<PathBuf, PartsError> {
+    let probe = named(PROBE_VARIABLE).map_or_else(beside_us, PathBuf::from);
+    let probe = std::path::absolute(&probe).unwrap_or(probe);
+    let bytes = std::fs::read(&probe).map_err(|_| PartsError::NoProbe(probe.clone()))?;
+    if names_a_loader(&bytes) { Err(PartsError::NotStatic(probe)) } else { Ok(probe) }
+}
+
+fn named(variable: &str) -> Option<OsString> {
+    std::env::var_os(variable).filter(|name| !name.is_empty())
 }
 
 /// Where scripts/guest-probe.sh puts it, seen from a program or test of the same build, else beside the running program.

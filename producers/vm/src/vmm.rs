@@ -1,14 +1,16 @@
-//! What a VMM is to a [`crate::VmBackend`]: a program that boots a guest whose probe connects to a socket.
+//! What a VMM is to a [`crate::VmBackend`]: a program that boots a guest whose probe speaks to us.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use glasshouse_execution::backend::BackendError;
+use glasshouse_backends::ProcessBackend;
+use glasshouse_execution::backend::{BackendError, ExecutionBackend};
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_guest_link::shared::SharedMemory;
 use glasshouse_guest_nats::Issuer;
-use glasshouse_schema::lifecycle::{Environment, VmmBounds};
+use glasshouse_schema::lifecycle::{Environment, Isolation, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::SandboxRequest;
 
@@ -36,15 +38,42 @@ const DEVICES: [&str; 4] = ["/dev/null", "/dev/kvm", "/dev/urandom", "/dev/rando
 const FIRST_UID: u32 = 0x7000_0000;
 
 /// How a VMM is run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Launch {
     /// The program and its arguments.
     pub argv: Vec<OsString>,
     /// How far it is kept from the node, beside what it does itself.
     pub sandbox: SandboxRequest,
+    /// What it may use, its guest and all.
+    pub limits: Limits,
     /// Memory that its guest shares with us, as the link; then the guest's connection is its bell. The VMM has the memory's file as its
     /// standard input: it has no other name.
     pub shared: Option<SharedMemory>,
+}
+
+/// Where a guest is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestLink {
+    /// Its connection arrives on this Unix socket, on which the backend listens before the VMM runs.
+    Socket(PathBuf),
+    /// The VMM's standard input and output are the link.
+    Streams,
+}
+
+/// What a command has that was given none of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// The working directory.
+    pub workdir: PathBuf,
+}
+
+impl Default for Surroundings {
+    fn default() -> Self {
+        let env = [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/")];
+        Self { env: env.map(|(name, value)| (name.into(), value.into())).to_vec(), workdir: "/".into() }
+    }
 }
 
 /// One kind of VMM, with what one machine of it needs. A value serves one execution.
@@ -53,8 +82,23 @@ pub trait Vmm: Send + Sync + 'static {
     /// The backend's name.
     fn name(&self) -> &'static str;
 
+    /// How far its guest is from the node.
+    fn isolation(&self) -> Isolation {
+        Isolation::Vm
+    }
+
     /// What the guest will be, known before it boots.
     fn environment(&self) -> Environment;
+
+    /// What runs the VMM; asked for once. Else a process of this node, in a cgroup of its own.
+    fn process(&self) -> Arc<dyn ExecutionBackend> {
+        Arc::new(ProcessBackend::detached())
+    }
+
+    /// What a command has that was given none; known once the VMM's process is there.
+    fn surroundings(&self) -> Surroundings {
+        Surroundings::default()
+    }
 
     /// Whether the spec asks for what this VMM does not do.
     fn check(&self, spec: &ExecutionSpec) -> Result<(), BackendError>;
@@ -80,9 +124,9 @@ pub trait Vmm: Send + Sync + 'static {
         true
     }
 
-    /// The Unix socket on which the guest's connection arrives; the backend listens there before the VMM runs.
-    fn link(&self, dir: &Path) -> PathBuf {
-        dir.join("link")
+    /// Where the guest is waited for, with the machine's files in `dir`.
+    fn link(&self, dir: &Path) -> GuestLink {
+        GuestLink::Socket(dir.join("link"))
     }
 
     /// Boots the guest of a VMM that runs and has yet to be told to.

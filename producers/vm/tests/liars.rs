@@ -6,7 +6,7 @@
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use glasshouse_schema::ids::{Digest, ExecutionId, NodeId, Vantage};
 use glasshouse_schema::lifecycle::{Environment, ProfilingMode};
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_schema::{Event, Fact, PathRef, ProcessKey, Receipt};
-use glasshouse_vm::{Launch, VmBackend, Vmm};
+use glasshouse_vm::{GuestLink, Launch, VmBackend, Vmm};
 
 #[path = "support/played.rs"]
 mod played;
@@ -67,11 +67,11 @@ impl Vmm for Played {
     async fn command(&self, _: &ExecutionSpec, _: &Path) -> Result<Launch, BackendError> {
         let shared = (self.link == Link::Memory).then(|| SharedMemory::make().unwrap());
         self.shared.lock().unwrap().clone_from(&shared);
-        Ok(Launch { argv: vec!["sleep".into(), "1000".into()], sandbox: Default::default(), shared })
+        Ok(Launch { argv: vec!["sleep".into(), "1000".into()], shared, ..Launch::default() })
     }
 
     async fn boot(&self, dir: &Path) -> Result<(), BackendError> {
-        let link: PathBuf = self.link(dir);
+        let GuestLink::Socket(link) = self.link(dir) else { panic!("it has a socket") };
         let guest = self.guest.lock().unwrap().take().unwrap();
         let shared = self.shared.lock().unwrap().take();
         std::thread::spawn(move || {

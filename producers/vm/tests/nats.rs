@@ -83,7 +83,7 @@ impl Vmm for Service {
             ],
             Who::Played(_) => vec!["sleep".into(), "1000".into()],
         };
-        Ok(Launch { argv, sandbox: Default::default(), shared: None })
+        Ok(Launch { argv, ..Launch::default() })
     }
 
     async fn boot(&self, dir: &Path) -> Result<(), BackendError> {

@@ -86,7 +86,8 @@ impl Cgroup {
         Err(first_error.unwrap_or_default())
     }
 
-    fn make_under(base: &Path, execution: ExecutionId) -> Result<Self, String> {
+    /// Makes it under this one.
+    pub(super) fn make_under(base: &Path, execution: ExecutionId) -> Result<Self, String> {
         let parent = base.join(PARENT);
         let path = parent.join(execution.to_string());
         let explain = |error: io::Error| {

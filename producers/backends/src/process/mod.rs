@@ -23,7 +23,7 @@ mod user;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ pub struct ProcessBackend {
     state: Mutex<State>,
     /// The command leads a process group of its own, so that no terminal's ^C reaches it.
     own_group: bool,
+    /// The cgroup that the command's is made in, where that is not our own.
+    below: Option<PathBuf>,
 }
 
 #[derive(Default)]
@@ -133,9 +135,14 @@ impl ProcessBackend {
         Self::default()
     }
 
+    /// The same for a command whose cgroup is made below this one.
+    pub fn below(cgroup: PathBuf) -> Self {
+        Self { state: Mutex::default(), own_group: false, below: Some(cgroup) }
+    }
+
     /// The same for a command that is part of ourselves and no child of the caller's terminal: ^C there is not for it.
     pub fn detached() -> Self {
-        Self { state: Mutex::default(), own_group: true }
+        Self { state: Mutex::default(), own_group: true, below: None }
     }
 
     /// Whether the network of a sandbox can have an allow-list here, found out by making one for `execution`, which is to be new.
@@ -451,7 +458,11 @@ impl ExecutionBackend for ProcessBackend {
             guest::prepare()?;
             guest::reap_orphans()?;
         }
-        let cgroup = match Cgroup::make(spec.id) {
+        let made = match &self.below {
+            Some(below) => Cgroup::make_under(below, spec.id),
+            None => Cgroup::make(spec.id),
+        };
+        let cgroup = match made {
             Ok(cgroup) => Some(Arc::new(cgroup)),
             // Not an error: the command runs, and attaching says what it lacks.
             Err(reason) => {

@@ -19,6 +19,11 @@ pub(crate) const NAMESPACE: &str = "glasshouse-test";
 const UP_WITHIN: Duration = Duration::from_secs(30);
 const PROGRAMS: [&str; 5] = ["sh", "cat", "sleep", "ls", "tr"];
 
+/// Whether what this host lacks is a failure.
+pub(crate) fn is_required() -> bool {
+    std::env::var("GLASSHOUSE_CONFORMANCE").is_ok_and(|names| names.split(',').any(|name| name == "kata"))
+}
+
 /// A running containerd. The last who has it ends it.
 pub(crate) struct Containerd {
     dir: TempDir,
@@ -47,9 +52,7 @@ impl Containerd {
             None
         };
         if let Some(reason) = reason {
-            let required = std::env::var("GLASSHOUSE_CONFORMANCE")
-                .is_ok_and(|names| names.split(',').any(|name| name == "kata"));
-            assert!(!required, "GLASSHOUSE_CONFORMANCE wants kata, but {reason}");
+            assert!(!is_required(), "GLASSHOUSE_CONFORMANCE wants kata, but {reason}");
             return Err(reason);
         }
         let started = Arc::new(Self::start());

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use glasshouse_backends::conformance::{Factory, Scenario, Subject, spec};
+use glasshouse_execution::backend::ExecutionBackend;
 use glasshouse_kata::{Config, KataBackend};
 
 pub(crate) use containerd::{Containerd, RUNTIME};
@@ -23,8 +24,22 @@ pub(crate) fn config_at(address: PathBuf, binds: Vec<PathBuf>) -> Config {
     Config { address, namespace, runtime, image, binds }
 }
 
+/// The guest probe, or why there is none.
+pub(crate) fn probe() -> Result<PathBuf, String> {
+    let found = glasshouse_vm::guest_probe().map_err(|error| error.to_string());
+    if let Err(reason) = &found {
+        assert!(!containerd::is_required(), "GLASSHOUSE_CONFORMANCE wants kata, but {reason}");
+    }
+    found
+}
+
 /// Plays a scenario with the image's shell, in a folder that the container sees.
-pub(crate) struct InContainer;
+pub(crate) enum InContainer {
+    /// The command is the container's process.
+    Alone,
+    /// The guest probe is, and runs the command.
+    Probed,
+}
 
 impl Factory for InContainer {
     fn make(&self, scenario: &Scenario) -> Result<Subject, String> {
@@ -47,6 +62,9 @@ impl Factory for InContainer {
             Scenario::CannotExecute => spec([file("file", b"no program")]),
             Scenario::Touches(path) => shell(format!("> {}", path.display())),
             Scenario::LeavesAProcess => shell("sleep 1000 & sleep 1000 & :".into()),
+            Scenario::PrintsLater(bytes) if matches!(self, Self::Probed) => {
+                shell(format!("(sleep 0.2; cat {}) & :", file("later", bytes)))
+            }
             Scenario::PrintsLater(_) => {
                 return Err(
                     "containerd's shim ends what outlives the root, so the backend refuses to wait for it"
@@ -59,7 +77,11 @@ impl Factory for InContainer {
             binds.push(path.parent().unwrap().to_owned());
         }
         let id = spec.id.to_string();
-        let backend = Arc::new(KataBackend::new(config(&containerd, binds)));
+        let config = config(&containerd, binds);
+        let backend: Arc<dyn ExecutionBackend> = match self {
+            Self::Alone => Arc::new(KataBackend::new(config)),
+            Self::Probed => Arc::new(KataBackend::with_probe(config, probe()?)),
+        };
         let left = Box::new(move || {
             let _ = &dir;
             containerd.left(&id)

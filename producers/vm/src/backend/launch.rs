@@ -1,18 +1,18 @@
 //! The VMM of a machine: its files and process, and its guest up to the first connection.
 
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
 
-use glasshouse_execution::backend::{
-    BackendError, ExecutionBackend as _, ExitReport, ExitStatus, StartedProcess,
-};
+use glasshouse_execution::backend::{BackendError, ExitReport, ExitStatus, StartedProcess};
 use glasshouse_execution::spec::{ExecutionSpec, OutputTap, StdStreams};
 use glasshouse_schema::lifecycle::ProfilingMode;
-use glasshouse_schema::limits::Limits;
+use glasshouse_schema::subject::OutputStream;
 
 use super::listener::{Listener, Opened};
 use super::{CONSOLE_BYTES, DOING, END_TOLD_WITHIN, Machine, failed, not_the_command};
 use crate::session::{BOOTED_WITHIN, Session};
+use crate::vmm::GuestLink;
 use crate::{dirs, nats};
 
 impl Machine {
@@ -27,20 +27,22 @@ impl Machine {
             None => None,
         };
         let launch = self.vmm.command(spec, dir.path()).await?;
-        let listener = match over_nats {
-            Some(end) => Listener::Nats(Box::new(end)),
-            None => Listener::at(&self.vmm.link(dir.path())).map_err(failed("listening for the guest"))?,
+        let link = self.vmm.link(dir.path());
+        let listening = failed("listening for the guest");
+        let (listener, theirs) = match (over_nats, link) {
+            (Some(end), _) => (Listener::Nats(Box::new(end)), None),
+            (None, GuestLink::Socket(path)) => (Listener::at(path).map_err(listening)?, None),
+            (None, GuestLink::Streams) => {
+                let (ours, theirs) = UnixStream::pair().map_err(listening)?;
+                (Listener::Streams(ours), Some(theirs))
+            }
         };
-        let console = Arc::clone(&self.console);
-        let keep = OutputTap::new(move |_, bytes| {
-            let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
-            console.extend(bytes);
-            let over = console.len().saturating_sub(CONSOLE_BYTES);
-            console.drain(..over);
-        });
-        let streams = match &launch.shared {
-            Some(shared) => StdStreams::Connected { stdin: Arc::clone(shared.file()), output: keep },
-            None => StdStreams::Handed { stdin: Arc::from([]), output: keep },
+        let streams = match (&launch.shared, theirs) {
+            (Some(shared), _) => {
+                StdStreams::Connected { stdin: Arc::clone(shared.file()), output: self.console() }
+            }
+            (None, Some(theirs)) => self.as_link(theirs).map_err(failed("connecting the guest's streams"))?,
+            (None, None) => StdStreams::Handed { stdin: Arc::from([]), output: self.console() },
         };
         let vmm = ExecutionSpec {
             argv: launch.argv,
@@ -52,13 +54,36 @@ impl Machine {
             profile: ProfilingMode::Disabled,
             profile_required: false,
             lossless: false,
-            limits: Limits::default(),
+            wait_for_descendants: false,
+            limits: launch.limits,
             ..spec.clone()
         };
         self.process.prepare(&vmm).await?;
         let mut state = self.state();
         (state.listener, state.vmm, state.shared) = (Some(listener), Some(vmm), launch.shared);
         Ok(())
+    }
+
+    /// Takes what a VMM prints for its guest's console.
+    fn console(&self) -> OutputTap {
+        let console = Arc::clone(&self.console);
+        OutputTap::new(move |_, bytes| {
+            let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
+            console.extend(bytes);
+            let over = console.len().saturating_sub(CONSOLE_BYTES);
+            console.drain(..over);
+        })
+    }
+
+    /// Streams of which the first two are a link, and the third is the console.
+    fn as_link(&self, link: UnixStream) -> std::io::Result<StdStreams> {
+        let (stdin, console) = (Arc::new(link.try_clone()?.into()), self.console());
+        let output = OutputTap::new(move |stream, bytes| match stream {
+            // Nobody listens any more where it fails.
+            OutputStream::Stdout => drop((&link).write_all(bytes)),
+            OutputStream::Stderr => console.take(stream, bytes),
+        });
+        Ok(StdStreams::Connected { stdin, output })
     }
 
     /// Makes the VMM's process, held before its first instruction.
@@ -97,8 +122,6 @@ impl Machine {
             }
         };
         self.state().broken = broken;
-        // Nobody else is to connect, and nothing is to be left.
-        let _ = std::fs::remove_file(self.vmm.link(dir.path()));
         Ok(socket)
     }
 
@@ -113,8 +136,8 @@ impl Machine {
                 tokio::time::sleep(END_TOLD_WITHIN / 2).await;
             };
             tokio::select! {
-                // Without a reason it ended in order, and the socket has told.
-                reason = broken => reason.map_or((), |reason| session.end(&reason)),
+                // Without a reason it ended in order, and the socket has told, or nobody can tell before the VMM is gone.
+                Ok(reason) = broken => session.end(&reason),
                 () = ended => session.end("the guest is gone"),
             }
         });

@@ -29,7 +29,7 @@ pub use self::pool::Pool;
 pub use self::template::Template;
 use crate::origin::{CONNECTS_AGAIN, Origin, WATCHES};
 use crate::parts::Parts;
-use crate::vmm::{Launch, Vmm, bounds, memory_mib};
+use crate::vmm::{GuestLink, Launch, Vmm, bounds, memory_mib};
 
 /// Names the Firecracker program; without it, `firecracker` of the PATH.
 pub const FIRECRACKER_VARIABLE: &str = "GLASSHOUSE_FIRECRACKER";
@@ -131,6 +131,12 @@ impl Firecracker {
 
     fn of(config: Config, limits: Limits, origin: Origin<Template>) -> Self {
         Self { config, limits, origin, plan: Arc::default() }
+    }
+
+    /// Where the guest's connection arrives.
+    fn socket(&self, dir: &Path) -> PathBuf {
+        let uds = self.plan.get().map_or_else(|| dir.join(UDS), |plan| plan.place.here(UDS));
+        guest_link(&uds, PORT)
     }
 
     fn plan(&self) -> Result<&Plan, BackendError> {
@@ -277,18 +283,17 @@ impl Vmm for Firecracker {
         brought.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
         // It cannot be there yet.
         let _ = self.plan.set(Plan { place, machine });
-        Ok(Launch { argv, sandbox: Default::default(), shared: None })
+        Ok(Launch { argv, ..Launch::default() })
     }
 
-    fn link(&self, dir: &Path) -> PathBuf {
-        let uds = self.plan.get().map_or_else(|| dir.join(UDS), |plan| plan.place.here(UDS));
-        guest_link(&uds, PORT)
+    fn link(&self, dir: &Path) -> GuestLink {
+        GuestLink::Socket(self.socket(dir))
     }
 
     async fn boot(&self, dir: &Path) -> Result<(), BackendError> {
         let plan = self.plan()?;
         let failed = |error: ClientError| BackendError::failed(BOOTING, error);
-        plan.place.own(&self.link(dir)).map_err(|error| BackendError::failed(BOOTING, error))?;
+        plan.place.own(&self.socket(dir)).map_err(|error| BackendError::failed(BOOTING, error))?;
         let client = plan.client().await.map_err(failed)?;
         if let Some(template) = self.origin.template() {
             return template.load(&client, plan).await.map_err(|error| BackendError::failed(BOOTING, error));

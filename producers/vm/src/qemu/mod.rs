@@ -430,7 +430,7 @@ impl Vmm for Qemu {
             }
             Link::VirtioSerial | Link::Nats(_) => None,
         };
-        Ok(Launch { argv, sandbox, shared })
+        Ok(Launch { argv, sandbox, shared, ..Launch::default() })
     }
 
     /// Opens the monitor, and makes of a clone what its template was.
