@@ -401,13 +401,16 @@ fn a_request_runs_in_a_container() {
         fleet.json(&["nodes", "--json"])[0]["agent"]["backends"],
         serde_json::json!(["process", "kata"])
     );
-    let options = ["--backend", "kata", "--profile", "host", "--limit", "memory=64MiB"];
-    let script = "echo x > made; pwd; ls /; exit 5";
-    let receipt = receipt_of_submitted(&fleet, &options, script, (5, "/tmp\nbin\ndev\nproc\nsys\ntmp\n"));
-    assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
-    assert_eq!(receipt["environment"]["runtime"], containerd::RUNTIME);
-    assert_eq!(receipt["filesystem"]["writes"], serde_json::json!(["/tmp/made"]));
-    assert_eq!(containerd.left(receipt["execution_id"].as_str().unwrap()), Vec::<String>::new());
+    for profile in ["host", "guest"] {
+        let options = ["--backend", "kata", "--profile", profile, "--limit", "memory=64MiB"];
+        let script = "echo x > made; pwd; ls /; exit 5";
+        let receipt = receipt_of_submitted(&fleet, &options, script, (5, "/tmp\nbin\ndev\nproc\nsys\ntmp\n"));
+        assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+        let told = (&receipt["environment"]["runtime"], &receipt["provenance"]);
+        assert_eq!(told, (&containerd::RUNTIME.into(), &profile.into()));
+        assert_eq!(receipt["filesystem"]["writes"], serde_json::json!(["/tmp/made"]));
+        assert_eq!(containerd.left(receipt["execution_id"].as_str().unwrap()), Vec::<String>::new());
+    }
     let mut doctor = command("glasshouse");
     doctor.args(["doctor", "--json"]).env("CONTAINERD_ADDRESS", &address);
     doctor.env("GLASSHOUSE_RUNTIME", containerd::RUNTIME);
