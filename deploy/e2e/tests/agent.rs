@@ -411,6 +411,18 @@ fn a_request_runs_in_a_container() {
         assert_eq!(receipt["filesystem"]["writes"], serde_json::json!(["/tmp/made"]));
         assert_eq!(containerd.left(receipt["execution_id"].as_str().unwrap()), Vec::<String>::new());
     }
+    // And without an agent.
+    let receipt = tempfile::NamedTempFile::new().unwrap();
+    let mut run = command("glasshouse");
+    run.args(["run", "--backend", "kata", "--runtime", containerd::RUNTIME, "--image", containerd::IMAGE]);
+    run.args(["--containerd", address.to_str().unwrap(), "--containerd-namespace", containerd::NAMESPACE]);
+    run.args(["--profile", "combined", "--receipt", receipt.path().to_str().unwrap()]);
+    run.args(["--", "sh", "-c", "cat; exit 6"]);
+    let ran = output(run);
+    assert_eq!(ran.status.code(), Some(6), "{}", stderr(&ran));
+    let receipt: Value = serde_json::from_slice(&std::fs::read(receipt.path()).unwrap()).unwrap();
+    assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+    assert_eq!((&receipt["provenance"], &receipt["contradictions"]), (&"host+guest".into(), &Value::Null));
     let mut doctor = command("glasshouse");
     doctor.args(["doctor", "--json"]).env("CONTAINERD_ADDRESS", &address);
     doctor.env("GLASSHOUSE_RUNTIME", containerd::RUNTIME);

@@ -6,6 +6,10 @@
 
 #[allow(dead_code, reason = "each test takes what it needs")]
 mod support;
+// What two receipts must agree about is said once.
+#[path = "../../../deploy/kernels/src/facts.rs"]
+#[allow(dead_code, reason = "the runner of kernels uses the rest of it")]
+mod facts;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -110,6 +114,35 @@ async fn a_command_is_watched_from_inside_its_container() {
             "{:?}",
             receipt.filesystem.writes
         );
+    }
+}
+
+/// Writes, appends, pipes, fails, forks, executes, and is told apart by its exit code.
+const WORKLOAD: &str = "echo one > a; cat a >> b; cat < b; (cat nothing) 2> errors; (exec cat a > h); (sleep 0; exit 3); \
+                        sh -c 'kill -9 $$'; cat b | tr o 0 > i; ls /bin > /dev/null; exit 7";
+
+/// What is told from inside is what the node's kernel tells of the same command in a container without a probe.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_facts_are_told_from_inside_as_from_outside() {
+    const NAME: &str = "the_same_facts_are_told_from_inside_as_from_outside";
+    let Some((containerd, probe)) = parts(NAME) else { return };
+    let controller = EbpfController::new(LoadOptions::default());
+    if let Err(error) = controller.ready().await {
+        return report_skipped(NAME, &error.reason);
+    }
+    drop(controller);
+    let told = async |probe: Option<&PathBuf>, profile: ProfilingMode, vantage: &str| {
+        let ran = run(&containerd, probe, profile, WORKLOAD).await;
+        assert_eq!((ran.report.outcome.exit_code, ran.stdout.as_str()), (7, "one\n"), "{}", ran.stderr);
+        let receipt = serde_json::to_value(ran.receipt.expect("it was profiled")).unwrap();
+        assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+        facts::facts(&facts::seen_from(vantage, &receipt), &[])
+    };
+    let outside = told(None, ProfilingMode::Host, "host").await;
+    assert!(outside.len() > 30, "only {} facts were compared", outside.len());
+    for profile in [ProfilingMode::Guest, ProfilingMode::Combined] {
+        let inside = told(Some(&probe), profile, "guest").await;
+        assert_eq!(facts::differences(&outside, &inside), Vec::<String>::new(), "{profile:?}");
     }
 }
 
