@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::connect::ConnectTarget;
+use crate::lifecycle::Isolation;
 
 /// How far. Each level promises all that the one before it does; docs/sandbox.md says what.
 #[derive(
@@ -113,7 +114,16 @@ impl SandboxRequest {
         Self { level, ..Self::default() }
     }
 
-    /// The network that the command gets.
+    /// The network of a command that is so far from the node: one in a machine or container has none but what is on its list.
+    pub fn network_in(&self, isolation: Isolation) -> NetworkAccess {
+        match isolation {
+            Isolation::None | Isolation::Process => self.network(),
+            Isolation::Container | Isolation::Vm if self.connect.is_empty() => NetworkAccess::None,
+            Isolation::Container | Isolation::Vm => NetworkAccess::AllowList,
+        }
+    }
+
+    /// The network that a command on the node gets.
     pub fn network(&self) -> NetworkAccess {
         let by_itself = match self.level {
             _ if !self.connect.is_empty() => NetworkAccess::AllowList,
@@ -147,6 +157,15 @@ mod tests {
             serde_json::from_str(r#"{"level":"strict","connect":["[::1]:80"]}"#).unwrap();
         assert_eq!(listed.network(), NetworkAccess::AllowList);
         assert_eq!(serde_json::to_value(listed.network()).unwrap(), listed.network().as_str());
+        let nearby = SandboxRequest::default();
+        for (isolation, network) in [
+            (Isolation::Process, NetworkAccess::Host),
+            (Isolation::Container, NetworkAccess::None),
+            (Isolation::Vm, NetworkAccess::None),
+        ] {
+            assert_eq!(nearby.network_in(isolation), network);
+            assert_eq!(listed.network_in(isolation), NetworkAccess::AllowList);
+        }
         assert!(serde_json::from_str::<SandboxRequest>(r#"{"levl":"strict"}"#).is_err());
     }
 }

@@ -139,6 +139,7 @@ impl Shared {
         let enforcement = Arc::new(PolicyGate {
             policies: settings.policies.clone(),
             backend: name.clone(),
+            isolation: backend.isolation(),
             files: request.files.clone(),
             artifacts: request.artifacts.clone(),
         });

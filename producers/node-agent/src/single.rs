@@ -61,7 +61,8 @@ pub async fn run_one(
         let options = LoadOptions { object_dir: settings.bpf_dir.clone(), ..LoadOptions::default() };
         Arc::new(EbpfController::new(options))
     });
-    let enforcement = Arc::new(PolicyGate::new(settings.policies.clone(), &settings.backend));
+    let enforcement =
+        Arc::new(PolicyGate::new(settings.policies.clone(), &settings.backend, made.backend.isolation()));
     let engine = Engine { controllers, enforcement, ..Engine::new(made.backend, sink.clone()) };
     let report = engine.run(spec, glasshouse_telemetry::current_traceparent()).await;
     drop(signals);

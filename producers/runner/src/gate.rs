@@ -10,7 +10,7 @@ use glasshouse_eval::{Policy, PreVerdict};
 use glasshouse_execution::{Enforcement, ExecutionSpec};
 use glasshouse_schema::admission::{Admission, AdmissionUser};
 use glasshouse_schema::files::StoredFile;
-use glasshouse_schema::lifecycle::PolicyRef;
+use glasshouse_schema::lifecycle::{Isolation, PolicyRef};
 use glasshouse_schema::verdict::{RuleAction, RuleOutcome, RuleResult};
 
 /// Rules that are named of those which refuse an execution.
@@ -47,12 +47,14 @@ impl PartialEq for Policies {
 impl Eq for Policies {}
 
 /// The enforcement of one execution.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct PolicyGate {
     /// Whose `pre` rules decide.
     pub policies: Policies,
     /// The backend that is to run it.
     pub backend: String,
+    /// How far that keeps it from the node.
+    pub isolation: Isolation,
     /// Files that it is given.
     pub files: Vec<StoredFile>,
     /// Which files are taken from it.
@@ -61,8 +63,8 @@ pub struct PolicyGate {
 
 impl PolicyGate {
     /// Without files.
-    pub fn new(policies: Policies, backend: &str) -> Self {
-        Self { policies, backend: backend.to_owned(), ..Self::default() }
+    pub fn new(policies: Policies, backend: &str, isolation: Isolation) -> Self {
+        Self { policies, backend: backend.to_owned(), isolation, files: Vec::new(), artifacts: Vec::new() }
     }
 
     /// Whether the policies let it pass; `Err` says which does not, by which rules, and why.
@@ -121,7 +123,7 @@ impl PolicyGate {
             profile_required: spec.profile_required,
             labels: spec.labels.clone(),
             sandbox: spec.sandbox.clone(),
-            network: spec.sandbox.network(),
+            network: spec.sandbox.network_in(self.isolation),
             limits: spec.limits,
             files: self.files.clone(),
             artifacts: self.artifacts.clone(),
@@ -137,5 +139,29 @@ impl Enforcement for PolicyGate {
 
     async fn admit(&self, spec: &ExecutionSpec) -> Result<(), String> {
         self.judge(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use glasshouse_schema::ids::{ExecutionId, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn a_machine_has_not_the_nodes_network() {
+        let policy = "version: v1\nname: offline\nrules:\n- {id: network, phase: pre, expression: request.network != 'host', message: m}\n";
+        let policies = Policies::new(vec![Policy::parse(policy, "offline").unwrap()]);
+        let spec = ExecutionSpec::new(
+            ExecutionId::from_parts(1, [1; 10]),
+            NodeId::new("node").unwrap(),
+            vec!["true".into()],
+        );
+        let judged = |isolation| PolicyGate::new(policies.clone(), "any", isolation).judge(&spec);
+        assert!(judged(Isolation::Process).unwrap_err().contains("rule `network`"));
+        for isolation in [Isolation::Container, Isolation::Vm] {
+            assert_eq!(judged(isolation), Ok(()));
+        }
     }
 }

@@ -270,7 +270,7 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
 fn gate(args: &RunArgs, policies: &[Policy]) -> PolicyGate {
     let backend = args.backend.to_possible_value();
     let name = backend.as_ref().map(|value| value.get_name()).unwrap_or_default();
-    PolicyGate::new(Policies::new(policies.to_vec()), name)
+    PolicyGate::new(Policies::new(policies.to_vec()), name, args.backend.isolation())
 }
 
 fn controllers(

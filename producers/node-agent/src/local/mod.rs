@@ -236,7 +236,8 @@ impl Local {
             ProfilingMode::Host | ProfilingMode::Combined => vec![self.probe.clone()],
         };
         let backend: Arc<dyn ExecutionBackend> = Arc::new(ProcessBackend::new());
-        let enforcement = Arc::new(PolicyGate::new(settings.policies.clone(), backend.name()));
+        let enforcement =
+            Arc::new(PolicyGate::new(settings.policies.clone(), backend.name(), backend.isolation()));
         let engine = Engine { controllers, enforcement, ..Engine::new(Arc::clone(&backend), sink.clone()) };
         let ended_because = Arc::clone(&engine.ended_because);
         let end = |reason: &str| drop(ended_because.set(reason.to_owned()));
