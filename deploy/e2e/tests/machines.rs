@@ -150,6 +150,34 @@ fn a_guest_tells_the_same_facts_as_the_host() {
     }
 }
 
+/// The first run of a machine that was kept before boots nothing.
+#[test]
+fn a_machine_is_kept_before_its_first_run() {
+    let image = skip_unless_machines_work!();
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, receipt) = (dir.path().join("cache"), dir.path().join("receipt.json"));
+    let of = |rest: &[&str]| {
+        let mut run = in_machine(dir.path(), &image, "guest", &receipt);
+        run.env("XDG_CACHE_HOME", &cache).args(["--limit", "memory=64MiB"]).args(rest);
+        output_within(DEADLINE, run)
+    };
+    let mut kept = Vec::new();
+    for was_kept in [false, true] {
+        let ran = of(&["--keep-only", "--json"]);
+        assert!(ran.status.success(), "{}", stderr(&ran));
+        let text = stderr(&ran);
+        let line = text.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{text}"));
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["was_kept"], was_kept, "{line}");
+        kept.push(line["snapshot"].clone());
+    }
+    assert!(!receipt.exists());
+    let ran = of(&["--", "/bin/sh", "-c", "exit 3"]);
+    assert_eq!(ran.status.code(), Some(3), "{}", stderr(&ran));
+    let snapshot = read(&receipt)["environment"]["snapshot"].clone();
+    assert_eq!(kept, [snapshot.clone(), snapshot]);
+}
+
 #[test]
 fn a_machine_that_is_more_than_it_says_is_found_out() {
     let image = skip_unless_machines_work!();

@@ -157,6 +157,7 @@ Examples:
   glasshouse run --profile host -- make test                   (through the node agent's socket, without root)
   glasshouse run --agent always --profile host --sandbox standard -- ./untrusted
   sudo glasshouse run --backend qemu --image root.ext4 --profile combined -- /bin/sh -c 'ls /'
+  sudo glasshouse run --backend qemu --image root.ext4 --profile combined --keep-only      (so that the first run is as fast)
   sudo glasshouse run --backend kata --runtime io.containerd.runc.v2 --image docker.io/library/busybox:latest -- sh -c 'ls /'
   sudo glasshouse run --profile host --nats nats://127.0.0.1:4222 --label job=42 -- ./build.sh
   sudo glasshouse run --profile host --nats nats://bus:4222 --spool /srv/ci/spool --spool-bytes 1GiB -- ./build.sh
@@ -244,8 +245,13 @@ pub(crate) struct RunArgs {
     /// Print a summary of the execution on stderr as one JSON line
     #[arg(long)]
     pub(crate) json: bool,
+    /// Run nothing: boot the machine of such a run and keep it, so that runs restore it from the first on (--backend qemu)
+    ///
+    /// What a machine is made of counts, so the other options are to be those of the runs: image, profile, limits, processors, a network.
+    #[arg(long, conflicts_with_all = ["cold_boot", "command", "nats", "policy"])]
+    pub(crate) keep_only: bool,
     /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present = "keep_only", value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
 

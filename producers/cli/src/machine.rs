@@ -10,11 +10,12 @@ use glasshouse_backends::ProcessBackend;
 use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController};
 #[cfg(target_os = "linux")]
 use glasshouse_kata::{DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME, KataBackend};
+use glasshouse_schema::ids::Digest;
 #[cfg(target_os = "linux")]
 use glasshouse_schema::ids::Vantage;
 #[cfg(target_os = "linux")]
 use glasshouse_vm::{
-    GuestTransport, Link, Parts, Templates, VmBackend,
+    GuestTransport, Kept, Link, Parts, Templates, VmBackend,
     firecracker::{self, Firecracker},
     guest_probe,
     nats::Issuer,
@@ -134,19 +135,7 @@ impl MachineArgs {
                 Ok(Chosen { backend: Arc::new(ProcessBackend::new()), inside: None })
             }
             #[cfg(target_os = "linux")]
-            Backend::Qemu => {
-                let parts = Parts::find()?;
-                let config = qemu::Config {
-                    templates: (!self.cold_boot).then(|| Templates::in_cache(&parts.cache)),
-                    parts,
-                    qemu: qemu::program().map_err(anyhow::Error::msg)?,
-                    image: self.image()?,
-                    vcpus: self.vcpus,
-                    nested: false,
-                    link: self.link.link()?,
-                };
-                Ok(Chosen::machine(VmBackend::new(Qemu::new(config, spec.limits))))
-            }
+            Backend::Qemu => Ok(Chosen::machine(self.qemu(spec)?)),
             #[cfg(target_os = "linux")]
             Backend::Firecracker => {
                 let config = firecracker::Config {
@@ -183,6 +172,46 @@ impl MachineArgs {
                 }
             }
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn qemu(&self, spec: &ExecutionSpec) -> anyhow::Result<VmBackend> {
+        let parts = Parts::find()?;
+        let config = qemu::Config {
+            templates: (!self.cold_boot).then(|| Templates::in_cache(&parts.cache)),
+            parts,
+            qemu: qemu::program().map_err(anyhow::Error::msg)?,
+            image: self.image()?,
+            vcpus: self.vcpus,
+            nested: false,
+            link: self.link.link()?,
+        };
+        Ok(VmBackend::new(Qemu::new(config, spec.limits)))
+    }
+
+    /// Keeps the machine that a run like this would boot; gives its SHA-256, and whether it was kept before.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        allow(unused_variables, clippy::unused_async, reason = "machines are made on Linux")
+    )]
+    pub(crate) async fn keep(
+        &self,
+        backend: Backend,
+        spec: &ExecutionSpec,
+    ) -> anyhow::Result<(Digest, bool)> {
+        #[cfg(target_os = "linux")]
+        if backend == Backend::Qemu {
+            return match self.qemu(spec)?.keep(spec).await? {
+                Kept::Now(snapshot) => Ok((snapshot, false)),
+                Kept::Before(snapshot) => Ok((snapshot, true)),
+                Kept::Not => anyhow::bail!(
+                    "the machine is not kept: those that speak by shared memory or NATS never are; what else is wrong is said above"
+                ),
+            };
+        }
+        anyhow::bail!(
+            "--keep-only is of the machines that QEMU makes: choose --backend qemu, or leave it out"
+        )
     }
 
     /// By its path from the root: a VMM has a working directory of its own.

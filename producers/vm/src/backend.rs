@@ -33,7 +33,7 @@ use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_guest_link::message::Bytes;
 use glasshouse_guest_link::shared::SharedMemory;
 use glasshouse_guest_link::{ENTROPY_BYTES, Failure, Spec, Status, ToGuest};
-use glasshouse_schema::ids::Vantage;
+use glasshouse_schema::ids::{Digest, Vantage};
 use glasshouse_schema::lifecycle::{Environment, Isolation};
 use glasshouse_schema::limits::{Limit, Limits};
 use glasshouse_schema::sandbox::NetworkAccess;
@@ -57,6 +57,17 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// How long to wait for the word of a VMM's end once its guest is gone.
 const END_TOLD_WITHIN: Duration = Duration::from_secs(2);
 const DOING: &str = "running the command in its virtual machine";
+
+/// Whether a machine is kept for later executions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// From now on, as a template with this SHA-256.
+    Now(Digest),
+    /// It was already.
+    Before(Digest),
+    /// Its VMM keeps none, or something was wrong, which the log says.
+    Not,
+}
 
 /// Runs a command in a virtual machine of its own.
 pub struct VmBackend(pub(crate) Arc<Machine>);
@@ -126,6 +137,34 @@ impl VmBackend {
         let mut state = machine.state();
         (state.started, state.socket) = (Some(started), Some(socket));
         Ok(())
+    }
+
+    /// Boots the machine up to where its guest waits for a command, so that its VMM keeps it, and ends it: later executions like this
+    /// one restore it. `spec` names the VMM's cgroup and what watches; nothing of its command is run. For one execution's worth of a value.
+    pub async fn keep(&self, spec: &ExecutionSpec) -> Result<Kept, BackendError> {
+        let kept = self.boot_and_keep(spec).await;
+        match self.cleanup().await.into_iter().next() {
+            Some(left) => kept.and(Err(BackendError::failed("ending the machine", left))),
+            None => kept,
+        }
+    }
+
+    async fn boot_and_keep(&self, spec: &ExecutionSpec) -> Result<Kept, BackendError> {
+        let machine = &self.0;
+        self.boot_ahead(spec).await?;
+        if let Some(snapshot) = machine.vmm.environment().snapshot {
+            return Ok(Kept::Before(snapshot));
+        }
+        let socket = self.take_waiting();
+        let socket = socket.ok_or_else(|| BackendError::failed(DOING, "it was not started"))?;
+        let shared = machine.state().shared.take();
+        let nowhere = Outputs { stdout: None, stderr: None };
+        let (session, _) =
+            Session::begin(socket, shared, nowhere, true).map_err(failed("speaking to the guest"))?;
+        machine.state().session = Some(session.clone());
+        let hello = machine.told(&session, |state| state.hello.clone()).await?;
+        let kept = if hello.problems.is_empty() { machine.vmm.waits().await? } else { None };
+        Ok(kept.map_or(Kept::Not, Kept::Now))
     }
 
     /// The connection of a guest that waits for its command.

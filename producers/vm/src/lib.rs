@@ -30,7 +30,7 @@ mod templates;
 mod transport;
 mod vmm;
 
-pub use backend::VmBackend;
+pub use backend::{Kept, VmBackend};
 pub use guest::GuestController;
 pub use parts::{KERNEL_VARIABLE, PROBE_VARIABLE, Parts, PartsError, guest_probe};
 pub use templates::Templates;

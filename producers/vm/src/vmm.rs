@@ -10,6 +10,7 @@ use glasshouse_execution::backend::{BackendError, ExecutionBackend};
 use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_guest_link::shared::SharedMemory;
 use glasshouse_guest_nats::Issuer;
+use glasshouse_schema::ids::Digest;
 use glasshouse_schema::lifecycle::{Environment, Isolation, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::SandboxRequest;
@@ -139,9 +140,10 @@ pub trait Vmm: Send + Sync + 'static {
         true
     }
 
-    /// The guest has greeted and waits for its command: no execution was in this machine yet, and nothing is under way on its link.
-    async fn waits(&self) -> Result<(), BackendError> {
-        Ok(())
+    /// The guest has greeted and waits for its command: no execution was in this machine yet, and nothing is under way on its link. Gives
+    /// what the machine is kept as, if it is kept now.
+    async fn waits(&self) -> Result<Option<Digest>, BackendError> {
+        Ok(None)
     }
 
     /// What the VMM itself found wrong, once it has ended, for whoever asks why a machine failed.

@@ -97,6 +97,22 @@ async fn the_first_machine_is_kept_while_it_runs_and_the_next_one_is_restored() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_is_kept_ahead_of_its_first_command() {
+    let kept = kept_or_skip!("a_machine_is_kept_ahead_of_its_first_command");
+    let spec = ExecutionSpec { profile: ProfilingMode::Guest, ..hello() };
+    let is_kept =
+        async || kept.machine().keep(&ExecutionSpec { id: hello().id, ..spec.clone() }).await.unwrap();
+    let glasshouse_vm::Kept::Now(digest) = is_kept().await else { panic!("it is not kept") };
+    assert_eq!(is_kept().await, glasshouse_vm::Kept::Before(digest));
+    assert_eq!(kept.ran(&spec).await, (ExitStatus::Code(5), SAID.to_vec(), Some(digest)));
+    // One that is not watched from inside is another.
+    assert_eq!(kept.ran(&hello()).await.2, None);
+    let cold =
+        VmBackend::new(Qemu::new(Config { templates: None, ..kept.config.clone() }, Default::default()));
+    assert_eq!(cold.keep(&hello()).await.unwrap(), glasshouse_vm::Kept::Not);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn machines_that_are_kept_at_once_leave_one() {
     let kept = kept_or_skip!("machines_that_are_kept_at_once_leave_one");
     let (one, other) = (hello(), hello());

@@ -54,11 +54,35 @@ pub(crate) fn main(args: Box<RunArgs>, log: &LogArgs) -> anyhow::Result<ExitCode
 
 async fn run(args: RunArgs, policies: Vec<Policy>) -> anyhow::Result<ExitCode> {
     let spec = spec(&args, &policies)?;
+    if args.keep_only {
+        return keep(&args, &spec).await;
+    }
     match super::local::is_wanted(&args)? {
         true => by_agent(&args, &policies, &spec).await,
         // Boxed, because it is many times larger, and would be moved about for the other too.
         false => Box::pin(here(args, policies, spec)).await,
     }
+}
+
+/// Keeps the machine of such a run.
+async fn keep(args: &RunArgs, spec: &ExecutionSpec) -> anyhow::Result<ExitCode> {
+    let began = std::time::Instant::now();
+    let (snapshot, was_kept) = args.machine.keep(args.backend, spec).await?;
+    let took = began.elapsed();
+    match args.json {
+        true => {
+            let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            say(serde_json::json!({"snapshot": snapshot, "was_kept": was_kept, "duration_ms": duration_ms}));
+        }
+        false if was_kept => say(format_args!("glasshouse: the machine {snapshot} was kept already")),
+        false => {
+            say(format_args!(
+                "glasshouse: the machine {snapshot} is kept, after {:.1} s",
+                took.as_secs_f64()
+            ));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The node agent of this machine runs it.
@@ -245,7 +269,7 @@ fn spec(args: &RunArgs, policies: &[Policy]) -> anyhow::Result<ExecutionSpec> {
     let spec = ExecutionSpec {
         id,
         node: args.node.clone().map_or_else(node_name, Ok)?,
-        argv: args.command.clone(),
+        argv: if args.keep_only { vec!["true".into()] } else { args.command.clone() },
         env: None,
         workdir: args.workdir.clone(),
         streams: StdStreams::Proxy,

@@ -27,7 +27,7 @@ use glasshouse_guest_link::Address;
 use glasshouse_guest_link::shared::{SHARED_BYTES, SharedMemory};
 use glasshouse_guest_nats::Issuer;
 use glasshouse_schema::connect::{ConnectHost, ConnectTarget};
-use glasshouse_schema::ids::Vantage;
+use glasshouse_schema::ids::{Digest, Vantage};
 use glasshouse_schema::lifecycle::{Environment, Sandbox, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::{NetworkAccess, SandboxLevel, SandboxRequest};
@@ -461,26 +461,31 @@ impl Vmm for Qemu {
     }
 
     /// Keeps the machine if there was none to restore.
-    async fn waits(&self) -> Result<(), BackendError> {
+    async fn waits(&self) -> Result<Option<Digest>, BackendError> {
         let plan = self.plan()?;
         let (Some(mut monitor), Some(key), Some(templates)) =
             (taken(&plan.monitor), plan.key.clone(), self.config.templates.clone())
         else {
-            return Ok(());
+            return Ok(None);
         };
         // Another run was faster.
         if templates.has(&key) {
-            return Ok(());
+            return Ok(None);
         }
         let kept = blocking(move || {
             template::keep(&mut monitor, &templates, &key)
                 .map_err(|error| format!("the machine does not go on after it was kept: {error}"))
         });
-        match kept.await? {
-            Ok(snapshot) => tracing::info!(%snapshot, "the machine is kept, and restored by later runs"),
-            Err(error) => tracing::warn!(%error, "the machine is not kept: the next run boots too"),
+        match &kept.await? {
+            Ok(snapshot) => {
+                tracing::info!(%snapshot, "the machine is kept, and restored by later runs");
+                Ok(Some(*snapshot))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the machine is not kept: the next run boots too");
+                Ok(None)
+            }
         }
-        Ok(())
     }
 }
 
