@@ -17,7 +17,7 @@ mod facts;
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -106,6 +106,18 @@ impl Begin {
 
 fn read(receipt: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(receipt).expect("a receipt")).expect("it is JSON")
+}
+
+#[test]
+fn the_image_of_these_tests_stays_one_file() {
+    let identity = |image: &Path| {
+        let of = std::fs::metadata(image).unwrap();
+        (of.ino(), of.ctime(), of.ctime_nsec())
+    };
+    let image = image::make().unwrap();
+    let before = identity(&image);
+    assert_eq!(image::make().unwrap(), image);
+    assert_eq!(identity(&image), before);
 }
 
 #[test]

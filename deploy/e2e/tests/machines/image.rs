@@ -1,6 +1,7 @@
 //! A small root filesystem with programs of this host, as `glasshouse image build` makes it.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -29,7 +30,8 @@ pub(crate) fn made() -> Result<PathBuf, String> {
     IMAGE.get_or_init(make).clone()
 }
 
-fn make() -> Result<PathBuf, String> {
+/// Makes it, unless it is there.
+pub(crate) fn make() -> Result<PathBuf, String> {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let tree = tempfile::tempdir_in(dir).unwrap();
     let tree = tree.path();
@@ -60,14 +62,18 @@ fn make() -> Result<PathBuf, String> {
             std::os::unix::fs::symlink(&real, &to).unwrap();
         }
     }
-    let image = dir.join("machines.img");
+    let built = tempfile::NamedTempFile::new_in(dir).unwrap().into_temp_path();
     let mut build = command("glasshouse");
-    build.args(["image", "build", "--from"]).arg(tree).arg("-o").arg(&image);
-    let built = output(build);
-    assert!(built.status.success(), "{}", stderr(&built));
-    let mut inspect = command("glasshouse");
-    inspect.args(["image", "inspect", "--json"]).arg(&image);
-    let inspected: serde_json::Value = serde_json::from_slice(&output(inspect).stdout).unwrap();
-    assert_eq!(inspected["filesystem"], "erofs", "{inspected}");
-    Ok(image)
+    build.args(["image", "build", "--json", "--from"]).arg(tree).arg("-o").arg(&built);
+    let told = output(build);
+    assert!(told.status.success(), "{}", stderr(&told));
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told["filesystem"], "erofs", "{told}");
+    // Each test is a process that makes the image. One that is there stays the very file: a machine that another test keeps is
+    // known by it.
+    let image = dir.join(format!("machines-{}.img", told["sha256"].as_str().unwrap()));
+    match built.persist_noclobber(&image) {
+        Err(error) if error.error.kind() != ErrorKind::AlreadyExists => Err(error.to_string()),
+        _ => Ok(image),
+    }
 }
