@@ -38,7 +38,7 @@ pub(crate) struct BuildImageArgs {
     /// Which image of an OCI layout; needed where it holds several
     #[arg(long)]
     pub(crate) tag: Option<String>,
-    /// The image to write; one that is there is replaced once the new one is whole
+    /// The image to write; one that is there is replaced once the new one is whole, unless it has the same bytes
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// The most that the source may unpack to, in GiB

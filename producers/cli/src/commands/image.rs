@@ -27,6 +27,10 @@ fn build(args: &BuildImageArgs) -> anyhow::Result<()> {
     if built.sockets_left_out > 0 {
         say(format_args!("glasshouse: {} sockets are left out: no image holds them", built.sockets_left_out));
     }
+    if built.unchanged {
+        let image = args.output.display();
+        say(format_args!("glasshouse: {image} has these bytes already and is left as it is"));
+    }
     if args.json { super::print_json(&built) } else { super::print(lines(&built.image)) }
 }
 

@@ -132,6 +132,8 @@ pub struct Built {
     pub config: Option<Config>,
     /// Sockets of a folder, which no image holds.
     pub sockets_left_out: usize,
+    /// Whether the file was there with these very bytes, and was left as it is.
+    pub unchanged: bool,
 }
 
 /// What an image is.
@@ -151,7 +153,8 @@ pub struct Inspection {
     pub uuid: String,
 }
 
-/// Makes an image; `out` is there once it is whole. An OCI layout with several images needs a tag.
+/// Makes an image; `out` is there once it is whole. An OCI layout with several images needs a tag. A file that has these bytes already
+/// stays the file that it is, because kept machines know their image by that.
 ///
 /// # Errors
 /// [`ImageError`]; nothing is left then.
@@ -186,8 +189,19 @@ pub fn build(from: &Path, tag: Option<&str>, out: &Path, limits: Limits) -> Resu
         .tempfile_in(folder)
         .map_err(ImageError::file(folder))?;
     erofs::write(&mut tree, file.as_file()).map_err(ImageError::file(out))?;
-    file.persist(out).map_err(|error| error.error).map_err(ImageError::file(out))?;
-    Ok(Built { image: inspect(out)?, source, manifest, config, sockets_left_out })
+    let image = Inspection { path: out.to_owned(), ..inspect(file.path())? };
+    let unchanged = is_there(&image);
+    if !unchanged {
+        file.persist(out).map_err(|error| error.error).map_err(ImageError::file(out))?;
+    }
+    Ok(Built { image, source, manifest, config, sockets_left_out, unchanged })
+}
+
+/// Whether an image's path has it: a file, not a link to one.
+fn is_there(image: &Inspection) -> bool {
+    let there = std::fs::symlink_metadata(&image.path);
+    there.is_ok_and(|there| there.is_file() && there.len() == image.bytes)
+        && inspect(&image.path).is_ok_and(|there| there == *image)
 }
 
 fn add_tar(tree: &mut tree::Tree, from: &Path) -> Result<(), ImageError> {

@@ -1,5 +1,6 @@
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::{Duration, SystemTime};
 
 use super::*;
@@ -92,6 +93,34 @@ fn neither_times_nor_owners_nor_the_order_of_creation_change_a_byte() {
     assert!(image == same);
     fs::write(other.path().join("file-0"), "x").unwrap();
     assert_ne!(make(other.path(), None).unwrap().0.image.uuid, built.image.uuid);
+}
+
+#[test]
+fn an_image_that_is_made_again_stays_the_file_that_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("a"), "one").unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let image = out.path().join("image");
+    let built = |path: &Path| {
+        let built = build(root.path(), None, path, Limits::default()).unwrap();
+        assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1, "nothing is beside it");
+        (built.unchanged, fs::symlink_metadata(path).unwrap().ino())
+    };
+    let (unchanged, first) = built(&image);
+    assert!(!unchanged);
+    assert_eq!(built(&image), (true, first));
+    // Other bytes of the same length, another length, a link to the same bytes.
+    fs::write(root.path().join("a"), "two").unwrap();
+    let (unchanged, second) = built(&image);
+    assert!(!unchanged && second != first);
+    fs::File::options().append(true).open(&image).unwrap().write_all(b"more").unwrap();
+    assert!(!built(&image).0);
+    let elsewhere = root.path().with_extension("image");
+    fs::rename(&image, &elsewhere).unwrap();
+    symlink(&elsewhere, &image).unwrap();
+    assert!(!built(&image).0);
+    assert!(fs::symlink_metadata(&image).unwrap().is_file());
+    fs::remove_file(elsewhere).unwrap();
 }
 
 #[test]
