@@ -358,12 +358,16 @@ fn a_request_runs_in_a_virtual_machine() {
         Ok(image) => image,
         Err(reason) => return eprintln!("skipped: {reason}"),
     };
+    let cache = tempfile::tempdir().unwrap();
     // Of one that cannot run here nobody is told, and the others run.
     let fleet = Fleet::started_by(&[
         ("GLASSHOUSE_BACKENDS", "process,qemu,kata"),
         ("GLASSHOUSE_IMAGE", image.to_str().unwrap()),
         ("GLASSHOUSE_CONTAINER_IMAGE", "glasshouse.test/busybox:latest"),
         ("CONTAINERD_ADDRESS", "/nonexistent"),
+        ("XDG_CACHE_HOME", cache.path().to_str().unwrap()),
+        ("GLASSHOUSE_PROFILE", "combined"),
+        ("GLASSHOUSE_WARM_MACHINES", "1"),
     ]);
     let nodes = fleet.json(&["nodes", "--json"]);
     assert_eq!(nodes[0]["agent"]["backends"], serde_json::json!(["process", "qemu"]));
@@ -380,6 +384,8 @@ fn a_request_runs_in_a_virtual_machine() {
     let told = (&receipt["environment"]["runtime"], &receipt["provenance"]);
     assert_eq!(told, (&"qemu".into(), &"host+guest".into()));
     assert!(receipt["filesystem"]["writes"].as_array().unwrap().contains(&"/srv/made".into()));
+    // It booted when the agent began.
+    assert!(receipt["environment"]["snapshot"].is_string(), "{:#}", receipt["environment"]);
 }
 
 #[test]

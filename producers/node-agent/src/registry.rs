@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use glasshouse_backends::fake::Script;
 use glasshouse_backends::{FakeBackend, ProcessBackend};
-use glasshouse_execution::{ExecutionBackend, ProfilingController};
+use glasshouse_execution::{ExecutionBackend, ExecutionSpec, ProfilingController};
 use glasshouse_kata::KataBackend;
 use glasshouse_schema::Limits;
 use glasshouse_schema::ids::Vantage;
@@ -196,7 +196,13 @@ impl Kind {
         Ok(match name {
             "process" => Ok(Self::Process),
             "fake" => Ok(Self::Fake),
-            "qemu" => of_qemu(of_machines()?).map(Self::Qemu),
+            "qemu" => match of_qemu(of_machines()?) {
+                Ok(config) => {
+                    keep(&config, settings).await;
+                    Ok(Self::Qemu(config))
+                }
+                Err(reason) => Err(reason),
+            },
             "firecracker" => match of_firecracker(of_machines()?).await {
                 Ok(config) => {
                     let warm = warm(&config, settings).await;
@@ -263,6 +269,24 @@ async fn warm(config: &firecracker::Config, settings: &Settings) -> Option<Arc<W
             tracing::error!(%error, "there is no snapshot to restore machines from: each request boots one");
             None
         }
+    }
+}
+
+/// Keeps the machine of requests that ask for nothing of their own, where machines are to be ready. Without it the first request boots
+/// one.
+async fn keep(config: &qemu::Config, settings: &Settings) {
+    // Users of the socket get no machines.
+    if settings.warm_machines == 0 || settings.local_only {
+        return;
+    }
+    let kept = async {
+        let spec = crate::warm::spec(&settings.node)?;
+        let spec = ExecutionSpec { profile: settings.profile, limits: settings.limits, ..spec };
+        VmBackend::new(Qemu::new(config.clone(), settings.limits)).keep(&spec).await
+    };
+    match kept.await {
+        Ok(kept) => tracing::info!(?kept, "a machine of QEMU is restored for requests"),
+        Err(error) => tracing::error!(%error, "no machine of QEMU is kept: the first request boots one"),
     }
 }
 

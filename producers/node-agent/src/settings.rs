@@ -73,7 +73,7 @@ pub struct Layer {
     #[arg(long, env = "CONTAINERD_NAMESPACE", value_name = "NAME")]
     pub containerd_namespace: Option<String>,
     /// How many machines of Firecracker wait for a request, restored from a snapshot that is made at the start (default: 0, each request
-    /// boots one)
+    /// boots one); of QEMU, if there is any number, one is kept at the start that requests restore
     #[arg(long, env = "GLASSHOUSE_WARM_MACHINES", value_name = "N")]
     pub warm_machines: Option<u32>,
     /// From where a request is watched that does not say: disabled, host, guest or combined (default: disabled)

@@ -34,6 +34,11 @@ impl std::fmt::Debug for Warm {
     }
 }
 
+/// Of a machine that is made before there is a command.
+pub(crate) fn spec(node: &NodeId) -> Result<ExecutionSpec, BackendError> {
+    Ok(ExecutionSpec::new(new_id()?, node.clone(), vec!["machine".into()]))
+}
+
 fn new_id() -> Result<ExecutionId, BackendError> {
     glasshouse_runner::new_execution_id().map_err(|error| BackendError::failed("making an id", error))
 }
@@ -47,7 +52,7 @@ impl Warm {
         node: &NodeId,
     ) -> Result<Arc<Self>, BackendError> {
         let limits = Limits { memory_bytes: limits.memory_bytes, ..Limits::default() };
-        let spec = ExecutionSpec::new(new_id()?, node.clone(), vec!["machine".into()]);
+        let spec = spec(node)?;
         let template = Template::make(config, limits, &spec).await?;
         let pool = Pool::new(Arc::clone(&template), spec);
         let (filling, is_closed) = (Mutex::default(), AtomicBool::default());
