@@ -132,7 +132,7 @@ fn cgroups() -> anyhow::Result<(PathBuf, OwnedFd)> {
     let container = below(&table).context("our own cgroup is in no hierarchy of version 2 that we see")?;
     let container = Path::new("/proc/self/fd").join(mount.as_raw_fd().to_string()).join(container);
     let own = container.join(OWN_CGROUP);
-    fs::create_dir(&own).with_context(|| format!("making the cgroup {OWN_CGROUP}"))?;
+    fs::create_dir_all(&own).with_context(|| format!("making the cgroup {OWN_CGROUP}"))?;
     fs::write(own.join("cgroup.procs"), "0").context("entering it")?;
     Ok((container, mount))
 }
