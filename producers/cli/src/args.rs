@@ -159,6 +159,7 @@ Examples:
   sudo glasshouse run --backend qemu --image root.ext4 --profile combined -- /bin/sh -c 'ls /'
   sudo glasshouse run --backend qemu --image root.ext4 --profile combined --keep-only      (so that the first run is as fast)
   sudo glasshouse run --backend kata --runtime io.containerd.runc.v2 --image docker.io/library/busybox:latest -- sh -c 'ls /'
+  glasshouse run --backend remote --guest-socket /run/vm/link.sock --profile guest -- make test      (in a machine of yours)
   sudo glasshouse run --profile host --nats nats://127.0.0.1:4222 --label job=42 -- ./build.sh
   sudo glasshouse run --profile host --nats nats://bus:4222 --spool /srv/ci/spool --spool-bytes 1GiB -- ./build.sh
 
@@ -278,6 +279,9 @@ pub(crate) enum Backend {
     #[cfg(target_os = "linux")]
     /// A container that containerd makes by Kata's runtime, unverified, or by another (see --image and --runtime)
     Kata,
+    #[cfg(target_os = "linux")]
+    /// A machine of yours that runs already, and in which glasshouse-guest-probe is started (see --guest-transport and --guest-socket)
+    Remote,
 }
 
 impl Backend {
@@ -288,6 +292,8 @@ impl Backend {
             Self::Qemu | Self::Firecracker => Isolation::Vm,
             #[cfg(target_os = "linux")]
             Self::Kata => Isolation::Container,
+            #[cfg(target_os = "linux")]
+            Self::Remote => Isolation::None,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
 #[cfg(target_os = "linux")]
 use anyhow::Context as _;
@@ -14,12 +16,15 @@ use glasshouse_schema::ids::Digest;
 #[cfg(target_os = "linux")]
 use glasshouse_schema::ids::Vantage;
 #[cfg(target_os = "linux")]
+use glasshouse_schema::time::parse_duration;
+#[cfg(target_os = "linux")]
 use glasshouse_vm::{
     GuestTransport, Kept, Link, Parts, Templates, VmBackend,
     firecracker::{self, Firecracker},
     guest_probe,
     nats::Issuer,
     qemu::{self, Qemu},
+    remote::{self, Remote},
 };
 
 use crate::args::Backend;
@@ -57,7 +62,7 @@ pub(crate) struct MachineArgs {
 #[cfg(target_os = "linux")]
 #[derive(Debug, Clone, Args)]
 struct LinkArgs {
-    /// By what the guest of a machine of QEMU speaks to this program
+    /// By what the guest of a machine of QEMU speaks to this program; nats also for --backend remote
     ///
     /// With nats it has a network, on whose list is the NATS server beside what --allow-connect names, and a credential of this one
     /// execution. See docs/guest-nats.md.
@@ -70,10 +75,39 @@ struct LinkArgs {
     /// public key
     #[arg(long, value_name = "FILE", env = "GLASSHOUSE_GUEST_NATS_KEY", requires = "guest_nats")]
     guest_nats_key: Option<PathBuf>,
+    /// With --backend remote and --guest-transport nats: where the guest's credential is written, for the machine to be given. It is removed
+    /// at the end
+    #[arg(long, value_name = "FILE", default_value = "guest.creds")]
+    guest_credentials: PathBuf,
+    /// With --backend remote: a Unix socket to listen on for the guest, such as the other end of a VMM's serial port or vsock
+    #[arg(long, value_name = "PATH", conflicts_with = "guest_nats")]
+    guest_socket: Option<PathBuf>,
+    /// With --backend remote: how long to wait for the guest
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
+    guest_within: Duration,
 }
 
 #[cfg(target_os = "linux")]
 impl LinkArgs {
+    /// A machine of somebody else's, whose guest is told of on stderr.
+    fn remote(&self) -> anyhow::Result<Remote> {
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let way = match (self.link()?, &self.guest_socket) {
+            (Link::Nats(issuer), _) => remote::Way::Nats(issuer, absolute(&self.guest_credentials)),
+            (_, Some(path)) => remote::Way::Socket(absolute(path)),
+            (_, None) => anyhow::bail!(
+                "--backend remote needs a way to the machine: --guest-socket PATH, or --guest-transport nats"
+            ),
+        };
+        let within = self.guest_within;
+        let invite = Box::new(move |command: &str| {
+            crate::say(format_args!(
+                "glasshouse: waiting {within:?} for the guest; start in its machine, as root: {command}"
+            ));
+        });
+        Ok(Remote::new(remote::Config { way, within, invite }))
+    }
+
     fn link(&self) -> anyhow::Result<Link> {
         match (self.guest_transport, &self.guest_nats, &self.guest_nats_key) {
             (GuestTransport::VirtioSerial, ..) => Ok(Link::VirtioSerial),
@@ -123,8 +157,18 @@ impl MachineArgs {
     pub(crate) fn choose(&self, backend: Backend, spec: &ExecutionSpec) -> anyhow::Result<Chosen> {
         #[cfg(target_os = "linux")]
         anyhow::ensure!(
-            backend == Backend::Qemu || self.link.guest_transport == GuestTransport::default(),
-            "--guest-transport is of the machines that QEMU makes: choose --backend qemu, or leave it out"
+            matches!(
+                (backend, self.link.guest_transport),
+                (Backend::Qemu, _)
+                    | (Backend::Remote, GuestTransport::Nats)
+                    | (_, GuestTransport::VirtioSerial)
+            ),
+            "--guest-transport is of the machines that QEMU makes, and nats of --backend remote: choose another backend, or leave it out"
+        );
+        #[cfg(target_os = "linux")]
+        anyhow::ensure!(
+            backend == Backend::Remote || self.link.guest_socket.is_none(),
+            "--guest-socket is of machines of yours: choose --backend remote, or leave it out"
         );
         match backend {
             Backend::Process => {
@@ -146,6 +190,14 @@ impl MachineArgs {
                     vcpus: u8::try_from(self.vcpus)?,
                 };
                 Ok(Chosen::machine(VmBackend::new(Firecracker::new(config, spec.limits))))
+            }
+            #[cfg(target_os = "linux")]
+            Backend::Remote => {
+                anyhow::ensure!(
+                    self.image.is_none(),
+                    "--image is not of a machine that runs already: leave it out"
+                );
+                Ok(Chosen::machine(VmBackend::new(self.link.remote()?)))
             }
             #[cfg(target_os = "linux")]
             Backend::Kata => {

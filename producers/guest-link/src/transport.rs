@@ -36,6 +36,9 @@ pub struct Guest {
 pub trait Transport {
     /// Opens it. Once.
     fn open(&self) -> io::Result<Guest>;
+
+    /// Says that nothing more comes, where the end of this process does not say it, and waits until that and all before it is on its way.
+    fn close(&self) {}
 }
 
 /// Reads packets.

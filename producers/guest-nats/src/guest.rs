@@ -1,8 +1,10 @@
 //! The guest's end: a transport of `glasshouse-guest-link`.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 
 use glasshouse_guest_link::{Guest, StreamReceiver, StreamSender, Transport};
 
@@ -15,13 +17,15 @@ use crate::credential::Credential;
 pub struct GuestEnd {
     server: String,
     credential: Credential,
+    /// The thread that carries the opened link, and the socket at whose end it ends.
+    carried: Mutex<Option<(JoinHandle<()>, UnixStream)>>,
 }
 
 impl GuestEnd {
     /// By a server, as HOST:PORT or as an address like `tls://HOST:PORT`, and what lets us in there.
     pub fn new(server: &str, credential: Credential) -> Self {
         let server = if server.contains("://") { server.to_owned() } else { format!("nats://{server}") };
-        Self { server, credential }
+        Self { server, credential, carried: Mutex::default() }
     }
 }
 
@@ -35,7 +39,7 @@ impl GuestEnd {
         theirs.set_nonblocking(true)?;
         let (server, credential) = (self.server.clone(), self.credential.clone());
         let (opened, opens) = mpsc::channel();
-        std::thread::Builder::new().name("nats".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("nats".into()).spawn(move || {
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(error) => return drop(opened.send(Err(error))),
@@ -59,7 +63,12 @@ impl GuestEnd {
             });
         })?;
         opens.recv().map_err(io::Error::other)??;
+        *self.carried() = Some((thread, ours.try_clone()?));
         Ok(ours)
+    }
+
+    fn carried(&self) -> std::sync::MutexGuard<'_, Option<(JoinHandle<()>, UnixStream)>> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,5 +79,13 @@ impl Transport for GuestEnd {
             receiver: Box::new(StreamReceiver::new(ours.try_clone()?)),
             sender: Box::new(StreamSender::new(ours)),
         })
+    }
+
+    /// Waits until the other end was told, as far as the server takes it.
+    fn close(&self) {
+        let Some((thread, socket)) = self.carried().take() else { return };
+        // One that is over is as good.
+        let _ = socket.shutdown(Shutdown::Both);
+        let _ = thread.join();
     }
 }

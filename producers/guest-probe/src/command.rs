@@ -82,6 +82,7 @@ pub(crate) fn serve(
             run.take(message).await;
         }
         run.backend.cleanup().await;
+        settings.transport.close();
         Ok(())
     })
 }

@@ -237,6 +237,7 @@ impl Machine {
             state.session = Some(session.clone());
         }
         self.watch_link(&session);
+        self.end_with(&session);
         if self.vmm.greets() {
             let hello = self.told(&session, |state| state.hello.clone()).await?;
             tracing::debug!(kernel = hello.kernel, probe = hello.probe, "the guest speaks");
@@ -290,7 +291,9 @@ impl Machine {
     /// A reason with what is known of the machine.
     async fn explained(&self, reason: &str) -> BackendError {
         let mut text = reason.to_owned();
-        if let Ok(how) = tokio::time::timeout(END_TOLD_WITHIN, self.vmm_ended()).await {
+        if !self.vmm.is_elsewhere()
+            && let Ok(how) = tokio::time::timeout(END_TOLD_WITHIN, self.vmm_ended()).await
+        {
             text.push_str(&format!("; its VMM ended with {how}"));
             text.extend(self.vmm.troubles().map(|troubles| format!("; {troubles}")));
         }
@@ -523,7 +526,7 @@ impl ExecutionBackend for VmBackend {
 
     async fn kill(&self, signal: StopSignal) -> Result<(), BackendError> {
         let machine = &self.0;
-        let session = {
+        let (session, is_waiting) = {
             let mut state = machine.state();
             let has_exited =
                 state.session.as_ref().is_some_and(|session| session.now(|state| state.exit.is_some()));
@@ -533,8 +536,12 @@ impl ExecutionBackend for VmBackend {
             if !state.is_held {
                 state.pending.push(signal);
             }
-            state.session.clone().filter(|_| state.is_held)
+            (state.session.clone().filter(|_| state.is_held), state.session.is_none())
         };
+        if is_waiting && machine.vmm.is_elsewhere() {
+            // Nobody has to wait for a guest that may never come.
+            return machine.process.kill(signal).await;
+        }
         if let Some(session) = &session {
             session.ask(signal_message(signal));
         }

@@ -25,6 +25,7 @@ pub mod nats;
 mod origin;
 mod parts;
 pub mod qemu;
+pub mod remote;
 mod session;
 mod templates;
 mod transport;

@@ -12,7 +12,7 @@ use glasshouse_execution::spec::ExecutionSpec;
 pub use glasshouse_guest_nats::Issuer;
 use glasshouse_guest_nats::{Credential, HostEnd};
 
-use crate::session::BOOTED_WITHIN;
+use crate::vmm::Vmm;
 
 /// The file in a machine's directory with its guest's credential.
 pub const CREDENTIALS: &str = "credentials";
@@ -27,13 +27,13 @@ pub(crate) async fn open(
     issuer: &Issuer,
     spec: &ExecutionSpec,
     dir: &Path,
-    has_certificates: bool,
+    vmm: &dyn Vmm,
 ) -> Result<HostEnd, BackendError> {
     let wall = spec.limits.wall_ms.map(Duration::from_millis);
-    let lifetime = wall.map_or(WITHOUT_LIMIT, |wall| wall.saturating_add(BOOTED_WITHIN + BEYOND));
+    let lifetime = wall.map_or(WITHOUT_LIMIT, |wall| wall.saturating_add(vmm.speaks_within() + BEYOND));
     let opened = HostEnd::open(issuer, spec.id, lifetime).await;
     let (end, credential) = opened.map_err(|error| BackendError::failed(DOING, error))?;
-    if end.wants_tls() && !has_certificates {
+    if end.wants_tls() && !vmm.has_certificates() {
         let server = issuer.server();
         return Err(BackendError::failed(
             DOING,

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use glasshouse_backends::ProcessBackend;
@@ -14,6 +15,8 @@ use glasshouse_schema::ids::Digest;
 use glasshouse_schema::lifecycle::{Environment, Isolation, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::SandboxRequest;
+
+use crate::session::BOOTED_WITHIN;
 
 /// Memory of a machine whose command has no limit.
 const DEFAULT_MEMORY_MIB: u64 = 512;
@@ -94,6 +97,16 @@ pub trait Vmm: Send + Sync + 'static {
     /// What runs the VMM; asked for once. Else a process of this node, in a cgroup of its own.
     fn process(&self) -> Arc<dyn ExecutionBackend> {
         Arc::new(ProcessBackend::detached())
+    }
+
+    /// Whether nothing of it is on this node: then it ends, for us, with its guest's link, or when it is not waited for any more.
+    fn is_elsewhere(&self) -> bool {
+        false
+    }
+
+    /// How long its guest may take from the VMM's start to its first word.
+    fn speaks_within(&self) -> Duration {
+        BOOTED_WITHIN
     }
 
     /// What a command has that was given none; known once the VMM's process is there.

@@ -31,6 +31,7 @@ use glasshouse_schema::lifecycle::{Environment, ProfilingMode};
 use glasshouse_schema::receipt::Completeness;
 use glasshouse_vm::nats::{CREDENTIALS, Issuer};
 use glasshouse_vm::qemu::{self, Qemu};
+use glasshouse_vm::remote::{self, Remote};
 use glasshouse_vm::{Launch, Link, PROBE_VARIABLE, VmBackend, Vmm};
 use played::{Host, frame};
 
@@ -194,6 +195,45 @@ async fn a_watched_command_has_a_closed_receipt_and_no_credential() {
         lines[2] == "gone" && lines[3].ends_with("environ:0") && lines[4].ends_with("cmdline:0"),
         "{printed}"
     );
+}
+
+/// A machine of somebody else's gets its credential as a file, and the file is gone once its probe has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_that_is_started_by_hand_runs_the_command() {
+    let probe = match probe() {
+        Ok(probe) => probe,
+        Err(reason) => return report_skipped("a_probe_that_is_started_by_hand_runs_the_command", &reason),
+    };
+    let broker = started();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("guest.creds");
+    let invite = {
+        let file = file.clone();
+        Box::new(move |command: &str| {
+            let mode =
+                std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+            assert_eq!(mode & 0o777, 0o600);
+            let words = command.strip_prefix("glasshouse-guest-probe ").unwrap().split(' ');
+            let mut guest = std::process::Command::new(&probe).args(words).spawn().unwrap();
+            std::thread::spawn(move || assert!(guest.wait().unwrap().success()));
+        })
+    };
+    let way = remote::Way::Nats(broker.issuer(), file.clone());
+    let backend =
+        VmBackend::new(Remote::new(remote::Config { way, within: Duration::from_secs(60), invite }));
+    let (report, receipt, _) = run(backend, shell("cat /etc/hostname; exit 6")).await;
+    assert_eq!((report.outcome.exit_code, report.outcome.error), (6, None));
+    assert_eq!(receipt.completeness, Completeness::Closed, "{:?}", receipt.coverage.incomplete);
+    assert_eq!((receipt.execution.isolation.as_str(), file.exists()), ("none", false));
+    // What is somebody's is not overwritten.
+    std::fs::write(&file, "mine").unwrap();
+    let way = remote::Way::Nats(broker.issuer(), file.clone());
+    let config = remote::Config { way, within: Duration::from_secs(60), invite: Box::new(|_| {}) };
+    let backend = VmBackend::new(Remote::new(config));
+    let refused = backend.prepare(&shell("true")).await.unwrap_err().to_string();
+    assert!(refused.contains("guest.creds"), "{refused}");
+    assert_eq!(backend.cleanup().await, Vec::<String>::new());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

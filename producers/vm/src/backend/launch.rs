@@ -4,14 +4,14 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
 
-use glasshouse_execution::backend::{BackendError, ExitReport, ExitStatus, StartedProcess};
+use glasshouse_execution::backend::{BackendError, ExitReport, ExitStatus, StartedProcess, StopSignal};
 use glasshouse_execution::spec::{ExecutionSpec, OutputTap, StdStreams};
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::subject::OutputStream;
 
 use super::listener::{Listener, Opened};
 use super::{CONSOLE_BYTES, DOING, END_TOLD_WITHIN, Machine, failed, not_the_command};
-use crate::session::{BOOTED_WITHIN, Session};
+use crate::session::Session;
 use crate::vmm::GuestLink;
 use crate::{dirs, nats};
 
@@ -23,7 +23,7 @@ impl Machine {
         let dir = Arc::new(dir);
         self.state().dir = Some(Arc::clone(&dir));
         let over_nats = match self.vmm.nats() {
-            Some(issuer) => Some(nats::open(issuer, spec, dir.path(), self.vmm.has_certificates()).await?),
+            Some(issuer) => Some(nats::open(issuer, spec, dir.path(), self.vmm.as_ref()).await?),
             None => None,
         };
         let launch = self.vmm.command(spec, dir.path()).await?;
@@ -114,11 +114,12 @@ impl Machine {
             },
             _ = self.vmm_ended() => return Err(self.explained("the VMM ended before its guest ran").await),
         }
+        let within = self.vmm.speaks_within();
         let Opened { socket, broken } = tokio::select! {
             accepted = listener.accept() => accepted.map_err(failed("waiting for the guest"))?,
             _ = self.vmm_ended() => return Err(self.explained("the guest never spoke").await),
-            () = tokio::time::sleep(BOOTED_WITHIN) => {
-                return Err(self.explained(&format!("the guest did not speak within {BOOTED_WITHIN:?}")).await);
+            () = tokio::time::sleep(within) => {
+                return Err(self.explained(&format!("the guest did not speak within {within:?}")).await);
             }
         };
         self.state().broken = broken;
@@ -140,6 +141,19 @@ impl Machine {
                 Ok(reason) = broken => session.end(&reason),
                 () = ended => session.end("the guest is gone"),
             }
+        });
+    }
+
+    /// A machine elsewhere ends, for us, with its guest's link.
+    pub(super) fn end_with(&self, session: &Session) {
+        if !self.vmm.is_elsewhere() {
+            return;
+        }
+        let (process, session) = (Arc::clone(&self.process), session.clone());
+        tokio::spawn(async move {
+            let _ = session.until(|_| None::<()>).await;
+            // There is nothing that could fail.
+            let _ = process.kill(StopSignal::Kill).await;
         });
     }
 

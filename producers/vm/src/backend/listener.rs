@@ -1,6 +1,8 @@
 //! Where a machine's guest is waited for.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -24,7 +26,10 @@ pub(super) struct Opened {
 
 impl Listener {
     pub(super) fn at(socket: PathBuf) -> io::Result<Self> {
-        Ok(Self::Socket(UnixListener::bind(&socket)?, socket))
+        let listener = UnixListener::bind(&socket)?;
+        // Whoever connects is taken for the guest.
+        std::fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
+        Ok(Self::Socket(listener, socket))
     }
 
     pub(super) async fn accept(self) -> io::Result<Opened> {
