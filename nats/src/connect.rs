@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, Context, ContextBuilder};
-use async_nats::{Client, ConnectErrorKind, Event};
+use async_nats::{Client, ConnectErrorKind, Event, ServerAddr};
+use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
 use crate::encoding::Encoding;
@@ -18,7 +19,8 @@ const MIN_SERVER: (u32, u32) = (2, 12);
 /// How to reach the bus.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// One address, or several with commas between them.
+    /// One address, or several with commas between them. They may say who this is, `nats://USER:PASSWORD@HOST` or
+    /// `nats://TOKEN@HOST`.
     pub url: String,
     /// A credentials file (`nsc generate creds`).
     pub credentials: Option<PathBuf>,
@@ -117,11 +119,13 @@ pub async fn connect(options: ConnectOptions) -> Result<Bus, Error> {
     let ConnectOptions { url: addresses, credentials, name, timeout, frame_encoding } = options;
     // What is printed from here on holds no password.
     let url = without_secrets(&addresses);
+    let bad = |reason: String| Error::BadUrl { url: url.clone(), reason };
     let addresses = addresses
         .split(',')
-        .map(|address| address.trim().parse::<async_nats::ServerAddr>())
+        .map(|address| address.trim().parse::<ServerAddr>())
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| Error::BadUrl { url: url.clone(), reason: error.to_string() })?;
+        .map_err(|error| bad(error.to_string()))?;
+    let identity = identity(&addresses).map_err(|reason| bad(reason.to_owned()))?;
 
     let (connected, connections) = watch::channel(0);
     let connected = Arc::new(connected);
@@ -138,6 +142,11 @@ pub async fn connect(options: ConnectOptions) -> Result<Bus, Error> {
                 }
             }
         });
+    client = match identity {
+        Some(Identity { user, password: Some(password) }) => client.user_and_password(user, password),
+        Some(Identity { user: token, password: None }) => client.token(token),
+        None => client,
+    };
     if let Some(path) = credentials {
         client = client
             .credentials_file(&path)
@@ -170,6 +179,25 @@ pub async fn connect(options: ConnectOptions) -> Result<Bus, Error> {
     let jetstream =
         ContextBuilder::new().timeout(timeout).backpressure_on_inflight(true).build(client.clone());
     Ok(Bus { client, jetstream, timeout, frame_encoding, connections })
+}
+
+/// Whom addresses name: a user, or a token where there is no password.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    user: String,
+    password: Option<String>,
+}
+
+/// Whom the addresses say that this is, if they do: the client reads no more of them than host and port.
+fn identity(addresses: &[ServerAddr]) -> Result<Option<Identity>, &'static str> {
+    let read =
+        |text: &str| percent_decode_str(text).decode_utf8().map(Into::into).map_err(|_| "it is not UTF-8");
+    let mut named = addresses.iter().filter_map(|address| Some((address.username()?, address.password())));
+    let Some((user, password)) = named.next() else { return Ok(None) };
+    if named.any(|other| other != (user, password)) {
+        return Err("its addresses name several users, and one client is one user");
+    }
+    Ok(Some(Identity { user: read(user)?, password: password.map(read).transpose()? }))
 }
 
 /// The addresses as they may be printed: what stands before an `@` is a password or a token.
@@ -210,6 +238,21 @@ mod tests {
         let url = "nats://ana:s3cret@one:4222, token@two";
         assert_eq!(without_secrets(url), "nats://***@one:4222,***@two");
         assert_eq!(without_secrets("nats://one"), "nats://one");
+    }
+
+    #[test]
+    fn addresses_name_one_user_or_none() {
+        let of = |urls: &[&str]| {
+            let addresses: Vec<ServerAddr> = urls.iter().map(|url| url.parse().unwrap()).collect();
+            identity(&addresses).map(|who| who.map(|who| (who.user, who.password)))
+        };
+        let (ana, password) = ("ana".to_owned(), Some("a@b,c".to_owned()));
+        assert_eq!(of(&["nats://one", "two:4222"]), Ok(None));
+        assert_eq!(of(&["nats://ana:a%40b%2Cc@one", "two"]), Ok(Some((ana.clone(), password))));
+        assert_eq!(of(&["ana@one", "tls://ana@two"]), Ok(Some((ana, None))));
+        of(&["ana@one", "bob@two"]).unwrap_err();
+        of(&["ana@one", "ana:secret@two"]).unwrap_err();
+        of(&["%ff@one"]).unwrap_err();
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub use publisher::{ClosedOutcome, Outcome, Publisher, PublisherOptions, partiti
 pub use reader::{EventReader, StreamPosition, StreamStart, Tail};
 pub use receipts::{POLICY_WORKERS, ReceiptConsumer};
 pub use requests::{QueuedRequest, RequestQueue};
-pub use server::{ClusterMember, NatsServer, ServerOptions, SyncInterval};
+pub use server::{ClusterMember, NatsServer, ServerOptions, SyncInterval, write_secret};
 pub use snapshot::Snapshot;
 #[doc(hidden)]
 pub use spool::fuzz as spool_fuzz;

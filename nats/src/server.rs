@@ -9,9 +9,11 @@
 //! is written until the server is reaped, by the server itself if we are killed before.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -33,6 +35,8 @@ const READY_WITHIN: Duration = Duration::from_secs(15);
 const LOCK_WITHIN: Duration = Duration::from_secs(2);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(20);
+/// What nobody guesses.
+const TOKEN_BYTES: usize = 16;
 
 /// How to run a local server.
 #[derive(Debug, Clone)]
@@ -51,6 +55,9 @@ pub struct ServerOptions {
     pub sync: SyncInterval,
     /// The cluster that it is a member of, if any.
     pub cluster: Option<ClusterMember>,
+    /// Whether it lets in only clients with its token: a random one that is made once and kept in the directory, and that is in
+    /// [`NatsServer::url`]. Not for members of a cluster.
+    pub private: bool,
     /// More of its configuration, such as its operator and accounts.
     pub more: String,
 }
@@ -90,8 +97,15 @@ impl ServerOptions {
             max_file_store_bytes: 16 << 30,
             sync: SyncInterval::default(),
             cluster: None,
+            private: false,
             more: String::new(),
         }
+    }
+
+    /// The same, with a token. Each test's server is such a one: what a client tells that still looks for another server, which had
+    /// the port before, does not get here.
+    pub fn private(dir: impl Into<PathBuf>) -> Self {
+        Self { private: true, ..Self::new(dir) }
     }
 }
 
@@ -154,11 +168,15 @@ impl NatsServer {
         };
         let mut server = Self { url: String::new(), pid, orders, exit, supervisor: Some(supervisor) };
         server.url = server.ready(&prepared.ports_dir, &prepared.log).await?;
-        tracing::info!(url = server.url, pid, dir = %options.dir.display(), "nats-server started");
+        if let Some(token) = prepared.token {
+            server.url = server.url.replacen("://", &format!("://{token}@"), 1);
+        }
+        let url = crate::without_secrets(&server.url);
+        tracing::info!(url, pid, dir = %options.dir.display(), "nats-server started");
         Ok(server)
     }
 
-    /// Its address.
+    /// Its address; that of a private one holds its token.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -274,6 +292,7 @@ fn terminate(child: &Child) {
 
 struct Prepared {
     command: Command,
+    token: Option<String>,
     ports_dir: PathBuf,
     log: PathBuf,
 }
@@ -286,13 +305,15 @@ impl Prepared {
         let dir = options.dir.canonicalize().map_err(|error| cannot("its directory", error))?;
         remove_ports(&dir).map_err(|error| cannot("the ports file", error))?;
         let (config, log) = (dir.join("nats-server.conf"), dir.join("nats-server.log"));
-        std::fs::write(&config, configuration(&dir, &log, options))
+        let token = options.private.then(|| kept_token(&dir.join("nats.token"))).transpose();
+        let token = token.map_err(|error| cannot("its token", error))?;
+        write_secret(&config, &configuration(&dir, &log, options, token.as_deref()))
             .map_err(|error| cannot("its configuration", error))?;
         let mut command = Command::new(binary);
         command.arg("-c").arg(&config).current_dir(&dir);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         detach(&mut command, lock.as_raw_fd());
-        Ok(Self { command, ports_dir: dir, log })
+        Ok(Self { command, token, ports_dir: dir, log })
     }
 }
 
@@ -333,7 +354,32 @@ fn remove_ports(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn configuration(dir: &Path, log: &Path, options: &ServerOptions) -> String {
+/// The token in this file, which is made if missing.
+fn kept_token(path: &Path) -> std::io::Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(token) if token.len() == 2 * TOKEN_BYTES && token.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            return Ok(token);
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut bytes = [0; TOKEN_BYTES];
+    getrandom::fill(&mut bytes)?;
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    write_secret(path, &token)?;
+    Ok(token)
+}
+
+/// Writes what only this user may read.
+pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // One that was there has the mode that it had.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(text.as_bytes())
+}
+
+fn configuration(dir: &Path, log: &Path, options: &ServerOptions, token: Option<&str>) -> String {
     let port = match options.port {
         // The server's own word for "any free one".
         0 => -1,
@@ -365,6 +411,9 @@ fn configuration(dir: &Path, log: &Path, options: &ServerOptions) -> String {
             text,
             "cluster {{\n  name: glasshouse\n  listen: \"{listen}\"\n  routes: [{routes}]\n}}\n"
         );
+    }
+    if let Some(token) = token {
+        let _ = writeln!(text, "authorization {{ token: \"{token}\" }}");
     }
     text.push_str(&options.more);
     text

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use glasshouse_nats::{ConnectOptions, Error, ErrorKind, NatsServer, ServerOptions, connect};
@@ -93,17 +94,58 @@ async fn the_server_stops_cleanly_and_keeps_its_store() {
     // SIGTERM: the server shuts its store down and exits by itself, it does not die from the signal.
     assert!(status.code().is_some(), "{status}");
 
-    let again = NatsServer::start(ServerOptions::new(broker.dir.path())).await.unwrap();
+    let again = NatsServer::start(ServerOptions::private(broker.dir.path())).await.unwrap();
     let bus = connect(ConnectOptions::new(again.url(), "test")).await.unwrap();
     let topology = glasshouse_nats::Topology::embedded(1).unwrap();
     assert_eq!(topology.check(&bus).await.unwrap(), []);
 }
 
 #[tokio::test]
+async fn a_private_server_takes_who_has_its_token_and_nobody_says_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = NatsServer::start(ServerOptions::private(dir.path())).await.unwrap();
+    let url = server.url().to_owned();
+    let (token, address) = url.strip_prefix("nats://").unwrap().split_once('@').unwrap();
+    connect(ConnectOptions::new(&url, "test")).await.unwrap();
+    let other = token.chars().rev().collect::<String>();
+    let others = format!("{other}:{token}");
+    for (user, secret) in [("", ""), (&*format!("{other}@"), &*other), (&*format!("{others}@"), token)] {
+        let error =
+            connect(ConnectOptions::new(format!("nats://{user}{address}"), "test")).await.unwrap_err();
+        assert!(matches!(error, Error::Unauthorized { .. }), "{error}");
+        let text = format!("{error} {error:?}");
+        assert!(text.contains(address) && (secret.is_empty() || !text.contains(secret)), "{text}");
+    }
+    // What holds it is only ours to read, and the next start has the same.
+    for file in ["nats.token", "nats-server.conf"] {
+        let path = dir.path().join(file);
+        assert!(std::fs::read_to_string(&path).unwrap().contains(token), "{file}");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{file}");
+    }
+    server.stop().await;
+    let again = NatsServer::start(ServerOptions::private(dir.path())).await.unwrap();
+    assert!(again.url().contains(token));
+}
+
+#[tokio::test]
+async fn a_user_of_an_address_is_who_connects() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = ServerOptions::new(dir.path());
+    options.more = "authorization { user: ana, password: \"s3@cret\" }\n".into();
+    let server = NatsServer::start(options).await.unwrap();
+    let address = server.url().strip_prefix("nats://").unwrap();
+    connect(ConnectOptions::new(format!("nats://ana:s3%40cret@{address}"), "test")).await.unwrap();
+    let error =
+        connect(ConnectOptions::new(format!("nats://ana:wr%40ng@{address}"), "test")).await.unwrap_err();
+    let text = format!("{error} {error:?}");
+    assert!(matches!(error, Error::Unauthorized { .. }) && !text.contains("ng@"), "{text}");
+}
+
+#[tokio::test]
 async fn a_taken_port_is_said_with_the_log() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let mut options = ServerOptions::new(dir.path());
+    let mut options = ServerOptions::private(dir.path());
     options.port = taken.local_addr().unwrap().port();
     let error = NatsServer::start(options).await.unwrap_err();
     assert!(error.to_string().contains("address already in use"), "{error}");
@@ -112,7 +154,7 @@ async fn a_taken_port_is_said_with_the_log() {
 #[tokio::test]
 async fn a_missing_binary_is_said() {
     let dir = tempfile::tempdir().unwrap();
-    let mut options = ServerOptions::new(dir.path());
+    let mut options = ServerOptions::private(dir.path());
     options.binary = Some(dir.path().join("no-server"));
     let error = NatsServer::start(options).await.unwrap_err();
     assert!(error.to_string().contains("no-server is not there"), "{error}");
@@ -122,7 +164,7 @@ async fn a_missing_binary_is_said() {
 #[tokio::test]
 async fn helper_that_is_killed() {
     let Some(dir) = std::env::var_os("GLASSHOUSE_TEST_HELPER_DIR") else { return };
-    let server = NatsServer::start(ServerOptions::new(&dir)).await.unwrap();
+    let server = NatsServer::start(ServerOptions::private(&dir)).await.unwrap();
     std::fs::write(std::path::Path::new(&dir).join("pid"), server.pid().to_string()).unwrap();
     std::future::pending::<()>().await;
 }
@@ -167,11 +209,11 @@ async fn a_directory_has_one_server_and_is_free_again_when_that_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let stale = dir.path().join("nats-server_1.ports");
     std::fs::write(&stale, r#"{"nats": ["nats://127.0.0.1:1"]}"#).unwrap();
-    let first = NatsServer::start(ServerOptions::new(dir.path())).await.unwrap();
+    let first = NatsServer::start(ServerOptions::private(dir.path())).await.unwrap();
     assert!(!stale.exists(), "another server's ports file");
     let configuration = std::fs::read(dir.path().join("nats-server.conf")).unwrap();
 
-    let mut options = ServerOptions::new(dir.path());
+    let mut options = ServerOptions::private(dir.path());
     options.max_file_store_bytes = 1 << 30;
     let text = NatsServer::start(options).await.unwrap_err().to_string();
     for part in [&*dir.path().display().to_string(), "another", "stop it", "nats.url"] {
@@ -181,14 +223,14 @@ async fn a_directory_has_one_server_and_is_free_again_when_that_is_gone() {
     connect(ConnectOptions::new(first.url(), "test")).await.unwrap();
 
     first.kill().await;
-    NatsServer::start(ServerOptions::new(dir.path())).await.unwrap().stop().await;
+    NatsServer::start(ServerOptions::private(dir.path())).await.unwrap().stop().await;
 }
 
 #[tokio::test]
 async fn the_lock_is_the_servers_own_too() {
     use nix::fcntl::{Flock, FlockArg};
     let dir = tempfile::tempdir().unwrap();
-    let server = NatsServer::start(ServerOptions::new(dir.path())).await.unwrap();
+    let server = NatsServer::start(ServerOptions::private(dir.path())).await.unwrap();
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
     let lock = dir.path().canonicalize().unwrap().join("lock");
     let holds = descriptors.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path == lock));

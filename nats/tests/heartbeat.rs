@@ -77,7 +77,7 @@ async fn a_heartbeat_outlives_its_age_and_comes_back_with_the_server() {
     broker.server.kill().await.unwrap();
     let error = bus.has_heartbeat(&producer).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Retryable, "that nobody answers says nothing about it: {error}");
-    let mut options = ServerOptions::new(broker.dir.path());
+    let mut options = ServerOptions::private(broker.dir.path());
     options.port = port;
     let _again = NatsServer::start(options).await.unwrap();
     until(&bus, &producer, true).await;

@@ -256,7 +256,7 @@ async fn a_server_restart_in_the_middle_loses_and_doubles_nothing() {
     };
     take(100).await;
     broker.server.kill().await.unwrap();
-    let mut options = ServerOptions::new(broker.dir.path());
+    let mut options = ServerOptions::private(broker.dir.path());
     options.port = port;
     let _again = NatsServer::start(options).await.unwrap();
     // The order may be disturbed where the connection broke; what was on its way then is sent again.

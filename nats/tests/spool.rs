@@ -107,7 +107,7 @@ async fn a_broker_that_is_killed_gets_everything_once_and_in_order_when_it_is_ba
         publish(&publisher, n, 1_000).await.unwrap();
     }
     until(&publisher, "the last ones are on disk", |state| state.spooling && state.messages > 0).await;
-    let mut options = ServerOptions::new(broker.dir.path());
+    let mut options = ServerOptions::private(broker.dir.path());
     options.port = port;
     let _server = NatsServer::start(options).await.unwrap();
     assert_eq!(publisher.flush(LONG).await.unwrap().messages, 0, "{:?}", publisher.state());

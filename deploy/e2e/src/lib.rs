@@ -187,17 +187,17 @@ impl Drop for Process {
 #[derive(Debug)]
 pub struct Pipeline {
     up: Process,
-    /// The server's URL.
+    /// The server's URL, with its token.
     pub url: String,
     _dir: tempfile::TempDir,
 }
 
 impl Pipeline {
-    /// Starts it on a free port with a store of its own.
+    /// Starts it on a free port with a store and a token of its own.
     pub fn start(options: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut command = command("glasshouse");
-        command.args(["up", "--port", "0", "--dir"]).arg(dir.path()).args(options);
+        command.args(["up", "--private", "--port", "0", "--dir"]).arg(dir.path()).args(options);
         command.envs(env.iter().copied()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut up = Process::spawn(command);
         let log = up.0.stderr.take().expect("stderr is piped");

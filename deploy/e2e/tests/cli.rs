@@ -217,7 +217,7 @@ fn an_unreachable_or_too_old_server_is_said_within_five_seconds_and_the_receipt_
         }
     });
     for (address, word) in [(unreachable, "nats"), (old_address, "2.12")] {
-        let url = format!("nats://{address}");
+        let url = format!("nats://ana:s3cret@{address}");
         let begin = Instant::now();
         let output = glasshouse(&[
             "run",
@@ -235,7 +235,12 @@ fn an_unreachable_or_too_old_server_is_said_within_five_seconds_and_the_receipt_
         assert!(begin.elapsed() < Duration::from_secs(8), "took {:?}", begin.elapsed());
         assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
         assert!(stderr(&output).to_lowercase().contains(word), "{}", stderr(&output));
-        assert!(receipt.exists(), "the local receipt is written");
+        let doctor = glasshouse(&["doctor", "--json", "--nats", &url]);
+        assert!(String::from_utf8_lossy(&doctor.stdout).contains(&address.to_string()));
+        let receipt_text = std::fs::read(&receipt).expect("the local receipt is written");
+        for said in [&output.stderr, &doctor.stdout, &doctor.stderr, &receipt_text] {
+            assert!(!String::from_utf8_lossy(said).contains("s3cret"), "{}", String::from_utf8_lossy(said));
+        }
         std::fs::remove_file(&receipt).unwrap();
     }
 }
@@ -363,7 +368,7 @@ fn process_with(text: &str) -> nix::unistd::Pid {
 /// A server with every stream, and its process, so that it can be stopped.
 async fn server_in(data: &Path) -> (glasshouse_nats::NatsServer, nix::unistd::Pid) {
     use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology};
-    let server = NatsServer::start(ServerOptions::new(data)).await.unwrap();
+    let server = NatsServer::start(ServerOptions::private(data)).await.unwrap();
     let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
     Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
     (server, process_with(data.to_str().unwrap()))

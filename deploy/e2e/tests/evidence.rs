@@ -42,7 +42,7 @@ struct Scene {
 
 impl Scene {
     async fn start(dir: &Path) -> Self {
-        let server = NatsServer::start(ServerOptions::new(dir.join("nats"))).await.unwrap();
+        let server = NatsServer::start(ServerOptions::private(dir.join("nats"))).await.unwrap();
         let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
         Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();

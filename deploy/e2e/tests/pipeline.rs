@@ -41,7 +41,7 @@ async fn connect(url: &str) -> Bus {
 
 /// A server of its own with the streams, and nothing else.
 async fn server(dir: &Path) -> (NatsServer, Bus) {
-    let server = NatsServer::start(ServerOptions::new(dir)).await.unwrap();
+    let server = NatsServer::start(ServerOptions::private(dir)).await.unwrap();
     let bus = connect(server.url()).await;
     Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
     (server, bus)
@@ -246,7 +246,7 @@ async fn one_trace_covers_engine_aggregator_and_policy_worker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn apply_creates_what_is_missing_and_check_prints_what_differs() {
     let dir = tempfile::tempdir().unwrap();
-    let server = NatsServer::start(ServerOptions::new(dir.path())).await.unwrap();
+    let server = NatsServer::start(ServerOptions::private(dir.path())).await.unwrap();
     let nats = |action: &str| {
         let mut nats = command("glasshouse");
         nats.args(["nats", action, "--nats", server.url()]);

@@ -13,7 +13,7 @@ pub struct Broker {
 /// A server without streams. Fails, and never skips, where there is no server binary: run scripts/setup.sh.
 pub async fn bare() -> Broker {
     let dir = tempfile::tempdir().unwrap();
-    let server = NatsServer::start(ServerOptions::new(dir.path())).await.unwrap();
+    let server = NatsServer::start(ServerOptions::private(dir.path())).await.unwrap();
     let bus = connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
     Broker { bus, server, dir }
 }

@@ -363,6 +363,9 @@ pub(crate) struct UpArgs {
     /// Port on 127.0.0.1; 0 takes a free one
     #[arg(long, default_value_t = 4222, env = "GLASSHOUSE_PORT")]
     pub(crate) port: u16,
+    /// Let in only who has the server's token: DIR/nats.url, which only you can read then, holds the URL with it
+    #[arg(long)]
+    pub(crate) private: bool,
     /// The nats-server program (default: .tools/nats-server, then PATH)
     #[arg(long, env = "GLASSHOUSE_NATS_SERVER", value_name = "FILE")]
     pub(crate) nats_server: Option<PathBuf>,

@@ -165,6 +165,15 @@ mod tests {
     }
 
     #[test]
+    fn an_address_with_a_user_is_refused_without_a_word_of_it() {
+        let key = nkeys::KeyPair::new_account().seed().unwrap();
+        for server in ["nats://s3cret@127.0.0.1:4222", "ana:s3cret@bus"] {
+            let error = Issuer::new(server, &key).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_guest_knows_its_subjects_by_its_credential() {
         let minted = minted();
         let read = Credential::parse(minted.text().to_owned()).unwrap();

@@ -36,6 +36,11 @@ pub enum IssuerError {
         "{0}: expected the seed of an account's signing key (SA…), and in a line of its own the account's public key (A…)"
     )]
     NoKey(&'static str),
+    /// The server's address names a user.
+    #[error(
+        "the address of the guests' server holds a user or a token: leave it out, every guest has a credential of its own"
+    )]
+    Named,
     /// The credential cannot be made.
     #[error(transparent)]
     Claims(#[from] ClaimsError),
@@ -71,6 +76,10 @@ impl std::fmt::Debug for Issuer {
 impl Issuer {
     /// For links over `server`, by what a file with a key holds.
     pub fn new(server: &str, key: &str) -> Result<Self, IssuerError> {
+        // It stands in errors, and the client would not read it.
+        if server.contains('@') {
+            return Err(IssuerError::Named);
+        }
         let lines = || key.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let seed = lines().find(|line| line.starts_with('S')).ok_or(IssuerError::NoKey("it has no seed"))?;
         let key = KeyPair::from_seed(seed).map_err(|_| IssuerError::NoKey("its seed is none"))?;

@@ -149,7 +149,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(dir: &Path) -> Self {
-        Self::start_with(ServerOptions::new(dir)).await
+        Self::start_with(ServerOptions::private(dir)).await
     }
 
     pub(crate) async fn start_with(mut options: ServerOptions) -> Self {

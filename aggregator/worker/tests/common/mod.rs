@@ -32,7 +32,7 @@ pub(crate) async fn broker(dir: &Path) -> Broker {
 }
 
 pub(crate) async fn broker_at(dir: &Path, port: u16) -> Broker {
-    let mut options = ServerOptions::new(dir);
+    let mut options = ServerOptions::private(dir);
     options.port = port;
     broker_with(options).await
 }

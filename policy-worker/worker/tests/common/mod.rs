@@ -26,7 +26,7 @@ pub(crate) struct Broker {
 /// A server with every stream. Fails, and never skips, where there is no server binary: run scripts/setup.sh.
 pub(crate) async fn broker() -> Broker {
     let dir = tempfile::tempdir().unwrap();
-    let server = NatsServer::start(ServerOptions::new(dir.path())).await.unwrap();
+    let server = NatsServer::start(ServerOptions::private(dir.path())).await.unwrap();
     let bus = glasshouse_nats::connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
     Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
     Broker { bus, server, dir }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology};
+use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology, without_secrets, write_secret};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -23,6 +23,7 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     let mut options = ServerOptions::new(&args.dir);
     options.binary = args.nats_server;
     options.port = args.port;
+    options.private = args.private;
     let server = NatsServer::start(options).await?;
     let url = server.url().to_owned();
     let url_file = args.dir.join("nats.url");
@@ -48,11 +49,14 @@ pub(crate) async fn main(args: UpArgs) -> anyhow::Result<ExitCode> {
     let policy_worker = glasshouse_policy_worker::Config::new(&url, "up", policies);
     let mut policy_worker = tokio::spawn(glasshouse_policy_worker::run(policy_worker, stopped()));
 
-    std::fs::write(&url_file, format!("{url}\n"))
-        .with_context(|| format!("cannot write {}", url_file.display()))?;
-    crate::say(format_args!("glasshouse: ready at {url}; data in {}; Ctrl-C stops", args.dir.display()));
+    let line = format!("{url}\n");
+    let written = if args.private { write_secret(&url_file, &line) } else { std::fs::write(&url_file, line) };
+    written.with_context(|| format!("cannot write {}", url_file.display()))?;
+    let (shown, file) = (without_secrets(&url), url_file.display());
+    let named = if args.private { format!("\"$(cat {file})\"") } else { url.clone() };
+    crate::say(format_args!("glasshouse: ready at {shown}; data in {}; Ctrl-C stops", args.dir.display()));
     crate::say(format_args!(
-        "glasshouse: try `sudo glasshouse run --profile host --nats {url} -- ls` and `glasshouse receipt tail --nats {url}`"
+        "glasshouse: try `sudo glasshouse run --profile host --nats {named} -- ls` and `glasshouse receipt tail --nats {named}`"
     ));
 
     let ended: anyhow::Result<()> = tokio::select! {

@@ -27,7 +27,7 @@ pub struct Broker {
 /// A server with every stream.
 pub async fn broker() -> Broker {
     let dir = tempfile::tempdir().unwrap();
-    let server = NatsServer::start(ServerOptions::new(dir.path().join("nats"))).await.unwrap();
+    let server = NatsServer::start(ServerOptions::private(dir.path().join("nats"))).await.unwrap();
     let bus = connect(ConnectOptions::new(server.url(), "test")).await.unwrap();
     let applied = Topology::embedded(1).unwrap().apply(&bus).await.unwrap();
     assert_eq!(applied.differences, [], "{applied}");
