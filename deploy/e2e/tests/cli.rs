@@ -365,6 +365,17 @@ fn process_with(text: &str) -> nix::unistd::Pid {
     nix::unistd::Pid::from_raw(pids.next().unwrap())
 }
 
+/// Stops it, and waits until every thread of it stands still.
+fn freeze(pid: nix::unistd::Pid) {
+    nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+    let stands = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        stat.rsplit(") ").next().unwrap().starts_with('T')
+    };
+    let tasks = || std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    wait_for("the server stands still", || tasks().all(stands).then_some(()));
+}
+
 /// A server with every stream, and its process, so that it can be stopped.
 async fn server_in(data: &Path) -> (glasshouse_nats::NatsServer, nix::unistd::Pid) {
     use glasshouse_nats::{ConnectOptions, NatsServer, ServerOptions, Topology};
@@ -391,7 +402,7 @@ async fn a_bus_that_stops_answering_costs_seconds_and_no_receipt() {
             run
         });
         started(dir.path());
-        nix::sys::signal::kill(server_pid, Signal::SIGSTOP).unwrap();
+        freeze(server_pid);
         std::fs::write(dir.path().join("go"), "").unwrap();
         let begin = Instant::now();
         let receipt = dir.path().join("receipt.json");
@@ -439,7 +450,7 @@ async fn without_a_spool_what_the_bus_does_not_take_is_lost_and_said() {
     run.env("GLASSHOUSE_SPOOL", &spool).stderr(Stdio::piped());
     let mut run = Process::spawn(run);
     started(dir.path());
-    nix::sys::signal::kill(server_pid, Signal::SIGSTOP).unwrap();
+    freeze(server_pid);
     std::fs::write(dir.path().join("go"), "").unwrap();
     let code = run.0.wait().unwrap().code();
     nix::sys::signal::kill(server_pid, Signal::SIGCONT).unwrap();
