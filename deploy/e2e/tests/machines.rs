@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod machines {
+    mod agents;
     pub(crate) mod image;
     pub(crate) mod traces;
 }
@@ -60,6 +61,7 @@ macro_rules! skip_unless_machines_work {
         }
     }};
 }
+pub(crate) use skip_unless_machines_work;
 
 /// Where machines are kept that tests share.
 fn cache() -> PathBuf {

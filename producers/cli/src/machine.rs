@@ -19,10 +19,9 @@ use glasshouse_schema::ids::Vantage;
 use glasshouse_schema::time::parse_duration;
 #[cfg(target_os = "linux")]
 use glasshouse_vm::{
-    GuestTransport, Kept, Link, Parts, Templates, VmBackend,
+    GuestTransport, Kept, Link, LinkError, Parts, Templates, VmBackend,
     firecracker::{self, Firecracker},
     guest_probe,
-    nats::Issuer,
     qemu::{self, Qemu},
     remote::{self, Remote},
 };
@@ -108,15 +107,8 @@ impl LinkArgs {
         Ok(Remote::new(remote::Config { way, within, invite }))
     }
 
-    fn link(&self) -> anyhow::Result<Link> {
-        match (self.guest_transport, &self.guest_nats, &self.guest_nats_key) {
-            (GuestTransport::VirtioSerial, ..) => Ok(Link::VirtioSerial),
-            (GuestTransport::SharedMemory, ..) => Ok(Link::SharedMemory),
-            (GuestTransport::Nats, Some(server), Some(key)) => Ok(Link::Nats(Issuer::read(server, key)?)),
-            (GuestTransport::Nats, ..) => anyhow::bail!(
-                "--guest-transport nats needs --guest-nats URL and --guest-nats-key FILE (docs/guest-nats.md says how to make the key)"
-            ),
-        }
+    fn link(&self) -> Result<Link, LinkError> {
+        Link::new(self.guest_transport, self.guest_nats.as_deref(), self.guest_nats_key.as_deref())
     }
 }
 

@@ -13,7 +13,7 @@ use glasshouse_schema::ids::Vantage;
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_vm::firecracker::{self, Firecracker, kvm};
 use glasshouse_vm::qemu::{self, Qemu};
-use glasshouse_vm::{Parts, Templates, VmBackend, guest_probe};
+use glasshouse_vm::{Link, LinkError, Parts, Templates, VmBackend, guest_probe};
 
 use crate::Settings;
 use crate::warm::Warm;
@@ -32,6 +32,9 @@ pub enum RegistryError {
         /// What is to be named, and how.
         needs: String,
     },
+    /// What the guests of machines are to speak by is not there.
+    #[error("the guests of the backend `qemu`: {0}")]
+    Link(#[from] LinkError),
     /// Requests that ask for no backend would have none.
     #[error("the backend `{name}` cannot be used: {reason}")]
     Unusable {
@@ -196,7 +199,7 @@ impl Kind {
         Ok(match name {
             "process" => Ok(Self::Process),
             "fake" => Ok(Self::Fake),
-            "qemu" => match of_qemu(of_machines()?) {
+            "qemu" => match of_qemu(of_machines()?, link(settings)?) {
                 Ok(config) => {
                     keep(&config, settings).await;
                     Ok(Self::Qemu(config))
@@ -231,19 +234,16 @@ fn readable(image: PathBuf) -> Result<PathBuf, String> {
     image.canonicalize().map_err(|error| format!("the image {} cannot be read: {error}", image.display()))
 }
 
-fn of_qemu(image: PathBuf) -> Result<qemu::Config, String> {
+/// Nobody asked for machines whose guests speak by something else.
+fn link(settings: &Settings) -> Result<Link, LinkError> {
+    Link::new(settings.guest_transport, settings.guest_nats.as_deref(), settings.guest_nats_key.as_deref())
+}
+
+fn of_qemu(image: PathBuf, link: Link) -> Result<qemu::Config, String> {
     let image = Some(readable(image)?);
     let parts = Parts::find().map_err(|error| error.to_string())?;
     let templates = Some(Templates::in_cache(&parts.cache));
-    Ok(qemu::Config {
-        parts,
-        qemu: qemu::program()?,
-        image,
-        vcpus: 1,
-        nested: false,
-        templates,
-        link: Default::default(),
-    })
+    Ok(qemu::Config { parts, qemu: qemu::program()?, image, vcpus: 1, nested: false, templates, link })
 }
 
 async fn of_firecracker(image: PathBuf) -> Result<firecracker::Config, String> {
@@ -276,7 +276,7 @@ async fn warm(config: &firecracker::Config, settings: &Settings) -> Option<Arc<W
 /// one.
 async fn keep(config: &qemu::Config, settings: &Settings) {
     // Users of the socket get no machines.
-    if settings.warm_machines == 0 || settings.local_only {
+    if settings.warm_machines == 0 || settings.local_only || !matches!(config.link, Link::VirtioSerial) {
         return;
     }
     let kept = async {
@@ -303,6 +303,8 @@ async fn of_kata(config: glasshouse_kata::Config) -> Result<glasshouse_kata::Con
 
 #[cfg(test)]
 mod tests {
+    use glasshouse_vm::GuestTransport;
+
     use super::*;
     use crate::Layer;
 
@@ -331,6 +333,27 @@ mod tests {
             let error = of(&["process", name], Layer::default()).await.unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(option), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn guests_by_nats_need_a_server_and_a_key_that_can_be_used() {
+        let layer = |server: Option<&str>, key: Option<&str>| Layer {
+            image: Some("/nonexistent".into()),
+            guest_transport: Some(GuestTransport::Nats),
+            guest_nats: server.map(Into::into),
+            guest_nats_key: key.map(Into::into),
+            ..Layer::default()
+        };
+        for (server, key, says) in [
+            (None, None, "--guest-nats URL"),
+            (Some("nats://bus"), None, "--guest-nats-key FILE"),
+            (Some("nats://bus"), Some("/nonexistent/key"), "/nonexistent/key"),
+        ] {
+            let error = of(&["process", "qemu"], layer(server, key)).await.unwrap_err().to_string();
+            assert!(error.contains("`qemu`") && error.contains(says), "{error}");
+        }
+        // Where there are no such machines, nobody needs it.
+        of(&["process"], layer(None, None)).await.unwrap();
     }
 
     #[tokio::test]

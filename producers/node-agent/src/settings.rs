@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use glasshouse_kata::{DEFAULT_ADDRESS, DEFAULT_NAMESPACE, DEFAULT_RUNTIME};
 use glasshouse_nats::{Encoding, SpoolOptions};
 use glasshouse_runner::gate::Policies;
@@ -13,6 +13,7 @@ use glasshouse_schema::ids::{NodeId, PoolName};
 use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_schema::time::parse_duration;
 use glasshouse_schema::{Limits, SandboxLevel};
+use glasshouse_vm::GuestTransport;
 use serde::{Deserialize, Deserializer};
 
 /// Where the settings are read from unless somebody says otherwise; it may be missing.
@@ -59,6 +60,18 @@ pub struct Layer {
     /// The root filesystem of virtual machines (qemu, firecracker), as `glasshouse image build` makes one
     #[arg(long, env = "GLASSHOUSE_IMAGE", value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// By what the guests of machines of QEMU speak to this agent (default: virtio-serial); nats needs a server and a key, see
+    /// docs/guest-nats.md
+    #[arg(long, env = "GLASSHOUSE_GUEST_TRANSPORT", value_enum)]
+    #[serde(default, deserialize_with = "transport_text")]
+    pub guest_transport: Option<GuestTransport>,
+    /// The NATS server by which guests speak, as this node reaches it; it has to be in operator mode
+    #[arg(long, env = "GLASSHOUSE_GUEST_NATS", value_name = "URL")]
+    pub guest_nats: Option<String>,
+    /// A file that only its owner can read, with the seed of the signing key that mints guests' credentials, and the account's
+    /// public key
+    #[arg(long, env = "GLASSHOUSE_GUEST_NATS_KEY", value_name = "FILE")]
+    pub guest_nats_key: Option<PathBuf>,
     /// The image of containers (kata), as `ctr images ls` names it
     #[arg(long, env = "GLASSHOUSE_CONTAINER_IMAGE", value_name = "NAME")]
     pub container_image: Option<String>,
@@ -161,6 +174,9 @@ pub struct Settings {
     pub backends: Vec<String>,
     pub backend: String,
     pub image: Option<PathBuf>,
+    pub guest_transport: GuestTransport,
+    pub guest_nats: Option<String>,
+    pub guest_nats_key: Option<PathBuf>,
     pub container_image: Option<String>,
     pub runtime: String,
     pub containerd: PathBuf,
@@ -255,6 +271,9 @@ impl Settings {
             backend: over.backend.or(under.backend).or_else(|| backends.first().cloned()).unwrap_or_default(),
             backends,
             image: over.image.or(under.image),
+            guest_transport: over.guest_transport.or(under.guest_transport).unwrap_or_default(),
+            guest_nats: over.guest_nats.or(under.guest_nats),
+            guest_nats_key: over.guest_nats_key.or(under.guest_nats_key),
             container_image: over.container_image.or(under.container_image),
             runtime: over.runtime.or(under.runtime).unwrap_or_else(|| DEFAULT_RUNTIME.into()),
             containerd: over.containerd.or(under.containerd).unwrap_or_else(|| DEFAULT_ADDRESS.into()),
@@ -301,6 +320,11 @@ impl Settings {
         if !settings.backends.contains(&settings.backend) {
             let (backend, backends) = (&settings.backend, settings.backends.join(", "));
             problems.push(format!("backend is `{backend}`, which is none of the backends ({backends})"));
+        }
+        let is_nats = settings.guest_transport == GuestTransport::Nats;
+        if !is_nats && (settings.guest_nats.is_some() || settings.guest_nats_key.is_some()) {
+            problems
+                .push("guest-nats and guest-nats-key are of guest-transport `nats`, which is another".into());
         }
         if settings.warm_machines > MAX_WARM {
             problems.push(format!("warm-machines is {}: it is at most {MAX_WARM}", settings.warm_machines));
@@ -382,6 +406,16 @@ fn duration_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Du
     parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
 }
 
+fn transport_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<GuestTransport>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let names = || GuestTransport::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+    let known = || names().map(|name| name.get_name().to_owned()).collect::<Vec<_>>().join(", ");
+    let found = GuestTransport::from_str(&text, false);
+    found
+        .map(Some)
+        .map_err(|_| serde::de::Error::custom(format!("it is `{text}`, and there are {}", known())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -411,7 +445,7 @@ mod tests {
     fn everything_that_is_wrong_is_said_at_once() {
         let bad = file(
             "node = \"n1\"\nconcurrency = 0\nwarm-machines = 257\nbackend = \"qemu\"\nspool-bytes = 1\nack-wait = \"1ms\"\n\
-                  socket-mode = \"9\"\nsocket-limits = \"memory\"\nlimits = \"wall=soon\"\npolicies = [\"/no/policy.yaml\"]",
+                  guest-nats = \"nats://bus\"\nsocket-mode = \"9\"\nsocket-limits = \"memory\"\nlimits = \"wall=soon\"\npolicies = [\"/no/policy.yaml\"]",
         );
         let error = Settings::merge(Layer::default(), bad).unwrap_err().to_string();
         for part in [
@@ -420,6 +454,7 @@ mod tests {
             "qemu",
             "spool-bytes",
             "ack-wait",
+            "guest-nats",
             "socket-mode",
             "socket-limits",
             "soon",
@@ -429,5 +464,7 @@ mod tests {
         }
         assert!(toml::from_str::<Layer>("concurency = 1").unwrap_err().to_string().contains("concurency"));
         assert!(toml::from_str::<Layer>("ack-wait = \"1 day\"").is_err());
+        let error = toml::from_str::<Layer>("guest-transport = \"vsock\"").unwrap_err().to_string();
+        assert!(error.contains("`vsock`, and there are virtio-serial, shared-memory, nats"), "{error}");
     }
 }

@@ -35,5 +35,5 @@ pub use backend::{Kept, VmBackend};
 pub use guest::GuestController;
 pub use parts::{KERNEL_VARIABLE, PROBE_VARIABLE, Parts, PartsError, guest_probe};
 pub use templates::Templates;
-pub use transport::{GuestTransport, Link};
+pub use transport::{GuestTransport, Link, LinkError};
 pub use vmm::{GuestLink, Launch, Surroundings, Vmm};
