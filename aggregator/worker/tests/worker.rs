@@ -344,7 +344,7 @@ async fn a_reader_that_opens_slowly_opens() {
     let first = broker(dir.path()).await;
     let port = first.server.url().rsplit(':').next().unwrap().parse().unwrap();
     // Longer than a tick for the calls that opening takes.
-    let slow = common::slow(port, Duration::from_millis(40)).await;
+    let slow = common::slow(first.server.url(), Duration::from_millis(40)).await;
     let worker = start_with(Config::new(slow, "one"));
     whole(&first.bus, &publisher(&first.bus), execution(1)).await;
     receipt(&first.bus, execution(1)).await;

@@ -194,10 +194,11 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A way to the server at `port` on which every answer takes `delay` more, and every question too.
-pub(crate) async fn slow(port: u16, delay: Duration) -> String {
+/// A way to a server on which every answer takes `delay` more, and every question too.
+pub(crate) async fn slow(server: &str, delay: Duration) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("nats://{}", listener.local_addr().unwrap());
+    let (token, port) = server.rsplit_once("@127.0.0.1:").unwrap();
+    let (url, port) = (format!("{token}@{}", listener.local_addr().unwrap()), port.parse::<u16>().unwrap());
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
             tokio::spawn(async move {
