@@ -365,7 +365,7 @@ fn kept_token(path: &Path) -> std::io::Result<String> {
         Err(error) => return Err(error),
     }
     let mut bytes = [0; TOKEN_BYTES];
-    getrandom::fill(&mut bytes)?;
+    getrandom::fill(&mut bytes).map_err(|error| std::io::Error::other(error.to_string()))?;
     let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     write_secret(path, &token)?;
     Ok(token)
