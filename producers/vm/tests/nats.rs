@@ -13,7 +13,8 @@ mod support;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -21,14 +22,16 @@ use common::{Broker, way};
 use glasshouse_backends::conformance::{Factory, Scenario, Subject, report_skipped, spec};
 use glasshouse_backends::fake::RecordingSink;
 use glasshouse_execution::backend::{BackendError, ExecutionBackend as _, ExitStatus};
-use glasshouse_execution::{Engine, EngineReport, ExecutionSpec, OutputTap, ProfilingController, StdStreams};
+use glasshouse_execution::{
+    Engine, EngineReport, EventSink, ExecutionSpec, OutputTap, ProfilingController, SinkError, StdStreams,
+};
 use glasshouse_guest_link::ToHost;
 use glasshouse_guest_nats::{Credential, GuestEnd};
 use glasshouse_host_probe::{EbpfController, LoadOptions};
-use glasshouse_schema::Receipt;
 use glasshouse_schema::ids::Digest;
 use glasshouse_schema::lifecycle::{Environment, ProfilingMode};
 use glasshouse_schema::receipt::Completeness;
+use glasshouse_schema::{EncodedFrame, LifecycleEvent, Receipt};
 use glasshouse_vm::nats::{CREDENTIALS, Issuer};
 use glasshouse_vm::qemu::{self, Qemu};
 use glasshouse_vm::remote::{self, Remote};
@@ -158,12 +161,22 @@ fn shell(script: &str) -> ExecutionSpec {
 /// Runs a command, watched from inside and from wherever else it asks for.
 async fn run(backend: VmBackend, spec: ExecutionSpec) -> (EngineReport, Receipt, usize) {
     let sink = Arc::new(RecordingSink::new());
+    run_into(backend, spec, Arc::clone(&sink), sink).await
+}
+
+/// The same, with frames on their way to `sink` through another.
+async fn run_into(
+    backend: VmBackend,
+    spec: ExecutionSpec,
+    sink: Arc<RecordingSink>,
+    through: Arc<dyn EventSink>,
+) -> (EngineReport, Receipt, usize) {
     let mut controllers: Vec<Arc<dyn ProfilingController>> = vec![Arc::new(backend.controller())];
     if spec.profile == ProfilingMode::Combined {
         controllers.push(Arc::new(EbpfController::new(LoadOptions::default())));
     }
     let execution = spec.id;
-    let engine = Engine { controllers, ..Engine::new(Arc::new(backend), sink.clone()) };
+    let engine = Engine { controllers, ..Engine::new(Arc::new(backend), through) };
     let report = engine.run(spec, None).await;
     assert_eq!(report.cleanup_errors, Vec::<String>::new());
     assert_eq!(support::left_of(&execution.to_string()), Vec::<String>::new());
@@ -344,6 +357,102 @@ async fn a_machine_speaks_over_the_server_and_has_a_closed_receipt() {
         !printed.contains("eyJ") && !printed.contains("creds") && !printed.contains("vport"),
         "{printed}"
     );
+}
+
+/// Holds up whoever comes, until the guest has sent nothing for longer than from one heartbeat to the next: until it is held up too.
+#[derive(Default)]
+struct Slow {
+    /// Bytes of the guest that came to the server.
+    sent: AtomicUsize,
+    /// How many had come when no more did.
+    held_at: OnceLock<usize>,
+}
+
+impl Slow {
+    fn holds_up(&self) {
+        self.held_at.get_or_init(|| {
+            let (mut before, mut since, end) = (0, Instant::now(), Instant::now() + Duration::from_secs(20));
+            loop {
+                let now = self.sent.load(Ordering::Relaxed);
+                if now != before {
+                    (before, since) = (now, Instant::now());
+                } else if since.elapsed() > Duration::from_secs(3) {
+                    return now;
+                }
+                assert!(Instant::now() < end, "nothing holds the guest up: {now} bytes came");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+    }
+}
+
+/// Takes no frame before that.
+struct SlowSink(Arc<Slow>, Arc<RecordingSink>);
+
+#[async_trait]
+impl EventSink for SlowSink {
+    async fn lifecycle(&self, event: &LifecycleEvent) -> Result<(), SinkError> {
+        self.1.lifecycle(event).await
+    }
+
+    fn frame(&self, frame: EncodedFrame) {
+        self.0.holds_up();
+        self.1.frame(frame);
+    }
+
+    async fn flush(&self) -> Result<(), SinkError> {
+        self.1.flush().await
+    }
+}
+
+/// Neither frames nor output are taken for a while, and all of both comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_host_holds_a_watched_command_up_and_loses_nothing_of_it() {
+    const FILES: usize = 1_500;
+    let name = "a_slow_host_holds_a_watched_command_up_and_loses_nothing_of_it";
+    let broker = started();
+    let slow = Arc::new(Slow::default());
+    let counts = Arc::clone(&slow);
+    let by = way(broker.address(), move |subject, payload| {
+        let bytes = if subject.ends_with(".up") { payload.len() } else { 0 };
+        counts.sent.fetch_add(bytes, Ordering::Relaxed);
+        1
+    });
+    let config = match support::config() {
+        _ if !nix::unistd::geteuid().is_root() => return report_skipped(name, "a list takes root"),
+        Ok(config) => qemu::Config { link: Link::Nats(broker.issuer_at(&format!("nats://{by}"))), ..config },
+        Err(reason) => return report_skipped(name, &reason),
+    };
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let output = OutputTap::new({
+        let (taken, slow) = (Arc::clone(&taken), Arc::clone(&slow));
+        move |_, bytes| {
+            slow.holds_up();
+            taken.lock().unwrap().extend_from_slice(bytes);
+        }
+    });
+    // A file, a process and a line, again and again.
+    let rest = "x".repeat(2_000);
+    let script =
+        format!("i=0; while [ $i -lt {FILES} ]; do : > /tmp/f$i; (:); i=$((i+1)); echo ${{i}}{rest}; done");
+    let mut spec = shell(&script);
+    spec.streams = StdStreams::Handed { stdin: Arc::from([]), output };
+    let sink = Arc::new(RecordingSink::new());
+    let through = Arc::new(SlowSink(Arc::clone(&slow), Arc::clone(&sink)));
+    let backend = VmBackend::new(Qemu::new(config, spec.limits));
+    let (report, receipt, frames) = run_into(backend, spec, sink, through).await;
+
+    assert_eq!((report.outcome.error, report.outcome.exit_code), (None, 0));
+    let (held_at, sent) = (*slow.held_at.get().unwrap(), slow.sent.load(Ordering::Relaxed));
+    println!("held up at {held_at} bytes of {sent}; {frames} frames");
+    assert!(held_at < sent / 2, "it was all but over: held up at {held_at} of {sent}");
+    let printed: String = (1..=FILES).map(|line| format!("{line}{rest}\n")).collect();
+    assert!(*taken.lock().unwrap() == printed.as_bytes(), "other bytes came");
+    assert_eq!(receipt.completeness, Completeness::Closed, "{:?}", receipt.coverage.incomplete);
+    assert_eq!(receipt.contradictions, Vec::new());
+    let written = receipt.filesystem.writes.iter().filter(|path| path.starts_with("/tmp/f")).count();
+    let processes = receipt.process_tree.len();
+    assert_eq!((written, processes), (FILES, FILES + 1));
 }
 
 /// A guest that is played over the server: a lie is found out as over any other link.
