@@ -19,7 +19,7 @@ set -euo pipefail
 cd "$ROOT"
 
 CARGO_FUZZ_VERSION=0.13.2
-FOLDERS=(schema/fuzz producers/host-probe/fuzz producers/guest-link/fuzz nats/fuzz)
+FOLDERS=(schema/fuzz producers/host-probe/fuzz producers/guest-link/fuzz producers/guest-nats/fuzz nats/fuzz)
 GOLDEN=schema/tests/golden
 
 # A frame of 1 MiB takes 16 MiB and 64 times its own size at most (schema/tests/allocation.rs); no input here is as long.

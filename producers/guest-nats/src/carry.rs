@@ -11,10 +11,8 @@ use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc};
 
 use crate::connection::Connection;
-use crate::ledger::{Broken, HEADER_BYTES, Header, Kind, Ledger, MAX_PIECE_BYTES, WINDOW};
+use crate::ledger::{Broken, HEADER_BYTES, Kind, Ledger, MAX_PIECE_BYTES, MAX_REASON_BYTES, WINDOW};
 
-/// Most of the reason of an end that is sent, and read.
-const MAX_REASON_BYTES: usize = 512;
 /// How long the other end may keep us from telling it that the link is over.
 const END_TOLD_WITHIN: Duration = Duration::from_secs(1);
 
@@ -75,16 +73,12 @@ impl Link {
 
     /// Takes a message; `false` if it is the last.
     fn hear(&self, message: &Bytes, pieces: &mpsc::Sender<Bytes>) -> Result<bool, Broken> {
-        let header = Header::read(message)?;
-        self.ledger().receive(header)?;
+        let kind = self.ledger().hear(message)?;
         self.room.notify_one();
-        let rest = message.slice(HEADER_BYTES..);
-        match header.kind {
-            Kind::Piece => pieces.try_send(rest).map(|()| true).map_err(|_| Broken::Overrun),
-            Kind::Taken => Ok(true),
-            Kind::End if rest.is_empty() => Ok(false),
-            Kind::End => Err(Broken::GivenUp(readable(&rest))),
+        if kind == Kind::Piece {
+            pieces.try_send(message.slice(HEADER_BYTES..)).map_err(|_| Broken::Overrun)?;
         }
+        Ok(kind != Kind::End)
     }
 
     /// Hands pieces on to whoever reads the stream, as fast as they are read.
@@ -143,10 +137,4 @@ impl Link {
         let sent = self.client.publish(self.publish.clone(), message).await;
         sent.map_err(|error| Broken::Connection(error.to_string()))
     }
-}
-
-/// What the other end says, as it may be shown.
-fn readable(reason: &[u8]) -> String {
-    let reason = String::from_utf8_lossy(&reason[..reason.len().min(MAX_REASON_BYTES)]);
-    reason.chars().filter(|letter| !letter.is_control()).collect()
 }

@@ -17,6 +17,8 @@ pub const HEADER_BYTES: usize = 20;
 pub const MAX_PIECE_BYTES: usize = MAX_CHUNK_BYTES + glasshouse_guest_link::codec::HEADER_BYTES;
 /// Most bytes of a message.
 pub const MAX_MESSAGE_BYTES: usize = HEADER_BYTES + MAX_PIECE_BYTES;
+/// Most of the reason of an end that is sent, and read.
+pub(crate) const MAX_REASON_BYTES: usize = 512;
 /// Most pieces of a direction that are sent and not yet handed on: 2 MiB.
 pub const WINDOW: u64 = 32;
 /// The other end is told of what was handed on once it is so many pieces.
@@ -163,7 +165,22 @@ impl Ledger {
         header
     }
 
-    /// Judges a message that came.
+    /// Judges a message that came, and says what it is. The piece of one that has a piece is what stands behind the header.
+    ///
+    /// # Errors
+    /// What ends the link; of an end, [`Broken::GivenUp`] if it has a reason.
+    pub fn hear(&mut self, message: &[u8]) -> Result<Kind, Broken> {
+        let header = Header::read(message)?;
+        self.receive(header)?;
+        match message.get(HEADER_BYTES..).unwrap_or_default() {
+            reason if header.kind == Kind::End && !reason.is_empty() => {
+                Err(Broken::GivenUp(readable(reason)))
+            }
+            _ => Ok(header.kind),
+        }
+    }
+
+    /// Judges the header of a message that came.
     pub fn receive(&mut self, header: Header) -> Result<(), Broken> {
         if header.number != self.received {
             return Err(Broken::OffSequence { expected: self.received, found: header.number });
@@ -188,4 +205,10 @@ impl Ledger {
         self.taken = self.received.min(self.taken + 1);
         self.taken - self.told >= TELL_AFTER
     }
+}
+
+/// What the other end says, as it may be shown.
+fn readable(reason: &[u8]) -> String {
+    let reason = String::from_utf8_lossy(&reason[..reason.len().min(MAX_REASON_BYTES)]);
+    reason.chars().filter(|letter| !letter.is_control()).collect()
 }
