@@ -102,6 +102,8 @@ struct State {
     is_released: bool,
     /// Signals that came before it was released.
     pending: Vec<StopSignal>,
+    /// Signals that the shim was given.
+    sent: Vec<u32>,
 }
 
 impl KataBackend {
@@ -160,8 +162,17 @@ impl KataBackend {
         Ok(())
     }
 
+    fn is_kata(&self) -> bool {
+        self.config.runtime.contains("kata")
+    }
+
     /// What it takes a probe inside to do.
-    fn check_alone(spec: &ExecutionSpec) -> Result<(), &'static str> {
+    fn check_alone(&self, spec: &ExecutionSpec) -> Result<(), &'static str> {
+        if self.is_kata() && self.probe.is_none() && spec.limits.pids.is_some() {
+            return Err(
+                "Kata drops the limit of processes: leave it out, or have the command watched from inside (--profile guest)",
+            );
+        }
         if spec.wait_for_descendants {
             return Err("a shim ends what outlives the command: leave out --wait-descendants");
         }
@@ -240,6 +251,7 @@ impl KataBackend {
         };
         let signal =
             u32::try_from(number).map_err(|error| BackendError::failed("sending a signal", error))?;
+        self.state().sent.push(signal);
         client
             .remove(KillTask { container_id: id.to_owned(), signal, all })
             .await
@@ -261,6 +273,7 @@ fn of_start(program: &str, status: &Status) -> BackendError {
     let is_about_the_program = message.contains("exec: ") || message.contains("exec ");
     let says = |text: &str| message.contains(text);
     if says("executable file not found in $PATH")
+        || says(&format!("the file {program} was not found"))
         || (is_about_the_program && says("no such file or directory"))
     {
         return BackendError::NotFound { program: program.to_owned() };
@@ -273,8 +286,12 @@ fn of_start(program: &str, status: &Status) -> BackendError {
     BackendError::failed(DOING, message)
 }
 
-/// A shim gives the code, or 128 and the signal's number; a command that exits with such a code by itself looks the same.
-fn status(told: u32) -> ExitStatus {
+/// A shim gives the code, or 128 and the signal's number; a command that exits with such a code by itself looks the same. Kata's gives
+/// the signal's bare number, which is a code but for those that were `sent`: its agent makes SIGKILL of a SIGTERM without a handler.
+fn status(told: u32, sent: &[u32]) -> ExitStatus {
+    if sent.contains(&told) || (told == libc::SIGKILL as u32 && !sent.is_empty()) {
+        return ExitStatus::Signal(told as i32);
+    }
     match told.checked_sub(SIGNALLED) {
         Some(signal @ 1..=MAX_SIGNAL) => ExitStatus::Signal(signal as i32),
         _ => ExitStatus::Code(told as i32),
@@ -289,7 +306,7 @@ impl ExecutionBackend for KataBackend {
 
     fn isolation(&self) -> Isolation {
         // Of another runtime, no more is believed than what every one of them does.
-        if self.config.runtime.contains("kata") { Isolation::Vm } else { Isolation::Container }
+        if self.is_kata() { Isolation::Vm } else { Isolation::Container }
     }
 
     fn environment(&self) -> Environment {
@@ -322,7 +339,7 @@ impl ExecutionBackend for KataBackend {
 
     async fn prepare(&self, spec: &ExecutionSpec) -> Result<(), BackendError> {
         Self::check(spec)
-            .and_then(|()| Self::check_alone(spec))
+            .and_then(|()| self.check_alone(spec))
             .map_err(|reason| BackendError::failed("preparing the container", reason))?;
         let budget = spec.limits.output_bytes.map(|limit| Arc::new(OutputBudget::new(limit)));
         let prepared =
@@ -398,9 +415,21 @@ impl ExecutionBackend for KataBackend {
             let begun = state.pipes.as_mut().map(Pipes::begin).transpose();
             begun.map_err(failed("connecting the standard streams"))?.flatten()
         };
-        if let Some(stdin) = stdin {
+        // A probe in Kata's machine is told in its own words when the session ends.
+        let is_kata = self.is_kata();
+        if let Some(stdin) = stdin.filter(|_| !is_kata || self.probe.is_none()) {
+            let exit = self.exit.subscribe();
             tokio::spawn(async move {
-                let _ = stdin.await;
+                let fed = stdin.await.unwrap_or(0);
+                // Of a task that has ended, Kata's shim would keep everybody waiting while it looks for its machine.
+                if exit.borrow().is_some() || (is_kata && fed == 0) {
+                    return;
+                }
+                if is_kata {
+                    tracing::warn!(
+                        "standard input has ended: Kata's shim may lose what the command prints from now on"
+                    );
+                }
                 // The shim keeps the pipe open for others until it is told that nobody comes. One that has ended is as good.
                 let _ = client.remove(CloseIo { container_id: id, stdin: true }).await;
             });
@@ -412,7 +441,9 @@ impl ExecutionBackend for KataBackend {
         if !self.state().is_released {
             return Err(BackendError::failed(DOING, "it was not started"));
         }
-        Ok(ExitReport { status: status(self.ended().await?), rusage: None })
+        let told = self.ended().await?;
+        let ended_by = if self.is_kata() { self.state().sent.clone() } else { Vec::new() };
+        Ok(ExitReport { status: status(told, &ended_by), rusage: None })
     }
 
     async fn drain(&self, _wait_for_descendants: bool) -> Result<OutputReport, BackendError> {
@@ -526,8 +557,12 @@ mod tests {
             (193, ExitStatus::Code(193)),
             (255, ExitStatus::Code(255)),
         ] {
-            assert_eq!(status(told), meant);
+            assert_eq!(status(told, &[]), meant);
         }
+        assert_eq!(status(9, &[]), ExitStatus::Code(9));
+        assert_eq!(status(9, &[15]), ExitStatus::Signal(9));
+        assert_eq!(status(2, &[2]), ExitStatus::Signal(2));
+        assert_eq!(status(2, &[15]), ExitStatus::Code(2));
     }
 
     #[test]
@@ -537,6 +572,8 @@ mod tests {
         assert_eq!(of(missing).exit_code(), 127);
         assert_eq!(of("exec: \"/x\": stat /x: no such file or directory").exit_code(), 127);
         assert_eq!(of("exec: \"/x\": permission denied").exit_code(), 126);
+        let of_kata = "failed to create shim task: the file x was not found\n\nStack backtrace:\n   0: <unknown>: unknown";
+        assert_eq!(of(of_kata).exit_code(), 127);
         assert_eq!(of("mount: /x: no such file or directory").exit_code(), 125);
     }
 }

@@ -20,8 +20,8 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// What their directories are called, with the execution's id.
 const PREFIX: &str = "glasshouse-kata-";
 
-/// Ends when a stream was copied to its end.
-pub(crate) type Copied = oneshot::Receiver<()>;
+/// Ends when a stream was copied to its end; tells how many bytes of it.
+pub(crate) type Copied = oneshot::Receiver<u64>;
 
 /// Where the pipes of an execution are.
 pub(crate) fn dir_of(id: &str) -> PathBuf {
@@ -94,12 +94,12 @@ fn make(path: &Path) -> io::Result<(File, File)> {
     Ok((read, write))
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<Copied> {
+fn spawn(name: &str, run: impl FnOnce() -> u64 + Send + 'static) -> io::Result<Copied> {
     let (ended, copied) = oneshot::channel();
     std::thread::Builder::new().name(name.into()).stack_size(256 * 1024).spawn(move || {
-        run();
+        let copied = run();
         // Nobody waits for the streams of an execution that was dropped.
-        let _ = ended.send(());
+        let _ = ended.send(copied);
     })?;
     Ok(copied)
 }
@@ -107,32 +107,56 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<Copied> 
 /// Copies output until nobody is left to write, or to read.
 fn copy(mut from: File, mut to: File) -> io::Result<Copied> {
     spawn("glasshouse-output", move || {
-        if let Err(error) = io::copy(&mut from, &mut to) {
+        io::copy(&mut from, &mut to).unwrap_or_else(|error| {
             tracing::debug!(%error, "the command's output is not taken any more");
-        }
+            0
+        })
     })
 }
 
 /// Copies standard input until its end, until nobody reads, or until it is not wanted any more.
-fn feed(from: &OwnedFd, mut to: File, quit: &EventFd) {
+fn feed(from: &OwnedFd, mut to: File, quit: &EventFd) -> u64 {
     let mut buffer = vec![0; CHUNK_BYTES];
+    let mut fed = 0;
     loop {
         let mut fds =
             [PollFd::new(from.as_fd(), PollFlags::POLLIN), PollFd::new(quit.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
-            Err(_) => return,
-            Ok(_) if fds[1].any().unwrap_or(true) => return,
+            Err(_) => return fed,
+            Ok(_) if fds[1].any().unwrap_or(true) => return fed,
             Ok(_) => {}
         }
         match nix::unistd::read(from, &mut buffer) {
             Err(Errno::EINTR | Errno::EAGAIN) => {}
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return fed,
             Ok(read) => {
                 if to.write_all(&buffer[..read]).is_err() {
-                    return;
+                    return fed;
                 }
+                fed += read as u64;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn what_was_fed_is_counted() {
+        let quit = EventFd::new().unwrap();
+        for input in [&b""[..], b"abc"] {
+            let (from, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+            let (read, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+            File::from(write).write_all(input).unwrap();
+            assert_eq!(feed(&from, to.into(), &quit), input.len() as u64);
+            let mut got = Vec::new();
+            File::from(read).read_to_end(&mut got).unwrap();
+            assert_eq!(got, input);
         }
     }
 }
