@@ -142,7 +142,7 @@ else
     skip "virtual machines" "this machine lacks $lacks"
 fi
 
-# Why no container can be made here; nothing when it can. They are made by the runc shim: Kata's own is in no package, and unverified.
+# Why no container can be made here; nothing when it can. They are made by the runc shim: Kata's own is in no package, and was tried by hand.
 containers_lack() {
     local tool
     [ "$(id -u)" = 0 ] || echo "root"

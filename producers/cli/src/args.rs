@@ -277,7 +277,7 @@ pub(crate) enum Backend {
     /// A microVM of the Firecracker that GLASSHOUSE_FIRECRACKER names, under KVM only (see --image)
     Firecracker,
     #[cfg(target_os = "linux")]
-    /// A container that containerd makes by Kata's runtime, unverified, or by another (see --image and --runtime)
+    /// A container that containerd makes, by Kata's runtime or by another (see --image and --runtime)
     Kata,
     #[cfg(target_os = "linux")]
     /// A machine of yours that runs already, and in which glasshouse-guest-probe is started (see --guest-transport and --guest-socket)

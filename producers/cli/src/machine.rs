@@ -116,7 +116,7 @@ impl LinkArgs {
 #[cfg(target_os = "linux")]
 #[derive(Debug, Clone, Args)]
 struct ContainerArgs {
-    /// The runtime of a container, as containerd names it; Kata's own is unverified, io.containerd.runc.v2 is what was tried
+    /// The runtime of a container, as containerd names it; docs/kata.md says what was tried with Kata's own, and with io.containerd.runc.v2
     #[arg(long, value_name = "NAME", default_value = DEFAULT_RUNTIME, env = "GLASSHOUSE_RUNTIME")]
     runtime: String,
     /// The socket of containerd

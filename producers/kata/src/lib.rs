@@ -5,8 +5,8 @@
 //!        |                                             |        \-------- runc: command
 //!        \------------- named pipes -------------------/
 //! ```
-//! - [`Config::runtime`] names the shim. Whatever is said here was tried with `io.containerd.runc.v2`; Kata's own shim,
-//!   `io.containerd.kata.v2`, is spoken to in the same way and is **unverified**.
+//! - [`Config::runtime`] names the shim. The tests make their containers by `io.containerd.runc.v2`; what was tried by hand with Kata's
+//!   own shim, `io.containerd.kata.v2`, is in docs/kata.md.
 //! - The start barrier is containerd's own: a task is created, and its process waits, until it is started.
 //! - The command is not PID 1 of its namespace, which would be deaf to most signals: a process of ours is, and
 //!   with it, or with us, everything in the namespace ends.

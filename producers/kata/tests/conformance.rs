@@ -1,5 +1,6 @@
 //! The conformance suite on real containers, made by a containerd that the tests start for themselves, with the runtime
-//! `io.containerd.runc.v2`. **This is not Kata**: its own shim is spoken to in the same way and is unverified.
+//! `io.containerd.runc.v2`. **This is not Kata**: its own shim is spoken to in the same way, and was tried by hand
+//! (docs/kata.md).
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]

@@ -1,5 +1,5 @@
-//! What the conformance suite does not ask: where a container's process is, what it sees, and what holds it. Made by the runc shim;
-//! Kata's own is unverified.
+//! What the conformance suite does not ask: where a container's process is, what it sees, and what holds it. Made by the runc shim, not
+//! by Kata's own (docs/kata.md).
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]

@@ -1,4 +1,4 @@
-//! What is left of a run that was killed, and what the next one makes of it. Made by the runc shim; Kata's own is unverified.
+//! What is left of a run that was killed, and what the next one makes of it. Made by the runc shim, not by Kata's own.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]

@@ -1,5 +1,5 @@
 //! Commands in containers that are watched from inside, by the guest probe as the container's process. Made by the runc shim, where the
-//! kernel inside is the node's own; Kata's own is unverified.
+//! kernel inside is the node's own; Kata's own shim was tried by hand (docs/kata.md).
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]

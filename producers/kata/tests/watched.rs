@@ -1,5 +1,5 @@
-//! What a container's command does, watched from the node's kernel: the receipt is closed. Made by the runc shim; Kata's own is
-//! unverified, and its receipts are expected to be partial.
+//! What a container's command does, watched from the node's kernel: the receipt is closed. Made by the runc shim, not by Kata's own
+//! (docs/kata.md).
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]

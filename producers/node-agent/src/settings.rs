@@ -75,7 +75,7 @@ pub struct Layer {
     /// The image of containers (kata), as `ctr images ls` names it
     #[arg(long, env = "GLASSHOUSE_CONTAINER_IMAGE", value_name = "NAME")]
     pub container_image: Option<String>,
-    /// The runtime of containers, as containerd names it; Kata's own is unverified, io.containerd.runc.v2 is what was tried
+    /// The runtime of containers, as containerd names it; docs/kata.md says what was tried with Kata's own, and with io.containerd.runc.v2
     /// (default: io.containerd.kata.v2)
     #[arg(long, env = "GLASSHOUSE_RUNTIME", value_name = "NAME")]
     pub runtime: Option<String>,

@@ -142,7 +142,7 @@ async fn kata() -> Finding {
 fn of_containers(runtime: &str, ready: Result<String, String>, has_runc: bool) -> Finding {
     match ready {
         Ok(version) if runtime.contains("kata") => {
-            let found = format!("containerd {version}, runtime {runtime}, which is unverified");
+            let found = format!("containerd {version}, runtime {runtime}, which was tried by hand only");
             finding(KATA, Status::Ok, found)
         }
         Ok(version) => finding(
@@ -191,7 +191,7 @@ mod tests {
         let of = |runtime, ready: Result<&str, &str>, has_runc| {
             of_containers(runtime, ready.map(str::to_owned).map_err(str::to_owned), has_runc)
         };
-        assert!(of(DEFAULT_RUNTIME, Ok("1.6"), false).found.contains("unverified"));
+        assert!(of(DEFAULT_RUNTIME, Ok("1.6"), false).found.contains("by hand only"));
         assert!(of(RUNC, Ok("1.6"), false).found.contains("not machines"));
         let lacks = of(DEFAULT_RUNTIME, Err("no shim"), true);
         assert_eq!((lacks.status, lacks.found.as_str()), (Status::Warn, "no shim"));
