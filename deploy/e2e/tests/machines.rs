@@ -164,6 +164,25 @@ fn a_guest_tells_the_same_facts_as_the_host() {
     }
 }
 
+/// A command that cannot be run is no fault of its guest: the receipt says that nothing ran, and is whole.
+#[test]
+fn what_cannot_be_run_has_a_whole_receipt() {
+    let image = skip_unless_machines_work!();
+    let dir = tempfile::tempdir().unwrap();
+    let receipt = dir.path().join("receipt.json");
+    for (program, code) in [("/etc", 126), ("/nonexistent", 127)] {
+        let mut run = in_machine(dir.path(), &image, "combined", &receipt);
+        run.args(["--", program]);
+        let ran = output_within(DEADLINE, run);
+        assert_eq!(ran.status.code(), Some(code), "{}", stderr(&ran));
+        let receipt = read(&receipt);
+        assert_eq!(receipt["completeness"], "closed", "{:#}", receipt["coverage"]["incomplete"]);
+        assert_eq!(receipt["outcome"]["exit_code"], code);
+        let tree = receipt["process_tree"].as_array().unwrap();
+        assert!(tree.iter().all(|process| process["vantage"] == "host"), "{tree:#?}");
+    }
+}
+
 /// The first run of a machine that was kept before boots nothing.
 #[test]
 fn a_machine_is_kept_before_its_first_run() {

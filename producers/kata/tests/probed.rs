@@ -193,6 +193,28 @@ async fn a_command_cannot_take_over_its_probe() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_run_has_a_whole_receipt() {
+    const NAME: &str = "what_cannot_be_run_has_a_whole_receipt";
+    let Some((containerd, probe)) = parts(NAME) else { return };
+    for (program, code) in [("/bin", 126), ("/nonexistent", 127)] {
+        let backend = KataBackend::with_probe(support::config(&containerd, Vec::new()), probe.clone());
+        let mut spec = spec([program]);
+        spec.profile = ProfilingMode::Guest;
+        let (id, sink) = (spec.id, Arc::new(RecordingSink::new()));
+        let controllers: Vec<Arc<dyn ProfilingController>> = vec![Arc::new(backend.controller())];
+        let engine = Engine { controllers, ..Engine::new(Arc::new(backend), sink.clone()) };
+        let report = engine.run(spec, None).await;
+        assert_eq!(report.outcome.exit_code, code, "{:?}", report.outcome);
+        let receipt = glasshouse_fold::receipt_of(id, &sink.events(), &sink.frames()).unwrap();
+        // Without rights to watch there is none.
+        if let Some(receipt) = receipt {
+            assert_eq!(receipt.completeness, Completeness::Closed, "{:?}", receipt.coverage.incomplete);
+        }
+        assert_eq!(containerd.left(&id.to_string()), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_hold_with_a_probe_too() {
     const NAME: &str = "limits_hold_with_a_probe_too";
     let Some((containerd, probe)) = parts(NAME) else { return };

@@ -99,7 +99,10 @@ impl State {
             ToHost::Frame(_) => self.asked.attach && self.sealed.is_none(),
             ToHost::Exceeded(_) => is_running,
             ToHost::Exit(_) => is_running && self.exit.is_none(),
-            ToHost::Drained(_) => self.asked.drain && is_running && self.exit.is_some(),
+            // A command that never ran has no end of its own.
+            ToHost::Drained(_) => {
+                self.asked.drain && self.drained.is_none() && (self.exit.is_some() || !self.is_running)
+            }
             ToHost::Sealed(_) => self.asked.seal && self.sealed.is_none(),
         }
     }
@@ -241,12 +244,12 @@ impl Session {
 
     fn write(&self, mut sender: StreamSender<Writes>, messages: &mpsc::Receiver<ToGuest>) {
         for message in messages {
-            if let Err(error) = sender.send(&message) {
-                self.end(&match timed_out(&error) {
-                    true => "it does not read what it is told".to_owned(),
-                    false => format!("it cannot be told anything: {error}"),
-                });
-                return;
+            match sender.send(&message) {
+                Ok(()) => {}
+                // Whoever reads finds what it said last, which tells more, and then its end.
+                Err(error) if is_gone(&error) => return,
+                Err(error) if timed_out(&error) => return self.end("it does not read what it is told"),
+                Err(error) => return self.end(&format!("it cannot be told anything: {error}")),
             }
         }
     }
@@ -420,6 +423,10 @@ fn halves(reads: UnixStream, writes: UnixStream, shared: Option<SharedMemory>) -
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+}
+
+fn is_gone(error: &LinkError) -> bool {
+    matches!(error, LinkError::Io(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset))
 }
 
 fn timed_out(error: &LinkError) -> bool {
