@@ -101,7 +101,9 @@ impl Vmm for Remote {
 
     fn link(&self, _dir: &Path) -> GuestLink {
         match &self.config.way {
-            Way::Nats(_, file) | Way::Socket(file) => GuestLink::Socket(file.clone()),
+            // Nobody asks for it: a server carries it.
+            Way::Nats(..) => GuestLink::Streams,
+            Way::Socket(path) => GuestLink::Socket(path.clone()),
         }
     }
 
