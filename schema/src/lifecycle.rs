@@ -331,7 +331,7 @@ pub struct VmmBounds {
 /// What the sandbox lets through.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Sandbox {
-    /// `host`, `none` or `allow-list`.
+    /// `host`, `none` or `allow-list`; `unknown` of a machine that is not the node's.
     pub network: String,
     /// All that can be connected to; names with the addresses that the node found for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

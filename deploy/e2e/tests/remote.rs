@@ -97,6 +97,12 @@ fn nobody_waits_for_ever_for_a_machine() {
     assert_eq!(code, Some(125), "{said}");
     assert!(began.elapsed() < Duration::from_secs(30), "{said}");
     assert!(!socket.exists());
+    // One way, and not two or none.
+    for ways in [&[][..], &["--image", "x", "--guest-socket", "y"]] {
+        let mut run = command("glasshouse");
+        run.args(["run", "--backend", "remote"]).args(ways).args(["--", "true"]);
+        assert_eq!(run.output().unwrap().status.code(), Some(125), "{ways:?}");
+    }
     // What is somebody's stays somebody's.
     std::fs::write(&socket, "mine").unwrap();
     let mut run = command("glasshouse");

@@ -249,7 +249,7 @@ pub(crate) struct RunArgs {
     /// Run nothing: boot the machine of such a run and keep it, so that runs restore it from the first on (--backend qemu)
     ///
     /// What a machine is made of counts, so the other options are to be those of the runs: image, profile, limits, processors, a network.
-    #[arg(long, conflicts_with_all = ["cold_boot", "command", "nats", "policy"])]
+    #[arg(long, conflicts_with_all = ["cold_boot", "command"])]
     pub(crate) keep_only: bool,
     /// The command and its arguments
     #[arg(last = true, required_unless_present = "keep_only", value_name = "COMMAND")]

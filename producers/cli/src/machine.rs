@@ -79,7 +79,7 @@ struct LinkArgs {
     #[arg(long, value_name = "FILE", default_value = "guest.creds")]
     guest_credentials: PathBuf,
     /// With --backend remote: a Unix socket to listen on for the guest, such as the other end of a VMM's serial port or vsock
-    #[arg(long, value_name = "PATH", conflicts_with = "guest_nats")]
+    #[arg(long, value_name = "PATH")]
     guest_socket: Option<PathBuf>,
     /// With --backend remote: how long to wait for the guest
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
@@ -92,7 +92,10 @@ impl LinkArgs {
     fn remote(&self) -> anyhow::Result<Remote> {
         let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let way = match (self.link()?, &self.guest_socket) {
-            (Link::Nats(issuer), _) => remote::Way::Nats(issuer, absolute(&self.guest_credentials)),
+            (Link::Nats(_), Some(_)) => anyhow::bail!(
+                "--guest-socket and --guest-transport nats are two ways to the machine: leave one out"
+            ),
+            (Link::Nats(issuer), None) => remote::Way::Nats(issuer, absolute(&self.guest_credentials)),
             (_, Some(path)) => remote::Way::Socket(absolute(path)),
             (_, None) => anyhow::bail!(
                 "--backend remote needs a way to the machine: --guest-socket PATH, or --guest-transport nats"

@@ -10,7 +10,8 @@
 //! that its receipts claim nothing (`isolation` is `none`).
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -61,7 +62,8 @@ impl Remote {
         let left = match &config.way {
             Way::Nats(_, file) | Way::Socket(file) => file.clone(),
         };
-        let elsewhere = Elsewhere { file: left, is_made: Mutex::default(), ended: watch::Sender::new(false) };
+        let elsewhere =
+            Elsewhere { file: left, is_made: AtomicBool::new(false), ended: watch::Sender::new(false) };
         Self { config, elsewhere: Arc::new(elsewhere) }
     }
 }
@@ -161,13 +163,13 @@ impl Vmm for Remote {
 struct Elsewhere {
     /// What was made for its guest.
     file: PathBuf,
-    is_made: Mutex<bool>,
+    is_made: AtomicBool,
     ended: watch::Sender<bool>,
 }
 
 impl Elsewhere {
     fn made(&self) {
-        *self.is_made.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.is_made.store(true, Ordering::Relaxed);
     }
 }
 
@@ -215,7 +217,7 @@ impl ExecutionBackend for Elsewhere {
 
     async fn cleanup(&self) -> Vec<String> {
         self.ended.send_replace(true);
-        if !std::mem::take(&mut *self.is_made.lock().unwrap_or_else(PoisonError::into_inner)) {
+        if !self.is_made.swap(false, Ordering::Relaxed) {
             return Vec::new();
         }
         match std::fs::remove_file(&self.file) {
