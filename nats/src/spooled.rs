@@ -367,6 +367,8 @@ impl Task {
         self.refused += 1;
         self.refusing = error.is_full();
         self.reason = Some(error.to_string());
+        // Whoever is told finds it counted.
+        self.tell();
         let _ = publish.taken.send(Err(error));
     }
 

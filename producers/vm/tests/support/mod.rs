@@ -8,6 +8,9 @@
 pub(crate) mod apart;
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -15,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use glasshouse_backends::conformance::{Factory, Scenario, Subject, spec};
 use glasshouse_execution::ExecutionSpec;
 use glasshouse_execution::backend::ExecutionBackend as _;
+use glasshouse_schema::ids::Digest;
 use glasshouse_vm::firecracker::{self, Firecracker, kvm};
 use glasshouse_vm::qemu::{self, Config, Qemu};
 use glasshouse_vm::{Link, Parts, Templates, VmBackend};
@@ -99,7 +103,7 @@ pub(crate) fn backend() -> Result<VmBackend, String> {
     })
 }
 
-/// Machines of QEMU that are there already, where nothing inside is to watch them.
+/// Machines of QEMU that are there already, where nothing inside is to watch them. One is kept for all tests, by the first.
 fn kept() -> Result<Config, String> {
     static KEPT: OnceLock<Result<Config, String>> = OnceLock::new();
     let keep = || {
@@ -111,11 +115,11 @@ fn kept() -> Result<Config, String> {
         // A runtime does not block on another of its thread.
         let kept = std::thread::spawn(move || {
             tokio::runtime::Runtime::new().unwrap().block_on(async {
-                for (backend, is_restored) in [(first, false), (second, true)] {
+                for (backend, must_be_restored) in [(first, false), (second, true)] {
                     let spec = spec(["/bin/true"]);
                     backend.prepare(&spec).await.unwrap();
                     backend.start(&spec).await.unwrap();
-                    assert_eq!(backend.environment().snapshot.is_some(), is_restored);
+                    assert!(backend.environment().snapshot.is_some() || !must_be_restored);
                     assert_eq!(backend.cleanup().await, Vec::<String>::new());
                 }
             });
@@ -181,36 +185,55 @@ fn scratch() -> PathBuf {
     option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, Into::into)
 }
 
-/// An ext4 image with a shell and a few programs.
+/// An ext4 image with a shell and a few programs, named by what is in it. Each test is a process that makes it. One that is there
+/// stays the very file: machines that other tests keep are known by it.
 pub(crate) fn image_in(dir: &Path) -> Result<PathBuf, String> {
-    let tree = tempfile::tempdir_in(dir).map_err(|error| error.to_string())?;
-    for folder in ["proc", "sys", "dev", "tmp", "run", "etc"] {
-        std::fs::create_dir_all(tree.path().join(folder)).unwrap();
-    }
-    let mut files = BTreeSet::new();
+    let mut names = BTreeSet::new();
     for program in PROGRAMS {
         let path = ["/bin", "/usr/bin"].map(|dir| Path::new(dir).join(program));
         let path = path.iter().find(|path| path.exists()).ok_or(format!("this host has no {program}"))?;
         let libraries = Command::new("ldd").arg(path).output().map_err(|error| format!("ldd: {error}"))?;
         let libraries = String::from_utf8_lossy(&libraries.stdout).into_owned();
-        files.extend(libraries.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));
-        files.insert(Path::new("/bin").join(program));
+        names.extend(libraries.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));
+        names.insert(Path::new("/bin").join(program));
     }
-    for file in files {
-        let to = tree.path().join(file.strip_prefix("/").unwrap());
+    let mut files = vec![(PathBuf::from("etc/no-program"), b"no program".to_vec())];
+    for name in names {
+        let inside = name.strip_prefix("/").unwrap().to_owned();
+        let from = if name.exists() { name } else { Path::new("/usr").join(&inside) };
+        files.push((inside, std::fs::read(&from).map_err(|error| format!("{}: {error}", from.display()))?));
+    }
+    let of = files.iter().map(|(name, bytes)| format!("{} {}\n", name.display(), Digest::of(bytes)));
+    let image = dir.join(format!("root-{}.ext4", Digest::of(of.collect::<String>().as_bytes())));
+    if image.exists() {
+        return Ok(image);
+    }
+
+    let tree = tempfile::tempdir_in(dir).map_err(|error| error.to_string())?;
+    for folder in ["proc", "sys", "dev", "tmp", "run"] {
+        std::fs::create_dir_all(tree.path().join(folder)).unwrap();
+    }
+    for (name, bytes) in files {
+        let to = tree.path().join(name);
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-        let from = if file.exists() { file } else { Path::new("/usr").join(file.strip_prefix("/").unwrap()) };
-        std::fs::copy(&from, to).map_err(|error| format!("{}: {error}", from.display()))?;
+        std::fs::write(&to, bytes).unwrap();
+        let is_program = to.file_name().is_some_and(|name| name != "no-program");
+        std::fs::set_permissions(&to, Permissions::from_mode(if is_program { 0o755 } else { 0o644 }))
+            .unwrap();
     }
-    std::fs::write(tree.path().join("etc/no-program"), "no program").unwrap();
-    let image = dir.join(format!("root-{}.ext4", std::process::id()));
+    let made = tempfile::NamedTempFile::new_in(dir).unwrap().into_temp_path();
     let mut make = Command::new("mke2fs");
-    make.args(["-q", "-F", "-t", "ext4", "-d"]).arg(tree.path()).arg(&image).arg("40M");
-    let made = make.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output();
-    match made {
-        Ok(output) if output.status.success() => Ok(image),
-        Ok(output) => Err(format!("mke2fs: {}", String::from_utf8_lossy(&output.stderr))),
-        Err(error) => Err(format!("mke2fs (e2fsprogs) cannot be run: {error}")),
+    make.args(["-q", "-F", "-t", "ext4", "-d"]).arg(tree.path()).arg(&made).arg("40M");
+    match make.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => return Err(format!("mke2fs: {}", String::from_utf8_lossy(&output.stderr))),
+        Err(error) => return Err(format!("mke2fs (e2fsprogs) cannot be run: {error}")),
+    }
+    // A VMM may be another user.
+    std::fs::set_permissions(&made, Permissions::from_mode(0o644)).unwrap();
+    match made.persist_noclobber(&image) {
+        Err(error) if error.error.kind() != ErrorKind::AlreadyExists => Err(error.to_string()),
+        _ => Ok(image),
     }
 }
 
