@@ -33,6 +33,7 @@ use crate::settings::Settings;
 /// How long a machine that others are cloned from looks for a host, and how often.
 const HOST_WITHIN: Duration = Duration::from_secs(30);
 const TRY_AFTER: Duration = Duration::from_millis(5);
+const ENTERING_ROOT: &str = "entering the root filesystem";
 /// Of a small machine.
 const CONTAINER_MEMORY_BYTES: u64 = 1 << 30;
 
@@ -65,10 +66,16 @@ pub(crate) fn serve(
         }
         // Not before: whoever keeps a machine whose guest waits keeps a link on which nothing is under way.
         link.beat()?;
+        let late = settings.root.as_ref().filter(|root| root.is_late());
+        let rooted = late.map_or(Ok(()), |root| machine::enter_root(Some(root)));
         let mut run = Run::new(&spec, &link, container, controller);
         let user = container.and_then(Container::user);
         let execution = ExecutionSpec { run_as: user, ..execution(*spec, &mut link, is_init)? };
-        let held = match run.start(&execution).await {
+        let started = match rooted {
+            Ok(()) => run.start(&execution).await,
+            Err(error) => Err(BackendError::failed(ENTERING_ROOT, format!("{error:#}"))),
+        };
+        let held = match started {
             Ok(()) => ToHost::Held,
             Err(error) => ToHost::Failed(failure(error)),
         };

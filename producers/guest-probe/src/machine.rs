@@ -13,6 +13,7 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 
 use crate::network;
+use crate::settings::Root;
 
 /// The modules of the initramfs, and in which order they are loaded (`glasshouse-images` writes both).
 const MODULES: &str = "/lib/modules";
@@ -39,6 +40,19 @@ pub(crate) fn prepare() -> Vec<String> {
     note("proc", mount_new("proc", "/proc"));
     note("sysfs", mount_new("sysfs", "/sys"));
     note("devtmpfs", mount_new("devtmpfs", "/dev"));
+    // Each is optional: a command that needs one that is missing says so.
+    for (kind, at) in [
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
+        ("cgroup2", "/sys/fs/cgroup"),
+        ("bpf", "/sys/fs/bpf"),
+        ("tracefs", "/sys/kernel/tracing"),
+    ] {
+        mount_optional(kind, at);
+    }
+    for (link, to) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        let _ = std::os::unix::fs::symlink(to, Path::new("/dev").join(link));
+    }
     note("modules", load_modules());
     note("loopback", network::loopback_up());
     note("hostname", nix::unistd::sethostname("guest").map_err(Into::into));
@@ -54,19 +68,29 @@ fn load_modules() -> anyhow::Result<()> {
     let mut failed = Vec::new();
     for name in list.lines() {
         let file = fs::File::open(Path::new(MODULES).join(name)).with_context(|| name.to_owned())?;
-        match finit_module(&file, c"", ModuleInitFlags::empty()) {
-            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-            Err(error) => failed.push(format!("{name}: {error}")),
+        if let Err(error) = load_module(&file) {
+            failed.push(format!("{name}: {error}"));
         }
     }
     anyhow::ensure!(failed.is_empty(), "{}", failed.join("; "));
     Ok(())
 }
 
-/// Goes over to the command's root filesystem, as a writable layer that is gone with the machine; without a device it stays
-/// in the initramfs. Then mounts what a command and the probe expect to find.
-pub(crate) fn enter_root(device: Option<&Path>) -> anyhow::Result<()> {
-    if let Some(device) = device {
+fn load_module(file: &fs::File) -> nix::Result<()> {
+    match finit_module(file, c"", ModuleInitFlags::empty()) {
+        Err(nix::errno::Errno::EEXIST) => Ok(()),
+        loaded => loaded,
+    }
+}
+
+/// Goes over to the command's root filesystem, as a writable layer that is gone with the machine; without a disk it stays
+/// in the initramfs. Everything that is mounted below /proc, /sys and /dev comes along.
+pub(crate) fn enter_root(root: Option<&Root>) -> anyhow::Result<()> {
+    if let Some(Root { device, driver }) = root {
+        if let Some(name) = driver.as_ref().map(|driver| format!("{driver}.ko")) {
+            let file = fs::File::open(Path::new(MODULES).join(&name)).with_context(|| name.clone())?;
+            load_module(&file).context(name)?;
+        }
         await_device(device)?;
         for dir in ["/lower", "/rw", "/root"] {
             fs::create_dir_all(dir)?;
@@ -96,22 +120,8 @@ pub(crate) fn enter_root(device: Option<&Path>) -> anyhow::Result<()> {
         nix::unistd::chroot(".").context("entering the root filesystem")?;
         nix::unistd::chdir("/")?;
     }
-    // Each is optional: a command that needs one that is missing says so.
-    for (kind, at) in [
-        ("tmpfs", "/tmp"),
-        ("tmpfs", "/run"),
-        ("devpts", "/dev/pts"),
-        ("tmpfs", "/dev/shm"),
-        ("cgroup2", "/sys/fs/cgroup"),
-        ("bpf", "/sys/fs/bpf"),
-        ("tracefs", "/sys/kernel/tracing"),
-    ] {
-        if let Err(error) = mount_new(kind, at) {
-            eprintln!("glasshouse-guest-probe: {kind} at {at}: {error:#}");
-        }
-    }
-    for (link, to) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
-        let _ = std::os::unix::fs::symlink(to, Path::new("/dev").join(link));
+    for at in ["/tmp", "/run"] {
+        mount_optional("tmpfs", at);
     }
     Ok(())
 }
@@ -135,6 +145,12 @@ fn await_device(device: &Path) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+fn mount_optional(kind: &str, at: &str) {
+    if let Err(error) = mount_new(kind, at) {
+        eprintln!("glasshouse-guest-probe: {kind} at {at}: {error:#}");
+    }
 }
 
 fn mount_new(kind: &str, at: &str) -> anyhow::Result<()> {

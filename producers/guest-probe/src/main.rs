@@ -28,6 +28,9 @@ mod network;
 mod settings;
 
 #[cfg(target_os = "linux")]
+use settings::{Root, Settings};
+
+#[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     let is_init = settings::is_init();
     let problems = if is_init { machine::prepare() } else { Vec::new() };
@@ -46,10 +49,10 @@ fn main() -> std::process::ExitCode {
 }
 
 #[cfg(target_os = "linux")]
-fn run(settings: &settings::Settings, is_init: bool, mut problems: Vec<String>) -> anyhow::Result<()> {
+fn run(settings: &Settings, is_init: bool, mut problems: Vec<String>) -> anyhow::Result<()> {
     let container = settings.rights.as_ref().map(|rights| rights.enter(&mut problems)).transpose()?;
-    if is_init {
-        machine::enter_root(settings.root.as_deref())?;
+    if is_init && !settings.root.as_ref().is_some_and(Root::is_late) {
+        machine::enter_root(settings.root.as_ref())?;
     }
     if let Some(Err(error)) = settings.network.map(|network| network.enter()) {
         problems.push(format!("network: {error:#}"));

@@ -28,8 +28,8 @@ const NATS: &str = "nats:";
 /// How the probe runs.
 pub(crate) struct Settings {
     pub(crate) transport: Box<dyn Transport>,
-    /// The device with the command's root filesystem; without it the command has ours.
-    pub(crate) root: Option<PathBuf>,
+    /// Where the command's root filesystem is; without it the command has ours.
+    pub(crate) root: Option<Root>,
     /// Where it is on the network that its VMM gave it.
     pub(crate) network: Option<Network>,
     /// Machines are cloned from this one: until it has its command, a host that is gone is followed by another.
@@ -38,6 +38,27 @@ pub(crate) struct Settings {
     pub(crate) watches: bool,
     /// What a command gets of our own rights, in a container that others made.
     pub(crate) rights: Option<Rights>,
+}
+
+/// The disk with a root filesystem. Written `DEVICE` or `DEVICE,DRIVER`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Root {
+    pub(crate) device: PathBuf,
+    /// Its module, which is loaded when the command comes: before that a machine may be kept, and restored with another disk.
+    pub(crate) driver: Option<String>,
+}
+
+impl Root {
+    /// Whether it is entered with the command, and not before the host is greeted.
+    pub(crate) fn is_late(&self) -> bool {
+        self.driver.is_some()
+    }
+
+    fn parse(text: &str) -> Self {
+        let (device, driver) =
+            text.split_once(',').map_or((text, None), |(device, driver)| (device, Some(driver)));
+        Self { device: device.into(), driver: driver.map(str::to_owned) }
+    }
 }
 
 /// Whether this is the first process of a machine of its own. In a container we can be the first one too, and are told where the host is.
@@ -63,7 +84,7 @@ fn of_kernel(line: &str) -> anyhow::Result<Settings> {
     let has = |wanted: &str| line.split_whitespace().any(|word| word == wanted);
     Ok(Settings {
         transport,
-        root: word(ROOT).map(PathBuf::from),
+        root: word(ROOT).map(Root::parse),
         network: word(NETWORK).map(str::parse).transpose()?,
         is_template: has(TEMPLATE),
         watches: has(WATCH),
@@ -155,7 +176,11 @@ mod tests {
     fn settings_are_read_from_either_command_line() {
         let found =
             of_kernel("quiet glasshouse.transport=vsock:7 glasshouse.root=/dev/vda panic=-1\n").unwrap();
-        assert_eq!((&found.root, found.is_template), (&Some("/dev/vda".into()), false));
+        let at_once = Root { device: "/dev/vda".into(), driver: None };
+        assert_eq!((found.root, found.is_template), (Some(at_once), false));
+        let late = Root { device: "/dev/vda".into(), driver: Some("virtio_blk".into()) };
+        let line = "glasshouse.transport=vsock:7 glasshouse.root=/dev/vda,virtio_blk";
+        assert_eq!(of_kernel(line).unwrap().root, Some(late));
         let template =
             of_kernel("glasshouse.transport=vsock:7 glasshouse.template glasshouse.watch").unwrap();
         assert_eq!([template.is_template, template.watches, found.watches], [true, true, false]);

@@ -44,12 +44,13 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Adds kernel modules in the order in which they are to be loaded, and their list.
+    /// Adds kernel modules in the order in which they are to be loaded, and their list. One that is called `later` is not in the list.
     ///
     /// # Errors
     /// As [`Initramfs::file`].
-    pub fn modules(&mut self, modules: Vec<Module>) -> io::Result<()> {
-        let list: String = modules.iter().map(|module| format!("{}.ko\n", module.name)).collect();
+    pub fn modules(&mut self, modules: Vec<Module>, later: Option<&str>) -> io::Result<()> {
+        let first = modules.iter().filter(|module| later.is_none_or(|later| module.name != later));
+        let list: String = first.map(|module| format!("{}.ko\n", module.name)).collect();
         for module in modules {
             self.file(&format!("{MODULES_DIR}/{}.ko", module.name), 0o644, module.bytes)?;
         }
@@ -133,7 +134,7 @@ mod tests {
     fn an_archive_holds_console_init_and_modules_in_their_order() {
         let mut archive = Initramfs::new(b"program".to_vec());
         let module = |name: &str| Module { name: name.to_owned(), bytes: name.as_bytes().to_vec() };
-        archive.modules(vec![module("virtio_ring"), module("virtio")]).unwrap();
+        archive.modules(vec![module("virtio_ring"), module("virtio")], None).unwrap();
         let expected = [
             ("dev", 0o040_755, (0, 0), ""),
             ("lib", 0o040_755, (0, 0), ""),

@@ -12,6 +12,10 @@ use glasshouse_images::kernel::{Kernel, KernelError};
 pub const KERNEL_VARIABLE: &str = "GLASSHOUSE_GUEST_KERNEL";
 /// Names the static guest probe; without it, it is looked for beside the running program.
 pub const PROBE_VARIABLE: &str = "GLASSHOUSE_GUEST_PROBE";
+/// Tells the guest by the kernel's line which disk has the command's root filesystem.
+pub(crate) const ROOT_WORD: &str = " glasshouse.root=/dev/vda";
+/// The module of the disk with the root filesystem.
+const ROOT_DRIVER: &str = "virtio_blk";
 /// File name of the guest probe.
 const PROBE: &str = "glasshouse-guest-probe";
 
@@ -76,26 +80,52 @@ impl Parts {
 
     /// Writes an initramfs with the probe and the modules that the guest needs: `devices` for how it is attached, and those
     /// of the root filesystem. A credential moves in there, for its probe alone.
-    pub fn initramfs(
+    pub(crate) fn initramfs(
         &self,
         to: &Path,
         devices: &[&str],
-        image: Option<&Path>,
+        root: Option<Root>,
         credentials: Option<&Path>,
     ) -> Result<(), PartsError> {
         let mut modules = devices.to_vec();
-        if let Some(image) = image {
-            modules.extend(["virtio_blk", "overlay", filesystem(image)?]);
-        }
+        modules.extend(root.iter().flat_map(|root| [ROOT_DRIVER, "overlay", root.filesystem]));
+        let later = root.and_then(|root| root.is_late.then_some(ROOT_DRIVER));
         let probe = std::fs::read(&self.probe).map_err(file(&self.probe))?;
         let mut initramfs = Initramfs::new(probe);
-        initramfs.modules(self.kernel.modules(&modules)?).map_err(file(to))?;
+        initramfs.modules(self.kernel.modules(&modules)?, later).map_err(file(to))?;
         if let Some(credentials) = credentials {
             let bytes = std::fs::read(credentials).map_err(file(credentials))?;
             initramfs.file(glasshouse_guest_nats::CREDENTIALS, 0o400, bytes).map_err(file(to))?;
             std::fs::remove_file(credentials).map_err(file(credentials))?;
         }
         initramfs.write(io::BufWriter::new(File::create(to).map_err(file(to))?)).map_err(file(to))
+    }
+}
+
+/// How a guest comes to the root filesystem of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Root {
+    /// What the image holds, by the name of its module.
+    pub(crate) filesystem: &'static str,
+    /// It comes with the command. Until then the guest has not looked at its disk, and is that of any image with such a filesystem.
+    pub(crate) is_late: bool,
+}
+
+impl Root {
+    /// That of a guest whose disk is there from the beginning.
+    pub(crate) fn of(image: &Path) -> Result<Self, PartsError> {
+        Ok(Self { filesystem: filesystem(image)?, is_late: false })
+    }
+
+    /// The same with its command, if this kernel can be kept from its disk until then: a driver that is built in looks at it at once.
+    pub(crate) fn with_command(image: &Path, kernel: &Kernel) -> Result<Self, PartsError> {
+        Ok(Self { is_late: kernel.is_loadable(ROOT_DRIVER)?, ..Self::of(image)? })
+    }
+
+    /// What the guest is told of it by the kernel's line.
+    pub(crate) fn word(self) -> String {
+        let driver = if self.is_late { format!(",{ROOT_DRIVER}") } else { String::new() };
+        format!("{ROOT_WORD}{driver}")
     }
 }
 

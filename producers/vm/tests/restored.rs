@@ -17,7 +17,7 @@ use glasshouse_schema::lifecycle::ProfilingMode;
 use glasshouse_vm::qemu::{Config, Qemu};
 use glasshouse_vm::{Templates, VmBackend};
 
-use machines::support::{apart::apart, config};
+use machines::support::{apart::apart, config, image_with};
 use machines::watched::{cat, run, tells};
 
 glasshouse_backends::conformance!(qemu, super::machines::support::InMachine);
@@ -110,6 +110,39 @@ async fn a_machine_is_kept_ahead_of_its_first_command() {
     let cold =
         VmBackend::new(Qemu::new(Config { templates: None, ..kept.config.clone() }, Default::default()));
     assert_eq!(cold.keep(&hello()).await.unwrap(), glasshouse_vm::Kept::Not);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_machine_is_that_of_every_image() {
+    let mut kept = kept_or_skip!("a_kept_machine_is_that_of_every_image");
+    let spec = ExecutionSpec { profile: ProfilingMode::Guest, ..hello() };
+    let again = || ExecutionSpec { id: hello().id, ..spec.clone() };
+    assert_eq!(kept.ran(&spec).await.2, None);
+    let [file] = kept.files().try_into().unwrap();
+    let first = kept.config.image.clone();
+    // Larger and smaller than that of the machine that was kept.
+    for (said, mib) in [("another image", 56), ("a third one", 32)] {
+        kept.config.image = Some(image_with(kept.dir.path(), said, mib).unwrap());
+        let (status, stdout, snapshot) = kept.ran(&again()).await;
+        assert_eq!((status, stdout), (ExitStatus::Code(5), format!("hello\n{said}").into_bytes()));
+        assert!(snapshot.is_some());
+    }
+    kept.config.image = first;
+    let (status, stdout, snapshot) = kept.ran(&again()).await;
+    assert_eq!((status, stdout.as_slice(), snapshot.is_some()), (ExitStatus::Code(5), SAID, true));
+    assert_eq!(kept.files(), [file]);
+
+    // What has the superblock of an ext4 filesystem and nothing else is no root.
+    let broken = kept.dir.path().join("broken");
+    let mut bytes = vec![0; 1 << 20];
+    bytes[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+    fs::write(&broken, bytes).unwrap();
+    kept.config.image = Some(broken);
+    let (backend, spec) = (kept.machine(), again());
+    backend.prepare(&spec).await.unwrap();
+    let error = backend.start(&spec).await.unwrap_err().to_string();
+    assert!(error.contains("entering the root filesystem") && error.contains("ext4"), "{error}");
+    assert_eq!(backend.cleanup().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

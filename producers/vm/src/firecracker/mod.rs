@@ -28,7 +28,7 @@ use self::place::Place;
 pub use self::pool::Pool;
 pub use self::template::Template;
 use crate::origin::{CONNECTS_AGAIN, Origin, WATCHES};
-use crate::parts::Parts;
+use crate::parts::{Parts, ROOT_WORD, Root};
 use crate::vmm::{GuestLink, Launch, Vmm, bounds, memory_mib};
 
 /// Names the Firecracker program; without it, `firecracker` of the PATH.
@@ -157,7 +157,7 @@ impl Firecracker {
              i8042.noaux i8042.nomux i8042.dumbkbd glasshouse.transport=vsock:{PORT}"
         );
         if image.is_some() {
-            line.push_str(" glasshouse.root=/dev/vda");
+            line.push_str(ROOT_WORD);
         }
         if matches!(self.origin, Origin::Template) {
             // A clone that is not to be watched lets go of it.
@@ -200,9 +200,8 @@ impl Firecracker {
             config.parts.kernel.offers(&["virtio_rng", "vmgenid"]).map_err(|error| error.to_string())?,
         );
         let initramfs = place.here(INITRAMFS);
-        config
-            .parts
-            .initramfs(&initramfs, &devices, config.image.as_deref(), None)
+        let root = config.image.as_deref().map(Root::of).transpose();
+        root.and_then(|root| config.parts.initramfs(&initramfs, &devices, root, None))
             .map_err(|error| error.to_string())?;
         place.own(&initramfs).map_err(words)
     }

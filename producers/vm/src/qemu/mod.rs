@@ -37,7 +37,7 @@ use self::accel::Accel;
 use self::qmp::Qmp;
 use crate::nats;
 use crate::origin::{Origin, WATCHES};
-use crate::parts::Parts;
+use crate::parts::{Parts, Root};
 use crate::templates::{Key, Template, Templates, identity};
 use crate::transport::Link;
 use crate::vmm::{Launch, Vmm, bounds, memory_mib, own_uid};
@@ -178,9 +178,7 @@ impl Qemu {
             Accel::Tcg => "-accel tcg,thread=multi -cpu max",
         });
         let mut arguments: Vec<OsString> = text.split(' ').map(OsString::from).collect();
-        if let Some(image) = &self.config.image {
-            arguments
-                .extend(["-drive".into(), option("id=root,if=none,format=raw,readonly=on,file=", image)]);
+        if self.config.image.is_some() {
             arguments.extend(["-device".into(), format!("virtio-blk-{},drive=root", self.bus()).into()]);
         }
         if has_network {
@@ -196,6 +194,10 @@ impl Qemu {
     /// What this one machine has of its own, with its files in `dir`.
     fn own(&self, dir: &Path, plan: &Plan, line: String) -> Vec<OsString> {
         let mut arguments = Vec::new();
+        if let Some(image) = &self.config.image {
+            arguments
+                .extend(["-drive".into(), option("id=root,if=none,format=raw,readonly=on,file=", image)]);
+        }
         if plan.server.is_none() {
             arguments.extend(["-chardev".into(), option("socket,id=link,path=", &dir.join("link"))]);
         }
@@ -231,7 +233,7 @@ impl Qemu {
     }
 
     /// What the guest is told, but for what is measured.
-    fn kernel_line(&self, how: How, watches: bool) -> String {
+    fn kernel_line(&self, how: How, root: Option<Root>, watches: bool) -> String {
         let transport = match (&self.config.link, how.nats) {
             (_, Some(server)) => format!("nats:{}", network::within(server)),
             (Link::SharedMemory, None) => Address::SharedMemory(PORT.to_owned()).to_string(),
@@ -244,8 +246,8 @@ impl Qemu {
         if how.accel == Accel::Tcg {
             line.push_str(" mitigations=off nokaslr");
         }
-        if self.config.image.is_some() {
-            line.push_str(" glasshouse.root=/dev/vda");
+        if let Some(root) = root {
+            line.push_str(&root.word());
         }
         if how.has_network {
             line.push(' ');
@@ -259,27 +261,34 @@ impl Qemu {
 }
 
 impl Config {
-    /// All that a machine is made of. Modules change with the list of them.
-    fn key(&self, machine: &[OsString], line: &str) -> std::io::Result<Key> {
-        let Self { parts, qemu, image, .. } = self;
+    /// All that a machine is made of until its command comes. Modules change with the list of them.
+    fn key(&self, machine: &[OsString], root: Option<Root>, line: &str) -> std::io::Result<Key> {
+        let Self { parts, qemu, .. } = self;
+        let image = self.image.clone().filter(|_| root.is_none_or(|root| !root.is_late));
         let lists = parts.kernel.modules_dir.iter().flat_map(|dir| [dir.clone(), dir.join("modules.order")]);
         let program = on_path(qemu).canonicalize()?;
-        let files = [program, parts.probe.clone()].into_iter().chain(image.clone()).chain(lists);
+        let files = [program, parts.probe.clone()].into_iter().chain(image).chain(lists);
         let files = files.map(|file| identity(&file)).collect::<std::io::Result<Vec<String>>>()?;
         let mut all: Vec<&[u8]> = files.iter().map(|file| file.as_bytes()).collect();
         all.extend(machine.iter().map(|word| word.as_bytes()));
+        all.extend(root.iter().map(|root| root.filesystem.as_bytes()));
         all.push(line.as_bytes());
         Key::new(NAME, &all)
     }
 
     /// Whether there is a template of this machine, or it becomes one. Blocks.
-    fn origin(&self, machine: &[OsString], line: &str) -> (Origin<Template>, Option<Key>) {
+    fn origin(
+        &self,
+        machine: &[OsString],
+        root: Option<Root>,
+        line: &str,
+    ) -> (Origin<Template>, Option<Key>) {
         // A credential is of one execution, and what is in the rings belongs to those who were at their ends.
         let may_be_kept = !self.nested && matches!(self.link, Link::VirtioSerial);
         let Some(templates) = self.templates.as_ref().filter(|_| may_be_kept) else {
             return (Origin::Boot, None);
         };
-        match templates.open().and_then(|()| self.key(machine, line)) {
+        match templates.open().and_then(|()| self.key(machine, root, line)) {
             Ok(key) => match templates.find(&key) {
                 Some(template) => (Origin::Clone(Arc::new(template)), None),
                 None => (Origin::Template, Some(key)),
@@ -359,8 +368,15 @@ impl Vmm for Qemu {
 
     async fn command(&self, spec: &ExecutionSpec, dir: &Path) -> Result<Launch, BackendError> {
         let preparing = |error: String| BackendError::failed(PREPARING, error);
-        let parts = self.config.parts.clone();
-        let vmlinux = blocking(move || parts.vmlinux().map_err(|error| error.to_string())).await?;
+        let (parts, image) = (self.config.parts.clone(), self.config.image.clone());
+        let (vmlinux, root) = blocking(move || {
+            let root = image.map(|image| Root::with_command(&image, &parts.kernel)).transpose();
+            Ok((
+                parts.vmlinux().map_err(|error| error.to_string())?,
+                root.map_err(|error| error.to_string())?,
+            ))
+        })
+        .await?;
         let accel = accel::choose(&on_path(&self.config.qemu), &vmlinux, &self.config.parts).await;
         let mut connect = spec.sandbox.connect.clone();
         let nats = match self.config.link.issuer() {
@@ -375,20 +391,19 @@ impl Vmm for Qemu {
         }
         let how = How { accel, has_network: !connect.is_empty(), nats };
         let machine = self.machine(&vmlinux, how);
-        let line = self.kernel_line(how, spec.profile.vantages().contains(&Vantage::Guest));
+        let line = self.kernel_line(how, root, spec.profile.vantages().contains(&Vantage::Guest));
         let made = blocking({
             let (config, machine, devices) =
                 (self.config.clone(), machine.clone(), self.devices(how.has_network));
             let (mut line, initramfs) = (line, dir.join(INITRAMFS));
             let credentials = nats.map(|_| dir.join(nats::CREDENTIALS));
             move || {
-                let (origin, key) = config.origin(&machine, &line);
+                let (origin, key) = config.origin(&machine, root, &line);
                 if origin.template().is_none() {
                     std::thread::scope(|scope| {
                         // Mostly sleeps.
                         scope.spawn(accel::tsc_khz);
-                        let (image, credentials) = (config.image.as_deref(), credentials.as_deref());
-                        config.parts.initramfs(&initramfs, &devices, image, credentials)
+                        config.parts.initramfs(&initramfs, &devices, root, credentials.as_deref())
                     })
                     .map_err(|error| error.to_string())?;
                     if accel == Accel::Tcg {

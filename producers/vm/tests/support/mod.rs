@@ -185,9 +185,16 @@ fn scratch() -> PathBuf {
     option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, Into::into)
 }
 
-/// An ext4 image with a shell and a few programs, named by what is in it. Each test is a process that makes it. One that is there
-/// stays the very file: machines that other tests keep are known by it.
+/// What is in `/etc/no-program` of [`image_in`]'s.
+const NO_PROGRAM: &str = "no program";
+
+/// An ext4 image with a shell and a few programs, named by what is in it. Each test is a process that makes it.
 pub(crate) fn image_in(dir: &Path) -> Result<PathBuf, String> {
+    image_with(dir, NO_PROGRAM, 40)
+}
+
+/// The same with another file, and as many MiB as these.
+pub(crate) fn image_with(dir: &Path, no_program: &str, mib: u32) -> Result<PathBuf, String> {
     let mut names = BTreeSet::new();
     for program in PROGRAMS {
         let path = ["/bin", "/usr/bin"].map(|dir| Path::new(dir).join(program));
@@ -197,14 +204,14 @@ pub(crate) fn image_in(dir: &Path) -> Result<PathBuf, String> {
         names.extend(libraries.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));
         names.insert(Path::new("/bin").join(program));
     }
-    let mut files = vec![(PathBuf::from("etc/no-program"), b"no program".to_vec())];
+    let mut files = vec![(PathBuf::from("etc/no-program"), no_program.as_bytes().to_vec())];
     for name in names {
         let inside = name.strip_prefix("/").unwrap().to_owned();
         let from = if name.exists() { name } else { Path::new("/usr").join(&inside) };
         files.push((inside, std::fs::read(&from).map_err(|error| format!("{}: {error}", from.display()))?));
     }
     let of = files.iter().map(|(name, bytes)| format!("{} {}\n", name.display(), Digest::of(bytes)));
-    let image = dir.join(format!("root-{}.ext4", Digest::of(of.collect::<String>().as_bytes())));
+    let image = dir.join(format!("root-{mib}-{}.ext4", Digest::of(of.collect::<String>().as_bytes())));
     if image.exists() {
         return Ok(image);
     }
@@ -223,7 +230,7 @@ pub(crate) fn image_in(dir: &Path) -> Result<PathBuf, String> {
     }
     let made = tempfile::NamedTempFile::new_in(dir).unwrap().into_temp_path();
     let mut make = Command::new("mke2fs");
-    make.args(["-q", "-F", "-t", "ext4", "-d"]).arg(tree.path()).arg(&made).arg("40M");
+    make.args(["-q", "-F", "-t", "ext4", "-d"]).arg(tree.path()).arg(&made).arg(format!("{mib}M"));
     match make.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output() {
         Ok(output) if output.status.success() => {}
         Ok(output) => return Err(format!("mke2fs: {}", String::from_utf8_lossy(&output.stderr))),
