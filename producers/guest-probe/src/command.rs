@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 
 use crate::container::Container;
 use crate::link::{Link, Out};
-use crate::machine;
+use crate::machine::{self, LateRoot};
 use crate::settings::Settings;
 
 /// How long a machine that others are cloned from looks for a host, and how often.
@@ -41,6 +41,7 @@ const CONTAINER_MEMORY_BYTES: u64 = 1 << 30;
 pub(crate) fn serve(
     settings: &Settings,
     container: Option<&Container>,
+    late_root: Option<LateRoot>,
     is_init: bool,
     problems: Vec<String>,
 ) -> anyhow::Result<()> {
@@ -66,12 +67,11 @@ pub(crate) fn serve(
         }
         // Not before: whoever keeps a machine whose guest waits keeps a link on which nothing is under way.
         link.beat()?;
-        let late = settings.root.as_ref().filter(|root| root.is_late());
-        let rooted = late.map_or(Ok(()), |root| machine::enter_root(Some(root)));
+        let entered = late_root.map_or(Ok(()), LateRoot::enter);
         let mut run = Run::new(&spec, &link, container, controller);
         let user = container.and_then(Container::user);
         let execution = ExecutionSpec { run_as: user, ..execution(*spec, &mut link, is_init)? };
-        let started = match rooted {
+        let started = match entered {
             Ok(()) => run.start(&execution).await,
             Err(error) => Err(BackendError::failed(ENTERING_ROOT, format!("{error:#}"))),
         };

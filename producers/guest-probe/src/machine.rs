@@ -2,10 +2,12 @@
 
 #![allow(unsafe_code, reason = "system calls without a safe API: entropy, and the reboot's")]
 
+use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -23,8 +25,11 @@ const ENTROPY_BYTES: usize = glasshouse_guest_link::ENTROPY_BYTES;
 /// `_IOW('R', 3, int[2])` and `_IO('R', 7)` of include/uapi/linux/random.h.
 const RNDADDENTROPY: u32 = 0x4008_5203;
 const RNDRESEEDCRNG: u32 = 0x5207;
-/// How long the device of the root filesystem may take to appear.
-const DEVICE_WITHIN: Duration = Duration::from_secs(10);
+/// How long drivers may take to make what is theirs.
+const DRIVER_WITHIN: Duration = Duration::from_secs(10);
+const VIRTIO: &str = "/sys/bus/virtio";
+/// `VIRTIO_ID_BLOCK` of include/uapi/linux/virtio_ids.h, as it is written there.
+const DISK: &str = "0x0002";
 /// What the root filesystem may be. Which one it is the kernel finds out; the last is built in, and says on the console what it
 /// does not find.
 const FILESYSTEMS: [&str; 3] = ["erofs", "squashfs", "ext4"];
@@ -83,15 +88,72 @@ fn load_module(file: &fs::File) -> nix::Result<()> {
     }
 }
 
+/// Enters the command's root filesystem, or gives what is to be entered with the command.
+pub(crate) fn root(root: Option<&Root>) -> anyhow::Result<Option<LateRoot>> {
+    match root {
+        Some(Root { device, driver: Some(driver) }) => LateRoot::hold(device, driver).map(Some),
+        Some(Root { device, driver: None }) => enter_root(Some(device)).map(|()| None),
+        None => enter_root(None).map(|()| None),
+    }
+}
+
+/// A root filesystem on a disk that nobody has looked at yet.
+pub(crate) struct LateRoot {
+    device: PathBuf,
+    /// What the bus calls the disk, and where its driver is told of it.
+    name: OsString,
+    bind: fs::File,
+}
+
+impl LateRoot {
+    /// Has the driver ready, without its disk.
+    fn hold(device: &Path, driver: &str) -> anyhow::Result<Self> {
+        let bus = Path::new(VIRTIO);
+        let autoprobe = bus.join("drivers_autoprobe");
+        fs::write(&autoprobe, "0").context("keeping drivers from their devices")?;
+        let loaded = load_driver(driver);
+        fs::write(&autoprobe, "1").context("letting drivers have their devices")?;
+        loaded.with_context(|| driver.to_owned())?;
+        let disk = awaited("disk on the virtio bus", || {
+            let is_disk =
+                |dir: &Path| fs::read_to_string(dir.join("device")).is_ok_and(|id| id.trim_end() == DISK);
+            fs::read_dir(bus.join("devices"))
+                .ok()?
+                .flatten()
+                .map(|entry| entry.path())
+                .find(|dir| is_disk(dir))
+        })?;
+        let name = disk.file_name().unwrap_or_default().to_owned();
+        let driver = bus.join("drivers").join(driver);
+        if disk.join("driver").exists() {
+            // A driver that is built in has it already.
+            fs::write(driver.join("unbind"), name.as_bytes()).context("taking the disk from its driver")?;
+        }
+        let bind = fs::File::options().write(true).open(driver.join("bind")).context("the disk's driver")?;
+        Ok(Self { device: device.to_owned(), name, bind })
+    }
+
+    /// Looks at the disk, and goes over to what is on it.
+    pub(crate) fn enter(mut self) -> anyhow::Result<()> {
+        self.bind.write_all(self.name.as_bytes()).context("the disk's driver does not take it")?;
+        enter_root(Some(&self.device))
+    }
+}
+
+/// Loads a driver that is not built in.
+fn load_driver(name: &str) -> anyhow::Result<()> {
+    match fs::File::open(Path::new(MODULES).join(name).with_extension("ko")) {
+        Ok(file) => Ok(load_module(&file)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Goes over to the command's root filesystem, as a writable layer that is gone with the machine; without a disk it stays
 /// in the initramfs. Everything that is mounted below /proc, /sys and /dev comes along.
-pub(crate) fn enter_root(root: Option<&Root>) -> anyhow::Result<()> {
-    if let Some(Root { device, driver }) = root {
-        if let Some(name) = driver.as_ref().map(|driver| format!("{driver}.ko")) {
-            let file = fs::File::open(Path::new(MODULES).join(&name)).with_context(|| name.clone())?;
-            load_module(&file).context(name)?;
-        }
-        await_device(device)?;
+fn enter_root(device: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(device) = device {
+        awaited(&device.display().to_string(), || device.exists().then_some(()))?;
         for dir in ["/lower", "/rw", "/root"] {
             fs::create_dir_all(dir)?;
         }
@@ -137,14 +199,16 @@ fn mount_lower(device: &Path) -> anyhow::Result<()> {
     anyhow::bail!("the root filesystem {} cannot be mounted: {}", device.display(), reasons.join(", "))
 }
 
-/// Waits for a device, which its driver makes a moment after it was loaded.
-fn await_device(device: &Path) -> anyhow::Result<()> {
-    let end = Instant::now() + DEVICE_WITHIN;
-    while !device.exists() {
-        anyhow::ensure!(Instant::now() < end, "there is no {} within {DEVICE_WITHIN:?}", device.display());
+/// Waits for what a driver makes a moment after it was loaded.
+pub(crate) fn awaited<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
+    let end = Instant::now() + DRIVER_WITHIN;
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        anyhow::ensure!(Instant::now() < end, "there is no {what} within {DRIVER_WITHIN:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
-    Ok(())
 }
 
 fn mount_optional(kind: &str, at: &str) {

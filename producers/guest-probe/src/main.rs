@@ -28,7 +28,7 @@ mod network;
 mod settings;
 
 #[cfg(target_os = "linux")]
-use settings::{Root, Settings};
+use settings::Settings;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
@@ -51,13 +51,14 @@ fn main() -> std::process::ExitCode {
 #[cfg(target_os = "linux")]
 fn run(settings: &Settings, is_init: bool, mut problems: Vec<String>) -> anyhow::Result<()> {
     let container = settings.rights.as_ref().map(|rights| rights.enter(&mut problems)).transpose()?;
-    if is_init && !settings.root.as_ref().is_some_and(Root::is_late) {
-        machine::enter_root(settings.root.as_ref())?;
-    }
+    let root = match is_init {
+        true => machine::root(settings.root.as_ref())?,
+        false => None,
+    };
     if let Some(Err(error)) = settings.network.map(|network| network.enter()) {
         problems.push(format!("network: {error:#}"));
     }
-    command::serve(settings, container.as_ref(), is_init, problems)
+    command::serve(settings, container.as_ref(), root, is_init, problems)
 }
 
 #[cfg(not(target_os = "linux"))]

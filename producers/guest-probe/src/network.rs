@@ -9,14 +9,13 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use crate::machine::awaited;
+
 const INTERFACES: &str = "/sys/class/net";
 const LOOPBACK: &str = "lo";
-/// How long the interface may take to appear and to have a link; its driver makes both a moment after it was loaded.
-const LINK_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where the guest is on its network. Written `ADDRESS/BITS,GATEWAY`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +44,7 @@ impl FromStr for Network {
 impl Network {
     /// Takes the address on the machine's only interface, and the gateway for everything beyond.
     pub(crate) fn enter(&self) -> anyhow::Result<()> {
-        let name = awaited("no network interface", interface)?;
+        let name = awaited("network interface", interface)?;
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         let set = |number, field| set(&socket, &name, number, field);
         set(libc::SIOCSIFADDR, libc::__c_anonymous_ifr_ifru { ifru_addr: internet(self.address) })
@@ -62,7 +61,9 @@ impl Network {
         done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as _, &raw const route) })
             .context("its route")?;
         let has_link = || fs::read_to_string(Path::new(INTERFACES).join(&name).join("operstate")).ok();
-        awaited("no link", || has_link().filter(|state| matches!(state.trim_end(), "up" | "unknown")))?;
+        awaited("link of the network", || {
+            has_link().filter(|state| matches!(state.trim_end(), "up" | "unknown"))
+        })?;
         Ok(())
     }
 }
@@ -83,17 +84,6 @@ fn interface() -> Option<String> {
     let names =
         fs::read_dir(INTERFACES).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     names.into_iter().find(|name| name != LOOPBACK)
-}
-
-fn awaited<T>(missing: &str, mut look: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
-    let end = Instant::now() + LINK_WITHIN;
-    loop {
-        if let Some(found) = look() {
-            return Ok(found);
-        }
-        anyhow::ensure!(Instant::now() < end, "there is {missing} within {LINK_WITHIN:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn set(

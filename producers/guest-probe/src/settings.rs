@@ -44,16 +44,12 @@ pub(crate) struct Settings {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Root {
     pub(crate) device: PathBuf,
-    /// Its module, which is loaded when the command comes: before that a machine may be kept, and restored with another disk.
+    /// Its driver, if it is to look at the disk when the command comes, and not before: a machine that waits may be kept, and restored
+    /// with another disk.
     pub(crate) driver: Option<String>,
 }
 
 impl Root {
-    /// Whether it is entered with the command, and not before the host is greeted.
-    pub(crate) fn is_late(&self) -> bool {
-        self.driver.is_some()
-    }
-
     fn parse(text: &str) -> Self {
         let (device, driver) =
             text.split_once(',').map_or((text, None), |(device, driver)| (device, Some(driver)));

@@ -107,8 +107,8 @@ impl Parts {
 pub(crate) struct Root {
     /// What the image holds, by the name of its module.
     pub(crate) filesystem: &'static str,
-    /// It comes with the command. Until then the guest has not looked at its disk, and is that of any image with such a filesystem.
-    pub(crate) is_late: bool,
+    /// It comes with the command. Until then the guest does not look at its disk, and is that of any image with such a filesystem.
+    is_late: bool,
 }
 
 impl Root {
@@ -117,9 +117,9 @@ impl Root {
         Ok(Self { filesystem: filesystem(image)?, is_late: false })
     }
 
-    /// The same with its command, if this kernel can be kept from its disk until then: a driver that is built in looks at it at once.
-    pub(crate) fn with_command(image: &Path, kernel: &Kernel) -> Result<Self, PartsError> {
-        Ok(Self { is_late: kernel.is_loadable(ROOT_DRIVER)?, ..Self::of(image)? })
+    /// That of a guest which looks at its disk when it has its command.
+    pub(crate) fn with_command(image: &Path) -> Result<Self, PartsError> {
+        Ok(Self { is_late: true, ..Self::of(image)? })
     }
 
     /// What the guest is told of it by the kernel's line.

@@ -157,14 +157,6 @@ impl Kernel {
         modules::Modules::of(self)?.closure(names)
     }
 
-    /// Whether this is a module to be loaded, and not built in.
-    ///
-    /// # Errors
-    /// A list of modules that cannot be read.
-    pub fn is_loadable(&self, name: &str) -> Result<bool, KernelError> {
-        Ok(modules::Modules::of(self)?.is_loadable(name))
-    }
-
     /// Which of these modules the kernel has, built in or loadable.
     ///
     /// # Errors

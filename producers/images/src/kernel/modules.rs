@@ -55,10 +55,6 @@ impl<'a> Modules<'a> {
         self.built_in.contains(&name(wanted)) || self.file(&name(wanted)).is_some()
     }
 
-    pub(super) fn is_loadable(&self, wanted: &str) -> bool {
-        !self.built_in.contains(&name(wanted)) && self.file(&name(wanted)).is_some()
-    }
-
     fn file(&self, name: &str) -> Option<PathBuf> {
         let path = self.loadable.get(name)?;
         SUFFIXES

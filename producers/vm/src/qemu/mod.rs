@@ -264,10 +264,9 @@ impl Config {
     /// All that a machine is made of until its command comes. Modules change with the list of them.
     fn key(&self, machine: &[OsString], root: Option<Root>, line: &str) -> std::io::Result<Key> {
         let Self { parts, qemu, .. } = self;
-        let image = self.image.clone().filter(|_| root.is_none_or(|root| !root.is_late));
         let lists = parts.kernel.modules_dir.iter().flat_map(|dir| [dir.clone(), dir.join("modules.order")]);
         let program = on_path(qemu).canonicalize()?;
-        let files = [program, parts.probe.clone()].into_iter().chain(image).chain(lists);
+        let files = [program, parts.probe.clone()].into_iter().chain(lists);
         let files = files.map(|file| identity(&file)).collect::<std::io::Result<Vec<String>>>()?;
         let mut all: Vec<&[u8]> = files.iter().map(|file| file.as_bytes()).collect();
         all.extend(machine.iter().map(|word| word.as_bytes()));
@@ -370,7 +369,7 @@ impl Vmm for Qemu {
         let preparing = |error: String| BackendError::failed(PREPARING, error);
         let (parts, image) = (self.config.parts.clone(), self.config.image.clone());
         let (vmlinux, root) = blocking(move || {
-            let root = image.map(|image| Root::with_command(&image, &parts.kernel)).transpose();
+            let root = image.map(|image| Root::with_command(&image)).transpose();
             Ok((
                 parts.vmlinux().map_err(|error| error.to_string())?,
                 root.map_err(|error| error.to_string())?,
