@@ -301,11 +301,23 @@ pub struct Environment {
     /// The snapshot that the machine was cloned from: the SHA-256 of its state and memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Digest>,
+    /// The image that the command's root filesystem comes from, where it is not the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
     /// What the sandbox lets through.
     pub sandbox: Sandbox,
     /// What carries the virtual machine, where the command runs in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm: Option<VmmBounds>,
+}
+
+/// An image of a root filesystem, as it was when its machine or container was prepared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Image {
+    /// What it is called: a path of the node, or containerd's reference.
+    pub name: String,
+    /// Of a file the SHA-256 of its bytes. Of an image in containerd the SHA-256 by which registries know it: that of its index or manifest.
+    pub digest: Digest,
 }
 
 /// What the process that carries a virtual machine needs of the node. When the host sees it do anything else, the guest

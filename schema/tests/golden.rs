@@ -106,6 +106,7 @@ fn environment() -> lifecycle::Environment {
         arch: "x86_64".into(),
         kernel: "6.12.0".into(),
         snapshot: None,
+        image: None,
         sandbox: lifecycle::Sandbox { network: "host".into(), ..Default::default() },
         vmm: Some(lifecycle::VmmBounds {
             programs: vec!["/usr/bin/vmm".into()],

@@ -154,6 +154,9 @@ fn a_guest_tells_the_same_facts_as_the_host() {
         assert_eq!(in_guest["completeness"], "closed", "{:#}", in_guest["coverage"]["incomplete"]);
         assert_eq!(in_guest["provenance"], "host+guest");
         assert_eq!(in_guest["contradictions"], Value::Null);
+        let digest = glasshouse_schema::Digest::of(&std::fs::read(&image).unwrap());
+        let told = serde_json::json!({"name": image, "digest": digest});
+        assert_eq!(in_guest["environment"]["image"], told);
         let guest = facts::facts(&facts::seen_from("guest", &in_guest), &[(GUEST_DIR, "$DIR")]);
         assert_eq!(facts::differences(&on_host, &guest), Vec::<String>::new(), "{begin:?}");
         eprintln!("{begin:?}: {} facts are the same", on_host.len());

@@ -32,6 +32,14 @@ pub(crate) fn receipt(receipt: &Receipt, all: bool) -> String {
         receipt.execution.backend,
         receipt.execution.node.as_ref().map_or("an unknown node", |node| node.as_str()),
     );
+    if let Some(image) = &receipt.environment.image {
+        let _ = writeln!(
+            out,
+            "  image {}, sha256 {}",
+            image.name.replace(char::is_control, "\u{fffd}"),
+            image.digest
+        );
+    }
     if let Some(snapshot) = &receipt.environment.snapshot {
         let _ = writeln!(out, "  its machine was cloned from the snapshot {snapshot}");
     }
@@ -439,6 +447,8 @@ pub(crate) fn verdict(verdict: &Verdict) -> String {
 
 #[cfg(test)]
 mod tests {
+    use glasshouse_schema::lifecycle::Image;
+
     use super::*;
 
     /// What a person reads of one process that did something of everything.
@@ -448,6 +458,8 @@ mod tests {
         let mut golden: Receipt = Receipt::decode(golden.as_bytes()).unwrap();
         golden.execution.node = None;
         golden.environment.snapshot = Some(glasshouse_schema::Digest::ZERO);
+        golden.environment.image =
+            Some(Image { name: "/images/root\n.img".into(), digest: glasshouse_schema::Digest::ZERO });
         let process = &mut golden.process_tree[0];
         process.signal = None;
         let file = golden.files[0].clone();
@@ -496,6 +508,9 @@ mod tests {
         ];
         let text = receipt(&golden, false);
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let image =
+            format!("\n  image /images/root\u{fffd}.img, sha256 {}\n", glasshouse_schema::Digest::ZERO);
+        assert!(text.contains(&image), "{text}");
         let cloned = format!("its machine was cloned from the snapshot {}", glasshouse_schema::Digest::ZERO);
         for expected in [
             cloned.as_str(),

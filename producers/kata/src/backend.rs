@@ -22,7 +22,7 @@ use glasshouse_execution::backend::{
 };
 use glasshouse_execution::profiling::TargetIdentity;
 use glasshouse_execution::spec::ExecutionSpec;
-use glasshouse_schema::lifecycle::{Environment, Isolation, Sandbox};
+use glasshouse_schema::lifecycle::{self, Environment, Isolation, Sandbox};
 use glasshouse_schema::limits::{Limit, Limits};
 use glasshouse_schema::sandbox::SandboxRequest;
 use glasshouse_vm::{PROBE_VARIABLE, Surroundings};
@@ -88,6 +88,7 @@ struct State {
     id: String,
     rootfs: Vec<Mount>,
     surroundings: Surroundings,
+    image: Option<lifecycle::Image>,
     holder: Option<Holder>,
     prepared: Option<Prepared>,
     running: Option<Running>,
@@ -202,6 +203,8 @@ impl KataBackend {
             let mut state = self.state();
             (state.holder, state.has_container) = (Some(holder), true);
             state.surroundings = oci::surroundings(&image.config);
+            state.image =
+                image.digest.map(|digest| lifecycle::Image { name: self.config.image.clone(), digest });
         }
         let container = Container {
             id: id.clone(),
@@ -316,17 +319,18 @@ impl ExecutionBackend for KataBackend {
         // The kernel of a virtual machine is not this one, and nobody says which it is.
         let kernel = of(uname.as_ref().map(|uname| uname.release()))
             .filter(|_| self.isolation() == Isolation::Container);
+        let (image, limits) = {
+            let state = self.state();
+            (state.image.clone(), state.limits)
+        };
         Environment {
             runtime: self.config.runtime.clone(),
             os: std::env::consts::OS.into(),
             arch: arch.unwrap_or_else(|| std::env::consts::ARCH.into()),
             kernel: kernel.unwrap_or_default(),
             snapshot: None,
-            sandbox: Sandbox {
-                network: "none".to_owned(),
-                limits: self.state().limits,
-                ..Sandbox::default()
-            },
+            image,
+            sandbox: Sandbox { network: "none".to_owned(), limits, ..Sandbox::default() },
             vmm: None,
         }
     }

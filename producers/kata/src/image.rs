@@ -9,6 +9,8 @@ use crate::client::Client;
 /// An image that can be run.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
+    /// Of what its name stands for: its index, or its manifest. `None` where that is of another kind than SHA-256.
+    pub(crate) digest: Option<Digest>,
     /// The name of the snapshot of all its layers: their chain id.
     pub(crate) snapshot: String,
     pub(crate) config: Config,
@@ -68,13 +70,14 @@ pub(crate) async fn find(client: &Client, name: &str) -> Result<Image, String> {
     let target =
         found.image.and_then(|image| image.target).ok_or("containerd says nothing of its content")?;
     let mut digest = target.digest;
+    let known_by = digest.strip_prefix("sha256:").and_then(|hex| hex.parse().ok());
     // An index names manifests, and could name another index.
     for _ in 0..4 {
         let manifest: Manifest = read(client, &digest).await?;
         if let Some(config) = manifest.config {
             let document: Document = read(client, &config.digest).await?;
             let snapshot = chain_id(&document.rootfs.diff_ids).ok_or("the image has no layers")?;
-            return Ok(Image { snapshot, config: document.config.unwrap_or_default() });
+            return Ok(Image { digest: known_by, snapshot, config: document.config.unwrap_or_default() });
         }
         let ours = manifest.manifests.into_iter().find(|entry| {
             entry

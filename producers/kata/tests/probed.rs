@@ -92,6 +92,7 @@ async fn a_command_is_watched_from_inside_its_container() {
         let receipt = ran.receipt.expect("it was profiled");
         assert_eq!(receipt.completeness, Completeness::Closed, "{:?}", receipt.coverage.incomplete);
         assert_eq!(receipt.environment.runtime, support::RUNTIME);
+        assert_eq!(receipt.environment.image, Some(containerd.image()));
         // It is no virtual machine, and nobody says so.
         assert_eq!(receipt.execution.isolation, "container");
         let inside = programs(&receipt, Vantage::Guest);

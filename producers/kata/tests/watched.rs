@@ -44,6 +44,7 @@ async fn a_container_is_watched_from_its_first_exec_to_its_end() {
     let receipt = receipt.expect("it was profiled");
     assert_eq!(receipt.completeness, Completeness::Closed, "{:?}", receipt.coverage.incomplete);
     assert_eq!(receipt.environment.runtime, support::RUNTIME);
+    assert_eq!(receipt.environment.image, Some(containerd.image()));
     // Paths are those inside; neither the shim nor the runtime is in it.
     assert_eq!(receipt.filesystem.writes, ["/tmp/made"]);
     assert!(

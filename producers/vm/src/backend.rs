@@ -34,7 +34,7 @@ use glasshouse_guest_link::message::Bytes;
 use glasshouse_guest_link::shared::SharedMemory;
 use glasshouse_guest_link::{ENTROPY_BYTES, Failure, Spec, Status, ToGuest};
 use glasshouse_schema::ids::{Digest, Vantage};
-use glasshouse_schema::lifecycle::{Environment, Isolation};
+use glasshouse_schema::lifecycle::{Environment, Image, Isolation};
 use glasshouse_schema::limits::{Limit, Limits};
 use glasshouse_schema::sandbox::NetworkAccess;
 use tempfile::TempDir;
@@ -97,6 +97,7 @@ struct State {
     /// What the guest's messages come through, if not through the socket.
     shared: Option<SharedMemory>,
     limits: Limits,
+    image: Option<Image>,
     /// It has one with an allow-list.
     has_network: bool,
     spec: Option<ExecutionSpec>,
@@ -389,6 +390,9 @@ impl ExecutionBackend for VmBackend {
         let vmm = state.dir.as_ref().and_then(bounds);
         let mut environment = Environment { vmm, ..self.0.vmm.environment() };
         environment.sandbox.limits = state.limits;
+        if state.image.is_some() {
+            environment.image.clone_from(&state.image);
+        }
         if state.has_network {
             // What the VMM's process can reach, its machine can.
             let of_vmm = self.0.process.environment().sandbox;

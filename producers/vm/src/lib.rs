@@ -20,6 +20,7 @@ pub mod bridge;
 mod dirs;
 pub mod firecracker;
 mod guest;
+mod image;
 mod kept;
 pub mod nats;
 mod origin;

@@ -51,6 +51,21 @@ pub(crate) fn identity(path: &Path) -> io::Result<String> {
     Ok(format!("{} {} {} {} {times:?}", path.display(), of.dev(), of.ino(), of.size()))
 }
 
+/// Whether only this user can have written something.
+pub(crate) fn is_own(of: &Metadata) -> bool {
+    of.uid() == nix::unistd::geteuid().as_raw() && of.mode() & OTHERS_WRITE == 0
+}
+
+/// Makes a folder, unless there is one that only this user can write to.
+pub(crate) fn own_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    if is_own(&fs::metadata(folder)?) {
+        return Ok(());
+    }
+    let reason = format!("others can write to {}", folder.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
+}
+
 /// The templates of a folder.
 #[derive(Debug, Clone)]
 pub struct Templates {
@@ -110,19 +125,9 @@ impl Templates {
         files.filter(|(_, of)| of.is_file()).collect()
     }
 
-    /// Whether only this user can have written something.
-    fn is_own(of: &Metadata) -> bool {
-        of.uid() == nix::unistd::geteuid().as_raw() && of.mode() & OTHERS_WRITE == 0
-    }
-
-    /// Makes the folder, unless there is one that only this user can write to. Without it nothing is to be looked for.
+    /// Makes the folder, unless it is there. Without it nothing is to be looked for.
     pub(crate) fn open(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-        if Self::is_own(&fs::metadata(&self.folder)?) {
-            return Ok(());
-        }
-        let reason = format!("others can write to {}", self.folder.display());
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
+        own_folder(&self.folder)
     }
 
     /// Whether there seems to be one of such a machine.
@@ -197,23 +202,27 @@ fn whole(path: &Path, key: &Key) -> io::Result<Template> {
     let digest: Digest =
         name.and_then(|digest| digest.parse().ok()).ok_or_else(|| bad("it has another name"))?;
     let mut file = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
-    if !Templates::is_own(&file.metadata()?) {
+    if !is_own(&file.metadata()?) {
         return Err(bad("others can write it"));
     }
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; BUFFER_BYTES]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            read => hash.update(buffer.get(..read).unwrap_or_default()),
-        }
-    }
-    if Digest::from_bytes(hash.finalize().into()) != digest {
+    if digest_of(&mut file)? != digest {
         return Err(bad("its content is not what was kept"));
     }
     file.rewind()?;
     // For whoever makes room; a folder that cannot be written to does no harm.
     let _ = file.set_modified(SystemTime::now());
     Ok(Template { path: path.to_owned(), file, digest })
+}
+
+/// What is in a file from here on.
+pub(crate) fn digest_of(file: &mut File) -> io::Result<Digest> {
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; BUFFER_BYTES]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(Digest::from_bytes(hash.finalize().into())),
+            read => hash.update(buffer.get(..read).unwrap_or_default()),
+        }
+    }
 }
 
 /// A template that is being written, and that is gone unless it is kept.

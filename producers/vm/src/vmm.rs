@@ -12,7 +12,7 @@ use glasshouse_execution::spec::ExecutionSpec;
 use glasshouse_guest_link::shared::SharedMemory;
 use glasshouse_guest_nats::Issuer;
 use glasshouse_schema::ids::Digest;
-use glasshouse_schema::lifecycle::{Environment, Isolation, VmmBounds};
+use glasshouse_schema::lifecycle::{Environment, Image, Isolation, VmmBounds};
 use glasshouse_schema::limits::Limits;
 use glasshouse_schema::sandbox::SandboxRequest;
 
@@ -53,6 +53,8 @@ pub struct Launch {
     /// Memory that its guest shares with us, as the link; then the guest's connection is its bell. The VMM has the memory's file as its
     /// standard input: it has no other name.
     pub shared: Option<SharedMemory>,
+    /// Where the command's root filesystem comes from.
+    pub image: Option<Image>,
 }
 
 /// Where a guest is waited for.

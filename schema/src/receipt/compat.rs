@@ -321,6 +321,7 @@ impl From<ReceiptV03> for Receipt {
                 arch: old.environment.arch,
                 kernel: String::new(),
                 snapshot: None,
+                image: None,
                 sandbox: old.environment.sandbox,
                 vmm: None,
             },

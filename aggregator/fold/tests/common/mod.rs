@@ -312,6 +312,7 @@ pub(crate) fn phase(name: PhaseName) -> Phase {
                 arch: "x86_64".into(),
                 kernel: "6.12.0".into(),
                 snapshot: None,
+                image: None,
                 sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
                 vmm: None,
             }),

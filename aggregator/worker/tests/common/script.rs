@@ -76,6 +76,7 @@ pub(crate) fn beginning_on(node: NodeId, epoch: u64) -> Vec<Phase> {
                 arch: "x86_64".into(),
                 kernel: String::new(),
                 snapshot: None,
+                image: None,
                 sandbox: Sandbox { network: "host".into(), ..Sandbox::default() },
                 vmm: None,
             }),

@@ -448,6 +448,7 @@ impl ExecutionBackend for ProcessBackend {
             arch: arch.unwrap_or_else(|| std::env::consts::ARCH.into()),
             kernel: kernel.unwrap_or_default(),
             snapshot: None,
+            image: None,
             sandbox: self.state().told.clone(),
             vmm: None,
         }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use glasshouse_schema::ids::Digest;
+use glasshouse_schema::lifecycle::Image;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -93,6 +94,14 @@ impl Containerd {
     }
 
     /// Runs containerd's own client.
+    /// What the image of the tests is, as containerd's own client tells it.
+    pub(crate) fn image(&self) -> Image {
+        let listed = self.ctr(&["images", "ls", &format!("name=={IMAGE}")]);
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        let digest = listed.split_whitespace().find_map(|word| word.strip_prefix("sha256:")).unwrap();
+        Image { name: IMAGE.to_owned(), digest: digest.parse().unwrap() }
+    }
+
     pub(crate) fn ctr(&self, arguments: &[&str]) -> std::process::Output {
         Command::new("ctr")
             .args(["--address", self.address().to_str().unwrap(), "--namespace", NAMESPACE])

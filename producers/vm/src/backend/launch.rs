@@ -61,6 +61,7 @@ impl Machine {
         self.process.prepare(&vmm).await?;
         let mut state = self.state();
         (state.listener, state.vmm, state.shared) = (Some(listener), Some(vmm), launch.shared);
+        state.image = launch.image;
         Ok(())
     }
 

@@ -27,6 +27,7 @@ use glasshouse_schema::limits::Limits;
 use self::place::Place;
 pub use self::pool::Pool;
 pub use self::template::Template;
+use crate::image;
 use crate::origin::{CONNECTS_AGAIN, Origin, WATCHES};
 use crate::parts::{Parts, ROOT_WORD, Root};
 use crate::vmm::{GuestLink, Launch, Vmm, bounds, memory_mib};
@@ -220,6 +221,7 @@ impl Vmm for Firecracker {
             arch: std::env::consts::ARCH.into(),
             kernel: self.config.parts.kernel.release.clone(),
             snapshot: self.origin.template().map(|template| template.digest()),
+            image: None,
             sandbox: Sandbox { network: "none".into(), limits: self.limits, ..Sandbox::default() },
             vmm: None,
         }
@@ -277,12 +279,16 @@ impl Vmm for Firecracker {
         let brought = tokio::task::spawn_blocking({
             let (config, place) = (self.config.clone(), place.clone());
             let from = self.origin.template().cloned();
-            move || Self::bring(&config, &place, &vmlinux, from.as_deref())
+            move || {
+                Self::bring(&config, &place, &vmlinux, from.as_deref())?;
+                let told = config.image.map(|image| image::told(&image, &config.parts.cache)).transpose();
+                told.map_err(|error| format!("reading the image: {error}"))
+            }
         });
-        brought.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
+        let image = brought.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
         // It cannot be there yet.
         let _ = self.plan.set(Plan { place, machine });
-        Ok(Launch { argv, ..Launch::default() })
+        Ok(Launch { argv, image, ..Launch::default() })
     }
 
     fn link(&self, dir: &Path) -> GuestLink {

@@ -35,12 +35,12 @@ use tokio::net::UnixListener;
 
 use self::accel::Accel;
 use self::qmp::Qmp;
-use crate::nats;
 use crate::origin::{Origin, WATCHES};
 use crate::parts::{Parts, Root};
 use crate::templates::{Key, Template, Templates, identity};
 use crate::transport::Link;
 use crate::vmm::{Launch, Vmm, bounds, memory_mib, own_uid};
+use crate::{image, nats};
 
 /// Names the QEMU program; without it, `qemu-system-x86_64` of the PATH.
 pub const QEMU_VARIABLE: &str = "GLASSHOUSE_QEMU";
@@ -335,6 +335,7 @@ impl Vmm for Qemu {
                 .get()
                 .and_then(|plan| plan.origin.template())
                 .map(|template| template.digest()),
+            image: None,
             sandbox: Sandbox { network: "none".into(), limits: self.limits, ..Sandbox::default() },
             vmm: None,
         }
@@ -368,12 +369,12 @@ impl Vmm for Qemu {
     async fn command(&self, spec: &ExecutionSpec, dir: &Path) -> Result<Launch, BackendError> {
         let preparing = |error: String| BackendError::failed(PREPARING, error);
         let (parts, image) = (self.config.parts.clone(), self.config.image.clone());
-        let (vmlinux, root) = blocking(move || {
-            let root = image.map(|image| Root::with_command(&image)).transpose();
-            Ok((
-                parts.vmlinux().map_err(|error| error.to_string())?,
-                root.map_err(|error| error.to_string())?,
-            ))
+        let (vmlinux, root, image) = blocking(move || {
+            let words = |error: &dyn std::fmt::Display| error.to_string();
+            let root = image.as_deref().map(Root::with_command).transpose().map_err(|error| words(&error))?;
+            let told = image.map(|image| image::told(&image, &parts.cache)).transpose();
+            let told = told.map_err(|error| format!("reading the image: {error}"))?;
+            Ok((parts.vmlinux().map_err(|error| words(&error))?, root, told))
         })
         .await?;
         let accel = accel::choose(&on_path(&self.config.qemu), &vmlinux, &self.config.parts).await;
@@ -444,7 +445,7 @@ impl Vmm for Qemu {
             }
             Link::VirtioSerial | Link::Nats(_) => None,
         };
-        Ok(Launch { argv, sandbox, shared, ..Launch::default() })
+        Ok(Launch { argv, sandbox, shared, image, ..Launch::default() })
     }
 
     /// Opens the monitor, and makes of a clone what its template was.
