@@ -135,6 +135,8 @@ async fn here(args: RunArgs, policies: Vec<Policy>, spec: ExecutionSpec) -> anyh
     let engine = Engine { controllers, enforcement, ..Engine::new(backend, sink.clone()) };
     let trace = glasshouse_telemetry::current_traceparent();
     let report = engine.run(spec, trace).await;
+    // From here on: whoever sees the receipt may end the wait for the bus.
+    let interrupted = signals.stop();
     // Done by the time that our own events are.
     if let Some(leftovers) = leftovers {
         leftovers.stop();
@@ -155,7 +157,7 @@ async fn here(args: RunArgs, policies: Vec<Policy>, spec: ExecutionSpec) -> anyh
         end.published = false;
     }
     if let Some(bus) = &sink.bus {
-        let flushed = bus.flush(signals.stop()).await;
+        let flushed = bus.flush(interrupted).await;
         end.published &= flushed.left.is_none() && flushed.lost.is_none();
         say_what_is_not_published(&args, &flushed);
         end.spooled = flushed.left.map(|(left, _)| left);
