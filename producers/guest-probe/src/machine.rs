@@ -114,18 +114,14 @@ impl LateRoot {
         let loaded = load_driver(driver);
         fs::write(&autoprobe, "1").context("letting drivers have their devices")?;
         loaded.with_context(|| driver.to_owned())?;
-        let disk = awaited("disk on the virtio bus", || {
-            let is_disk =
-                |dir: &Path| fs::read_to_string(dir.join("device")).is_ok_and(|id| id.trim_end() == DISK);
-            fs::read_dir(bus.join("devices"))
-                .ok()?
-                .flatten()
-                .map(|entry| entry.path())
-                .find(|dir| is_disk(dir))
+        let devices = bus.join("devices");
+        let name = awaited("disk on the virtio bus", || {
+            let kind = |name: &OsString| fs::read_to_string(devices.join(name).join("device"));
+            let mut names = fs::read_dir(&devices).ok()?.flatten().map(|entry| entry.file_name());
+            names.find(|name| kind(name).is_ok_and(|kind| kind.trim_end() == DISK))
         })?;
-        let name = disk.file_name().unwrap_or_default().to_owned();
         let driver = bus.join("drivers").join(driver);
-        if disk.join("driver").exists() {
+        if devices.join(&name).join("driver").exists() {
             // A driver that is built in has it already.
             fs::write(driver.join("unbind"), name.as_bytes()).context("taking the disk from its driver")?;
         }

@@ -134,13 +134,15 @@ mod tests {
     fn an_archive_holds_console_init_and_modules_in_their_order() {
         let mut archive = Initramfs::new(b"program".to_vec());
         let module = |name: &str| Module { name: name.to_owned(), bytes: name.as_bytes().to_vec() };
-        archive.modules(vec![module("virtio_ring"), module("virtio")], None).unwrap();
+        archive.modules(vec![module("virtio_ring"), module("virtio"), module("disk")], Some("disk")).unwrap();
         let expected = [
             ("dev", 0o040_755, (0, 0), ""),
             ("lib", 0o040_755, (0, 0), ""),
             ("lib/modules", 0o040_755, (0, 0), ""),
             ("dev/console", 0o020_600, (5, 1), ""),
             ("init", 0o100_755, (0, 0), "program"),
+            // It is there, and not loaded with the others.
+            ("lib/modules/disk.ko", 0o100_644, (0, 0), "disk"),
             ("lib/modules/load", 0o100_644, (0, 0), "virtio_ring.ko\nvirtio.ko\n"),
             ("lib/modules/virtio.ko", 0o100_644, (0, 0), "virtio"),
             ("lib/modules/virtio_ring.ko", 0o100_644, (0, 0), "virtio_ring"),
